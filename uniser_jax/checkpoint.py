@@ -1,0 +1,114 @@
+"""Checkpoints of a run; the only module that imports orbax.
+
+A step is one atomic commit of four items, each restorable alone: `params`, `ema`, `opt_state` and `record` (JSON: config,
+step, versions). Restoring goes through our own abstract trees and shardings, never through what the file says, so a run
+continues on any mesh.
+"""
+
+import pathlib
+from typing import Any, Self
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from ml_collections import ConfigDict
+from orbax.checkpoint import args
+from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
+
+from uniser_jax import __version__
+from uniser_jax.types import TrainState
+
+FORMAT_VERSION = 1
+_ITEMS = ("params", "ema", "opt_state")
+
+
+class Checkpoints:
+    """The checkpoints of one run folder, saved asynchronously.
+
+    Args:
+      workdir: the run folder; checkpoints lie in `workdir/checkpoints/STEP`.
+      every: steps between saves.
+      keep: how many of the newest stay.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, every: int = 1_000, keep: int = 3):
+        self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        options = ocp.CheckpointManagerOptions(
+            save_decision_policy=save_decision_policy.FixedIntervalPolicy(every),
+            preservation_policy=preservation_policy.LatestN(keep),
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=(*_ITEMS, "record"))
+
+    def latest(self) -> int | None:
+        """The newest committed step; half-written ones do not count."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, config: ConfigDict, force: bool = False) -> bool:
+        """Saves if the step is due (or `force`d and not there yet); returns whether it did.
+
+        Does not wait for the disk, nor for the device when nothing is due. The state may be donated afterwards.
+        """
+        if step == self.latest() or not (force or self._manager.should_save(step)):
+            return False
+        record = {"format": FORMAT_VERSION, "step": step, "version": __version__, "config": config.to_dict()}
+        items = {name: args.StandardSave(getattr(state, name)) for name in _ITEMS}
+        return self._manager.save(step, args=args.Composite(**items, record=args.JsonSave(record)), force=force)
+
+    def restore(self, abstract: TrainState) -> TrainState:
+        """Reads the newest step into the shapes, dtypes and shardings of `abstract`.
+
+        Raises:
+          ValueError: if there is no checkpoint, or its parameters are not those of `abstract`.
+        """
+        step = self.latest()
+        if step is None:
+            raise ValueError(f"no checkpoint in {self._folder}: train first, or name another run")
+        items = {name: args.StandardRestore(getattr(abstract, name)) for name in _ITEMS}
+        try:
+            restored = self._manager.restore(step, args=args.Composite(**items))
+        except ValueError as error:
+            raise ValueError(f"checkpoint {self._folder / str(step)} does not fit this model: {_line(error)}") from error
+        number = jax.device_put(jax.numpy.int32(step), abstract.step.sharding)
+        logging.info("restored step %d from %s", step, self._folder)
+        return TrainState(number, restored["params"], restored["ema"], restored["opt_state"])
+
+    def record(self) -> dict[str, Any]:
+        """The JSON record of the newest step: format, step, version, config."""
+        record = self._manager.restore(self.latest(), args=args.Composite(record=args.JsonRestore()))["record"]
+        if record["format"] > FORMAT_VERSION:
+            raise ValueError(f"{self._folder}: checkpoint format {record['format']} is newer than this version reads")
+        return record
+
+    def weights(self, abstract: Any, ema: bool = True) -> Any:
+        """Reads only the parameters (their average, by default) of the newest step."""
+        item = "ema" if ema else "params"
+        return self._manager.restore(self.latest(), args=args.Composite(**{item: args.StandardRestore(abstract)}))[item]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.wait_until_finished()  # raises what an asynchronous save could not write
+        self._manager.close()
+
+
+def has_checkpoint(workdir: str | pathlib.Path) -> bool:
+    """Whether a run folder holds at least one committed step."""
+    folder = pathlib.Path(workdir) / "checkpoints"
+    return folder.is_dir() and any(ocp.utils.checkpoint_steps(str(folder)))
+
+
+def newest_run(root: str | pathlib.Path = "runs") -> pathlib.Path:
+    """The run under `root` whose checkpoints changed last.
+
+    Raises:
+      ValueError: if no folder under `root` holds a checkpoint.
+    """
+    runs = [path for path in pathlib.Path(root).glob("*") if has_checkpoint(path)]
+    if not runs:
+        raise ValueError(f"no run with a checkpoint under {root}/: train one, or give --checkpoint RUN")
+    return max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime)
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0][:300]

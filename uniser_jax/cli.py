@@ -1,0 +1,132 @@
+"""The command line: `uniser train | restore | evaluate | preview`. A mistake of the caller's is one line and exit code 2."""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from absl import logging
+
+Command = Callable[[argparse.Namespace, list[str]], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["train"]:
+        from uniser_jax import train
+
+        return train.main(argv[1:])
+    arguments, rest = _parser().parse_known_args(argv)
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO if arguments.verbose else logging.WARNING)
+    try:
+        arguments.command(arguments, rest)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"uniser {argv[0]}: {str(error).splitlines()[0]}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def restore(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """`uniser restore in.jpg -o out.jpg`."""
+    _no_more(rest)
+    from uniser_jax.restore import files
+    from uniser_jax.restore.restorer import Restorer, resolve_task
+
+    # Cheap checks come before jax starts and weights are read.
+    task = resolve_task(arguments.task)
+    photo = files.read_photo(arguments.input)
+    mask = None if arguments.mask is None else files.read_mask(arguments.mask, photo.pixels.shape[:2])
+    files.check_output(arguments.output)
+    restorer = Restorer.from_checkpoint(_run(arguments.checkpoint))
+    pixels = restorer(photo.pixels, task=task, mask=mask, strength=arguments.strength, steps=arguments.steps)
+    files.write_photo(arguments.output, photo, pixels)
+    print(arguments.output)
+
+
+def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """`uniser evaluate --checkpoint RUN [--pairs MANIFEST] --json PATH`."""
+    _no_more(rest)
+    from uniser_jax.evaluation import benchmarks, tables
+    from uniser_jax.restore.restorer import Restorer
+
+    restorer = Restorer.from_checkpoint(_run(arguments.checkpoint))
+    if arguments.pairs:
+        items = benchmarks.real_pairs(arguments.pairs)
+    else:
+        items = held_out_edits(restorer.config, arguments.photos, arguments.count)
+    results = benchmarks.evaluate(restorer, items)
+    tables.write_all(results, arguments.json, arguments.markdown)
+    print(tables.to_markdown(results))
+
+
+def preview(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """`uniser preview --config=configs/tiny.py -o sheet.png`: what soft effects look like on the config's photographs."""
+    from uniser_jax import config as schema
+    from uniser_jax.data.photos import open_photos
+    from uniser_jax.effects import gallery
+
+    config = schema.read(arguments.config, rest)
+    photos = open_photos(config.data.photos, config.data.min_side)
+    chosen = np.linspace(0, len(photos) - 1, min(arguments.count, len(photos))).round().astype(int)
+    sheet = gallery.contact_sheet([photos[int(index)] for index in chosen], arguments.seed)
+    gallery.write_png(arguments.output, sheet)
+    print(arguments.output)
+
+
+def held_out_edits(config, photos: str | None, count: int | None):  # noqa: ANN001
+    raise NotImplementedError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("uniser", description=__doc__)
+    parser.add_argument("--verbose", action="store_true", help="log what happens")
+    commands = parser.add_subparsers(required=True, metavar="train | restore | evaluate | preview")
+    commands.add_parser("train", help="train a model: uniser train --config=configs/tiny.py --workdir=runs/x")
+
+    add = commands.add_parser("restore", help="remove soft effects from a photograph")
+    add.set_defaults(command=restore)
+    add.add_argument("input", type=pathlib.Path)
+    add.add_argument("-o", "--output", type=pathlib.Path, required=True)
+    add.add_argument("--checkpoint", type=pathlib.Path, help="a run folder (default: the newest under runs/)")
+    add.add_argument("--task", default="remove effects", help="haze, shadow, reflection, flare, effects; or 'add haze', ...")
+    add.add_argument("--mask", type=pathlib.Path, help="gray image of the photograph's size: white is restored, black is kept")
+    add.add_argument("--strength", type=float, default=1.0, help="0 keeps the photograph, 1 removes the whole effect")
+    add.add_argument("--steps", type=int, help="Euler steps (default: the config's)")
+
+    add = commands.add_parser("evaluate", help="PSNR and SSIM, input against restored, per effect")
+    add.set_defaults(command=evaluate)
+    add.add_argument("--checkpoint", type=pathlib.Path, help="a run folder (default: the newest under runs/)")
+    source = add.add_mutually_exclusive_group()
+    source.add_argument("--photos", help="photographs to render held-out edits on (default: the run's own held-out ones)")
+    source.add_argument("--pairs", type=pathlib.Path, help="a manifest.csv of real pairs")
+    add.add_argument("--count", type=int, help="edits per effect (default: the config's)")
+    add.add_argument("--json", type=pathlib.Path)
+    add.add_argument("--markdown", type=pathlib.Path)
+
+    add = commands.add_parser("preview", help="a contact sheet of the effects on a config's photographs")
+    add.set_defaults(command=preview)
+    add.add_argument("--config", required=True)
+    add.add_argument("-o", "--output", type=pathlib.Path, default=pathlib.Path("contact_sheet.png"))
+    add.add_argument("--seed", type=int, default=0)
+    add.add_argument("--count", type=int, default=4, help="photographs")
+    return parser
+
+
+def _run(checkpoint: pathlib.Path | None) -> pathlib.Path:
+    from uniser_jax.checkpoint import newest_run
+
+    return newest_run() if checkpoint is None else checkpoint
+
+
+def _no_more(rest: list[str]) -> None:
+    if rest:
+        raise ValueError(f"unexpected argument {rest[0]!r}; see --help")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

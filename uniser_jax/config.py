@@ -1,0 +1,209 @@
+"""The schema of an experiment: every key, its default and its type stand here once; configs/ only set values.
+
+A config is a locked `ml_collections.ConfigDict`. Sections that describe a frozen dataclass (`edit`, `flow`) are made from
+that dataclass, so their keys, defaults and checks have one home; `build` turns them back.
+"""
+
+import dataclasses
+import json
+import typing
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from uniser_jax.diffusion.flow import Flow
+from uniser_jax.effects.edit import EditSampling
+
+T = TypeVar("T")
+
+
+def defaults() -> ConfigDict:
+    """Returns all keys with defaults that suit training from scratch in pixel space on one host."""
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 100_000
+    config.batch_size = 256  # global, over all processes
+    config.log_every = 50
+    config.sample_every = 2_000  # a grid of held-out restorations as PNG; 0 is never
+
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})  # -1: all remaining devices
+
+    config.model = ConfigDict()
+    config.model.preset = "s"  # a name in models.presets.PRESETS
+    config.model.patch = 16  # side of a token in pixels
+    config.model.prompt_length = 8  # tokens per task embedding
+    config.model.compute_dtype = "bfloat16"  # parameters and optimizer stay float32
+    config.model.attention = "xla"  # xla | chunked
+    config.model.remat = "dots"  # none | dots | full
+
+    config.flow = to_config(Flow())  # prediction type, time sampling
+
+    config.optim = ConfigDict()
+    config.optim.lr = 3e-4
+    config.optim.warmup_steps = 1_000
+    config.optim.final_lr = 0.01  # of the peak, at the end of a cosine decay
+    config.optim.b1 = 0.9
+    config.optim.b2 = 0.95
+    config.optim.weight_decay = 0.01
+    config.optim.clip_norm = 1.0
+    config.optim.accumulate = 1  # microbatches per step
+    config.optim.ema = 0.999
+
+    config.data = ConfigDict()
+    config.data.photos = "samples"  # samples | DIR | tfds:NAME[:SPLIT[:KEY]] | array_record:GLOB
+    config.data.holdout = 0.1  # share of photographs never trained on
+    config.data.min_side = 64  # smaller photographs are skipped
+    config.data.size = 256  # side of a training crop in pixels
+    config.data.workers = 0  # processes; 0 renders in threads
+    config.data.threads = 2
+
+    config.edit = to_config(EditSampling())  # which effects, tasks, masks and strengths
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 1_000
+    config.checkpoint.keep = 3
+
+    config.evaluation = ConfigDict()
+    config.evaluation.count = 16  # held-out edits per effect
+    config.evaluation.seed = 1_000_003
+
+    config.restore = ConfigDict()
+    config.restore.steps = 1  # Euler steps
+    config.restore.working_size = 0  # the network's side in pixels for photographs of any size; 0: data.size
+    return config.lock()
+
+
+def read(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Reads `configs/name.py` or `configs/name.py:key=value,...` and applies overrides.
+
+    Args:
+      path: a Python file with `get_config(argument=None)`.
+      overrides: as on the command line, `--config.optim.lr=3e-4`.
+
+    Raises:
+      ValueError: for a missing file, an unknown key or a value of the wrong type.
+    """
+    argv = ["uniser", f"--config={path}", *overrides]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
+    try:
+        rest = values(argv)[1:]
+        if rest:
+            raise ValueError(f"unexpected argument {rest[0]!r}; overrides look like --config.optim.lr=3e-4")
+        config = values.config
+    except FileNotFoundError:
+        raise ValueError(f"no config file {path.partition(':')[0]}; see configs/") from None
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(str(error).strip("\"'").replace("\n", " ")) from None
+    validate(config)
+    return config
+
+
+def parse_argument(argument: str | None, **known: Any) -> ConfigDict:
+    """Parses the part after the colon of `--config=configs/pixel.py:size=b,image=512`.
+
+    Args:
+      argument: comma-separated `key=value`, or None.
+      **known: the keys with their defaults, which fix the types (bool, int, float or str).
+
+    Returns:
+      A locked ConfigDict of `known` with the given values.
+
+    Raises:
+      ValueError: for an unknown key or a value that does not parse.
+    """
+    values = dict(known)
+    for item in filter(None, (argument or "").split(",")):
+        key, equals, text = item.partition("=")
+        if key not in known:
+            raise ValueError(f"config argument {key!r} is unknown; known: {', '.join(known)}")
+        kind = type(known[key])
+        if kind is bool:
+            if equals and text.lower() not in ("true", "false", "1", "0"):
+                raise ValueError(f"config argument {item!r}: expected true or false")
+            values[key] = text.lower() not in ("false", "0")  # a bare key switches on
+            continue
+        try:
+            values[key] = kind(text)
+        except ValueError:
+            raise ValueError(f"config argument {item!r}: expected {kind.__name__}") from None
+    return ConfigDict(values).lock()
+
+
+def to_config(record: Any) -> ConfigDict:
+    """Turns a (nested) dataclass into a ConfigDict with the same keys."""
+    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    return ConfigDict({key: to_config(v) if dataclasses.is_dataclass(v) else v for key, v in fields.items()})
+
+
+def build(kind: type[T], config: ConfigDict) -> T:
+    """Builds the dataclass `kind` from the section made by `to_config`; its own checks raise ValueError."""
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            value = build(hints[key], value) if dataclasses.is_dataclass(hints[key]) else value.to_dict()
+        values[key] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks what must hold before anything is compiled.
+
+    Raises:
+      ValueError: one line with the value, what was expected and the fix.
+    """
+    positive = ("steps", "batch_size", "log_every", "model.patch", "data.size", "optim.accumulate", "checkpoint.every")
+    for path in positive:
+        value = _at(config, path)
+        if value < 1:
+            raise ValueError(f"config.{path} = {value}: expected at least 1")
+    if config.data.size % config.model.patch:
+        raise ValueError(
+            f"config.data.size = {config.data.size} is not a multiple of config.model.patch = {config.model.patch}"
+        )
+    if config.batch_size % config.optim.accumulate:
+        raise ValueError(
+            f"config.batch_size = {config.batch_size} is not a multiple of "
+            f"config.optim.accumulate = {config.optim.accumulate}"
+        )
+    if not 0 <= config.optim.ema < 1:
+        raise ValueError(f"config.optim.ema = {config.optim.ema}: expected in [0, 1)")
+    if not 0 < config.data.holdout < 1:
+        raise ValueError(f"config.data.holdout = {config.data.holdout}: expected strictly between 0 and 1")
+
+
+def to_json(config: ConfigDict) -> str:
+    """Serialises for the run folder; `from_json` gives an equal config."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> ConfigDict:
+    """Reads a config saved with a run and fills keys that were added since with their defaults.
+
+    Raises:
+      ValueError: if the text has a key or a type that the schema does not know.
+    """
+    config = defaults()
+    try:
+        _update(config, json.loads(text))
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"the saved config does not fit this version: {str(error).splitlines()[0]}") from None
+    return config
+
+
+def _update(config: ConfigDict, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(config[key], ConfigDict):
+            _update(config[key], value)
+        else:
+            config[key] = tuple(value) if isinstance(value, list) else value
+
+
+def _at(config: ConfigDict, path: str) -> Any:
+    for key in path.split("."):
+        config = config[key]
+    return config

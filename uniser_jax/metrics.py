@@ -1,0 +1,135 @@
+"""What a run tells: a progress line, `metrics.jsonl`, and TensorBoard events."""
+
+import json
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+import numpy as np
+from absl import logging
+from tensorboardX import SummaryWriter
+
+from uniser_jax.types import EFFECTS
+
+
+class MetricsWriter:
+    """Writes scalars and images of one run; only process 0 writes.
+
+    Args:
+      workdir: the run folder; gets `metrics.jsonl` and `tensorboard/`.
+      start: the step the run continues from. Later lines, left by a run that died after its last checkpoint, are
+        dropped, so that no step appears twice.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, start: int = 0):
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        folder = pathlib.Path(workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        _drop_after(path, start)
+        self._lines = path.open("a", buffering=1)
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1, write_to_disk=True)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One JSON line and one event per value; values that are not finite become null in JSON."""
+        if not self._active:
+            return
+        finite = {key: value if np.isfinite(value) else None for key, value in values.items()}
+        self._lines.write(json.dumps({"step": step, **finite}) + "\n")
+        for key, value in values.items():
+            self._events.add_scalar(key, value, step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """An RGB uint8 [h w c] picture for TensorBoard."""
+        if self._active:
+            self._events.add_image(name, image, step, dataformats="HWC")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._active:
+            self._lines.close()
+            self._events.close()
+
+
+class Progress:
+    """Turns the metrics of the steps since the last report into means, rates and a line with the time left."""
+
+    def __init__(self, step: int, steps: int, batch_size: int):
+        self._steps, self._batch_size = steps, batch_size
+        self._pending: list[Any] = []
+        self._last = step
+        self._clock = time.monotonic()
+        self._waited = 0.0
+
+    def add(self, metrics: Any, waited: float) -> None:
+        """Keeps the device values of one step, so that the loop does not wait for them, and its wait for data."""
+        self._pending.append(metrics)
+        self._waited += waited
+
+    def report(self, step: int) -> dict[str, float]:
+        """Fetches what is pending, logs the progress line and returns all scalars."""
+        totals = jax.tree.map(lambda *values: np.sum(values, axis=0), *jax.device_get(self._pending))
+        seconds = time.monotonic() - self._clock
+        done = step - self._last
+        rate = done / seconds
+        scalars = summary(totals, done) | {
+            "steps_per_second": rate,
+            "images_per_second": rate * self._batch_size,
+            "data_wait": self._waited / seconds,
+        }
+        left = (self._steps - step) / rate
+        logging.info(
+            "step %d/%d  loss %.4f  %.2f steps/s  %.1f images/s  %s left",
+            step,
+            self._steps,
+            scalars["loss"],
+            rate,
+            scalars["images_per_second"],
+            duration(left),
+        )
+        self._pending, self._last, self._clock, self._waited = [], step, time.monotonic(), 0.0
+        return scalars
+
+
+def summary(totals: Mapping[str, Any], steps: int) -> dict[str, float]:
+    """Means of summed step metrics: plain ones per step, loss per effect and per tenth of t per example."""
+    groups = {"effect": EFFECTS, "t": [f"{tenth / 10:.1f}" for tenth in range(10)]}
+    scalars = {key: float(value) / steps for key, value in totals.items() if np.ndim(value) == 0}
+    for group, names in groups.items():
+        sums, counts = totals[f"loss_{group}_sum"], totals[f"loss_{group}_count"]
+        scalars |= {
+            f"loss/{group}={name}": float(total / count)
+            for name, total, count in zip(names, sums, counts, strict=True)
+            if count
+        }
+    return scalars
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as `1:02:03` or `2:03`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _drop_after(path: pathlib.Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    os.replace(temporary, path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # a line cut short by a crash
+        return float("inf")

@@ -1,0 +1,163 @@
+"""From a config to the network, the initial state, and one training step: loss, gradient, update, average."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Float32, UInt8
+from ml_collections import ConfigDict
+
+from uniser_jax import config as schema
+from uniser_jax import mesh as meshes
+from uniser_jax import optim
+from uniser_jax.diffusion.flow import Flow
+from uniser_jax.models import uniser
+from uniser_jax.models.codec import PixelCodec
+from uniser_jax.models.presets import preset
+from uniser_jax.types import Batch, TrainState
+
+Metrics = dict[str, Any]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+class Network(NamedTuple):
+    """What is fixed about a network: its graph, and the shapes and logical axes of its parameters."""
+
+    graphdef: nnx.GraphDef
+    shapes: Any  # nested dict of ShapeDtypeStruct
+    axes: Any  # the same tree, tuples of logical axis names
+    codec: PixelCodec
+    init: Callable[[jax.Array], Any]  # key -> params
+
+
+def build_network(model: ConfigDict) -> Network:
+    """Builds the section `config.model`; allocates nothing.
+
+    Raises:
+      ValueError: for an unknown preset, dtype, kernel or remat policy, naming the known ones.
+    """
+    codec = PixelCodec(model.patch)
+    settings = {
+        "prompt_length": model.prompt_length,
+        "dtype": jnp.dtype(model.compute_dtype),
+        "attention": model.attention,
+        "remat": model.remat,
+    }
+    create = functools.partial(uniser.create, preset(model.preset), codec, **settings)
+    graphdef, shapes, axes = uniser.abstract(preset(model.preset), codec, **settings)
+    return Network(graphdef, shapes, axes, codec, lambda key: create(key)[1])
+
+
+def state_shapes(network: Network, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the whole state; moments and average are sharded like their parameters."""
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shardings = meshes.sharding_of(mesh, network.axes, network.shapes)
+    params = jax.tree.map(_with_sharding, network.shapes, shardings)
+    opt_state = optax.tree_map_params(
+        optimizer,
+        _with_sharding,
+        jax.eval_shape(optimizer.init, network.shapes),
+        shardings,
+        transform_non_params=lambda leaf: _with_sharding(leaf, replicated),
+    )
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    return TrainState(step, params, params, opt_state)
+
+
+def init_state(network: Network, optimizer: optax.GradientTransformation, shapes: TrainState, seed: int) -> TrainState:
+    """Initialises directly into the shardings of `shapes`; the values do not depend on the mesh."""
+
+    def init() -> TrainState:
+        params = network.init(jax.random.key(seed))
+        return TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+    return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shapes))()
+
+
+def make_step(config: ConfigDict, network: Network, optimizer: optax.GradientTransformation, shapes: TrainState) -> Step:
+    """Compiles, on first use, `(state, batch) -> (state, metrics)`; the old state is donated."""
+    flow = schema.build(Flow, config.flow)
+    learning_rate = optim.schedule(config.optim, config.steps)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        t, noise = flow.draw(key, batch.target.shape)
+        loss = functools.partial(batch_loss, network, flow)
+        gradient, metrics = accumulated_gradient(loss, state.params, (batch, t, noise), config.optim.accumulate)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = optim.ema_update(state.ema, params, config.optim.ema, state.step)
+        metrics |= {"grad_norm": optax.global_norm(gradient), "lr": learning_rate(state.step)}
+        return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    replicated = shapes.step.sharding
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
+
+
+def batch_loss(network: Network, flow: Flow, params: Any, batch: Batch, t: Any, noise: Any) -> tuple[Any, Metrics]:
+    """The mean loss of a batch, and its sums per effect and per tenth of t."""
+    predict = functools.partial(uniser.apply, network.graphdef, params)
+    losses = flow.loss(predict, t, noise, to_float(batch.input), to_float(batch.target), mask_of(batch), batch.task)
+    present = (batch.strengths > 0).astype(jnp.float32)
+    tenth = jax.nn.one_hot(jnp.clip(jnp.int32(t * 10), 0, 9), 10)
+    sums = {
+        "loss_effect_sum": losses @ present,
+        "loss_effect_count": present.sum(0),
+        "loss_t_sum": losses @ tenth,
+        "loss_t_count": tenth.sum(0),
+    }
+    loss = losses.mean()
+    return loss, {"loss": loss, **sums}
+
+
+def accumulated_gradient(loss: Callable, params: Any, data: Any, parts: int) -> tuple[Any, Metrics]:
+    """The mean gradient of `loss(params, *data)` over `parts` microbatches, by an explicit scan.
+
+    Args:
+      loss: returns (mean loss, metrics); scalar metrics are means, arrays are sums.
+      params: what the gradient is taken of.
+      data: arrays with a leading batch axis that `parts` divides. All random draws are in it, made for the whole batch,
+        so that the result does not depend on `parts` but for rounding.
+      parts: how many microbatches.
+    """
+    gradient = jax.grad(loss, has_aux=True)
+    if parts == 1:
+        return gradient(params, *data)
+
+    def split(leaf: Any) -> Any:
+        # Strided, not blocked: each microbatch spans every device that holds rows of the batch.
+        return leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradient(params, *part)), None
+
+    microbatches = jax.tree.map(split, data)
+    first = jax.tree.map(lambda leaf: leaf[0], microbatches)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradient, params, *first))
+    (total, metrics), _ = jax.lax.scan(add, zeros, microbatches)
+    mean = jax.tree.map(lambda leaf: leaf / parts, total)
+    return mean, {key: value / parts if value.ndim == 0 else value for key, value in metrics.items()}
+
+
+def to_float(images: Any) -> Float32[Any, "..."]:
+    """uint8 images to float32 in [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def to_uint8(images: Any) -> UInt8[Any, "..."]:
+    """Images in [-1, 1] to uint8, clipped and rounded; the inverse of `to_float`."""
+    return jnp.round(jnp.clip((images + 1) * 127.5, 0, 255)).astype(jnp.uint8)
+
+
+def mask_of(batch: Batch) -> Float32[Any, "b h w"]:
+    """The soft mask aM as float32 in [0, 1]."""
+    return batch.mask.astype(jnp.float32) / 255
+
+
+def _with_sharding(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

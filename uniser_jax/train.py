@@ -1,0 +1,120 @@
+"""The whole story of a run.
+
+    python -m uniser_jax.train --config=configs/tiny.py --workdir=runs/x --config.optim.lr=3e-4
+
+The same command continues a run from its newest checkpoint. The stream of examples is a pure function of (seed, step),
+so nothing but the state is saved, and a continued run sees what an uninterrupted one would have seen.
+"""
+
+import argparse
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from uniser_jax import config as schema
+from uniser_jax import mesh as meshes
+from uniser_jax import optim
+from uniser_jax.checkpoint import Checkpoints
+from uniser_jax.data.photos import open_photos, split
+from uniser_jax.data.pipeline import Examples, batches
+from uniser_jax.effects.edit import EditSampling
+from uniser_jax.metrics import MetricsWriter, Progress
+from uniser_jax.samples import SampleGrid
+from uniser_jax.step import build_network, init_state, make_step, state_shapes
+from uniser_jax.types import TrainState
+
+
+def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
+    """Trains to `config.steps`, continuing what lies in `workdir`, and returns the final state.
+
+    Raises:
+      ValueError: before anything is compiled, if the config does not fit itself, the devices or the data.
+    """
+    schema.validate(config)
+    workdir = pathlib.Path(workdir)
+    process, processes = jax.process_index(), jax.process_count()
+
+    mesh = meshes.make_mesh(config.mesh.to_dict())
+    meshes.check_batch(mesh, config.batch_size, config.optim.accumulate)
+    network = build_network(config.model)
+    optimizer = optim.optimizer(config.optim, config.steps)
+    shapes = state_shapes(network, optimizer, mesh)
+    examples, held_out = open_examples(config)
+
+    with jax.set_mesh(mesh), Checkpoints(workdir, config.checkpoint.every, config.checkpoint.keep) as checkpoints:
+        # Resuming always wins over starting: the same command must never overwrite a run.
+        fresh = checkpoints.latest() is None
+        state = init_state(network, optimizer, shapes, config.seed) if fresh else checkpoints.restore(shapes)
+        start = int(state.step)
+        step = make_step(config, network, optimizer, shapes)
+        grid = SampleGrid(config, network, held_out)
+        stream = batches(
+            examples, config.batch_size, start, process, processes, config.data.workers, config.data.threads
+        )
+        logging.info(
+            "%s: %s parameters, %d photographs (%d held out), %s, from step %d",
+            workdir,
+            f"{sum(leaf.size for leaf in jax.tree.leaves(network.shapes)):,}",
+            len(examples.photos),
+            len(held_out.photos),
+            dict(mesh.shape),
+            start,
+        )
+        progress = Progress(start, config.steps, config.batch_size)
+        with MetricsWriter(workdir, start) as writer:
+            try:
+                for number in range(start + 1, config.steps + 1):
+                    asked = time.monotonic()
+                    batch = next(stream)
+                    waited = time.monotonic() - asked
+                    state, metrics = step(state, meshes.to_global(mesh, batch))
+                    progress.add(metrics, waited)
+                    if number % config.log_every == 0 or number == config.steps:
+                        writer.scalars(number, progress.report(number))
+                    if config.sample_every and number % config.sample_every == 0:
+                        writer.image(number, "held out", grid.write(workdir / "samples", number, state.ema))
+                    # Last of all: what a step has logged must lie before what its checkpoint continues from.
+                    checkpoints.save(number, state, config, force=number == config.steps)
+            except KeyboardInterrupt:
+                checkpoints.save(int(state.step), state, config, force=True)
+                logging.info("interrupted at step %d; the same command continues from there", state.step)
+                raise
+    return state
+
+
+def open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
+    """The training and the held-out stream of a config; they share no photograph."""
+    photos = open_photos(config.data.photos, config.data.min_side)
+    sampling = schema.build(EditSampling, config.edit)
+    training, held_out = (
+        Examples(split(photos, config.data.holdout, part), sampling, config.data.size, seed)
+        for part, seed in (("train", config.seed), ("holdout", config.evaluation.seed))
+    )
+    return training, held_out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code, 2 for a mistake of the caller's."""
+    parser = argparse.ArgumentParser("uniser train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--config", required=True, help="configs/NAME.py, with arguments configs/pixel.py:size=b")
+    parser.add_argument("--workdir", required=True, help="the run folder")
+    known, overrides = parser.parse_known_args(argv)
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    try:
+        train(schema.read(known.config, overrides), known.workdir)
+    except ValueError as error:
+        sys.stderr.write(f"uniser train: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
