@@ -1,0 +1,1 @@
+"""Photographs, real pairs, and the Grain pipeline that turns them into batches of edits."""

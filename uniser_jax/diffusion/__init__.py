@@ -1,0 +1,1 @@
+"""Rectified flow between a photograph and noise: path, prediction types, loss, sampler."""

@@ -1,0 +1,272 @@
+"""An edit: a degraded photograph, a request, and its exact answer by rendering again.
+
+  (1) remove: s_k(x) -> s_k (1 - aM(x)) for the effects asked for, s unchanged for the others
+  (2) add:    input at s_k = 0, target at s_k aM(x)
+  (3) blend (UniSER): target = aM clean + (1 - aM) input in stored values; only for comparison
+
+A recipe is data: it can be logged as JSON and rendered again, bit for bit. The soft mask aM is rounded to 8 bits before the
+target is rendered, so the answer obeys exactly the mask that the model sees. Where (1) removes an effect it removes its
+share of the noise too: a whole removal gives the clean photograph, two halves three quarters, and aM = 0 the input itself.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from uniser_jax.effects import light, masks
+from uniser_jax.effects.layer import Layer, Scene, see, support
+from uniser_jax.effects.light import Sensor
+from uniser_jax.effects.mixture import FAMILIES, Mixture
+from uniser_jax.effects.mixture import sample as sample_mixture
+from uniser_jax.types import EFFECTS, TASKS, Edit
+
+TARGETS = ("exact", "blend")
+_NAMES = {"flare": "lens flare"}  # tasks speak of lens flare
+
+
+@dataclasses.dataclass(frozen=True)
+class EditSampling:
+    """How edits are drawn.
+
+    Args:
+      mixture: which effects meet, how strong.
+      generic: share of removals that ask for "effects" instead of one by name.
+      absent: share of requests for an effect that is not there; the answer is the input.
+      add: share of requests in the reverse direction.
+      mask_all: weight of the whole frame as mask; the others are relative to it.
+      mask_geometric: of boxes, ellipses and polygons.
+      mask_stroke: of brush strokes.
+      mask_support: of the effect's own support.
+      full_strength: share of requests with a = 1; the others are uniform in [0, 1].
+      noise: share of photographs with sensor noise.
+      highlight_stops: clipped highlights get up to so many stops above white.
+      target: one of TARGETS.
+
+    Raises:
+      ValueError: for a share outside [0, 1], or an unknown target.
+    """
+
+    mixture: Mixture = Mixture()
+    generic: float = 0.4
+    absent: float = 0.05
+    add: float = 0.1
+    mask_all: float = 0.5
+    mask_geometric: float = 0.2
+    mask_stroke: float = 0.2
+    mask_support: float = 0.1
+    full_strength: float = 0.5
+    noise: float = 0.5
+    highlight_stops: float = 2.5
+    target: str = "exact"
+
+    def __post_init__(self) -> None:
+        for name in ("generic", "absent", "add", "full_strength", "noise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"edit.{name} = {getattr(self, name)}: expected in [0, 1]")
+        if self.target not in TARGETS:
+            raise ValueError(f"edit.target = {self.target!r}: expected one of {', '.join(TARGETS)}")
+        if min(self.mask_weights()) < 0 or sum(self.mask_weights()) <= 0:
+            raise ValueError(f"edit mask weights {self.mask_weights()}: expected none below 0 and one above")
+
+    def mask_weights(self) -> tuple[float, ...]:
+        """In the order of masks.KINDS."""
+        form = self.mask_geometric / 3
+        return (self.mask_all, form, form, form, self.mask_stroke, self.mask_support)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything an edit is made of, but the photographs; plain data.
+
+    Args:
+      effects: (name, parameters) in physical order.
+      strengths: of each, in [0, 1].
+      sensor: noise.
+      task: one of TASKS.
+      mask: one of masks.KINDS.
+      mask_seed: of its form.
+      alpha: a, the strength asked for.
+      target: one of TARGETS.
+    """
+
+    effects: tuple[tuple[str, dict[str, Any]], ...]
+    strengths: tuple[float, ...]
+    sensor: Sensor
+    task: str
+    mask: str = "all"
+    mask_seed: int = 0
+    alpha: float = 1.0
+    target: str = "exact"
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Reads what `to_json` wrote."""
+        values = json.loads(text)
+        values["effects"] = tuple((name, dict(parameters)) for name, parameters in values["effects"])
+        values["strengths"] = tuple(values["strengths"])
+        return cls(**values | {"sensor": Sensor(**values["sensor"])})
+
+
+class Rendering:
+    """A recipe on a scene, its layers rendered once; asks any number of questions of them.
+
+    Args:
+      scene: see `scene_from_photo`.
+      recipe: what to render.
+    """
+
+    def __init__(self, scene: Scene, recipe: Recipe):
+        self.recipe = recipe
+        self.layers: list[Layer] = [FAMILIES[name](**_tuples(values)).render(scene) for name, values in recipe.effects]
+        self.names = tuple(name for name, _ in recipe.effects)
+        lamps = [layer.lamp for layer in self.layers if layer.lamp is not None]
+        self.radiance = sum(lamps, scene.radiance)  # a lamp belongs to the scene, whatever is removed
+
+    def clean(self) -> UInt8[np.ndarray, "h w c"]:
+        """The photograph without any effect."""
+        return light.encode(self.radiance)
+
+    def expose(
+        self, strengths: Sequence[Float32[np.ndarray, "h w"] | float], noise: Float32[np.ndarray, "h w"] | float = 1.0
+    ) -> UInt8[np.ndarray, "h w c"]:
+        """The file the camera writes with the layers at these strengths and this share of the noise."""
+        return self.recipe.sensor.expose(see(self.radiance, self.layers, strengths), noise)
+
+    def pair(
+        self, task: str, mask: UInt8[np.ndarray, "h w"]
+    ) -> tuple[UInt8[np.ndarray, "h w c"], UInt8[np.ndarray, "h w c"]]:
+        """Input and exact target of any task under any soft mask: equations (1) and (2).
+
+        Args:
+          task: one of TASKS.
+          mask: aM, 255 is one.
+        """
+        strengths = self.recipe.strengths
+        asked = asked_for(task, self.names)
+        degraded = self.expose(strengths)
+        if not any(asked):
+            return degraded, degraded
+        a = mask.astype(np.float32) / 255
+        if task.startswith("add"):
+            before = [0.0 if ask else s for ask, s in zip(asked, strengths, strict=True)]
+            after = [s * a if ask else s for ask, s in zip(asked, strengths, strict=True)]
+            return self.expose(before), self.expose(after)  # (2)
+        if self.recipe.target == "blend":
+            clean = self.expose([0.0 if ask else s for ask, s in zip(asked, strengths, strict=True)], 0.0)
+            mixed = a[..., None] * clean + (1 - a[..., None]) * degraded
+            return degraded, np.round(mixed).astype(np.uint8)  # (3)
+        left = [s * (1 - a) if ask else s for ask, s in zip(asked, strengths, strict=True)]
+        return degraded, self.expose(left, 1 - a)  # (1)
+
+    def edit(self) -> Edit:
+        """The training example that the recipe describes."""
+        recipe = self.recipe
+        mask = self.mask()
+        before, after = self.pair(recipe.task, mask)
+        strengths = np.zeros(len(EFFECTS), np.float32)
+        if recipe.task.startswith("add"):
+            present = [0.0 if ask else 1.0 for ask in asked_for(recipe.task, self.names)]
+        else:
+            present = [1.0] * len(self.names)
+        for name, strength, there in zip(self.names, recipe.strengths, present, strict=True):
+            strengths[EFFECTS.index(name)] = strength * there
+        return Edit(before, after, mask, np.int32(TASKS.index(recipe.task)), strengths)
+
+    def mask(self) -> UInt8[np.ndarray, "h w"]:
+        """The recipe's soft mask aM, rounded to 8 bits."""
+        shape = self.radiance.shape[:2]
+        where = None
+        if self.recipe.mask == "support":
+            asked = asked_for(self.recipe.task, self.names)
+            parts = [support(layer, self.radiance) for layer, ask in zip(self.layers, asked, strict=True) if ask]
+            where = np.max(parts, 0) if parts else np.ones(shape, np.float32)
+        drawn = masks.draw(np.random.default_rng(self.recipe.mask_seed), shape, self.recipe.mask, where)
+        return np.round(255 * np.float32(self.recipe.alpha) * drawn).astype(np.uint8)
+
+
+def scene_from_photo(
+    photo: UInt8[np.ndarray, "h w c"], other: UInt8[np.ndarray, "h w c"] | None = None, stops: float = 0.0
+) -> Scene:
+    """Decodes a photograph, and the one a window may reflect, and lifts their clipped highlights by up to `stops`."""
+    expanded = light.expand_highlights(light.decode(photo), stops)
+    return Scene(expanded, None if other is None else light.expand_highlights(light.decode(other), stops))
+
+
+def sample(
+    rng: np.random.Generator,
+    scene: Scene,
+    sampling: EditSampling,
+    effects: tuple[str, ...] | None = None,
+    task: str | None = None,
+) -> Recipe:
+    """Draws a recipe for a scene.
+
+    Args:
+      rng: source of every draw.
+      scene: see `scene_from_photo`.
+      sampling: probabilities.
+      effects: names that force which effects; None draws them.
+      task: forces the request; None draws it.
+
+    Raises:
+      ValueError: for an unknown effect or task.
+    """
+    if task is not None and task not in TASKS:
+        raise ValueError(f"task {task!r} is unknown; known: {', '.join(map(repr, TASKS))}")
+    drawn = sample_mixture(rng, scene, sampling.mixture, effects)
+    names = tuple(parameters.effect for parameters, _ in drawn)
+    request = _sample_task(rng, sampling, names) if task is None else task
+    weights = np.array(sampling.mask_weights())
+    kind = str(rng.choice(masks.KINDS, p=weights / weights.sum()))
+    if kind == "support" and not any(asked_for(request, names)):
+        kind = "all"
+    noisy = rng.random() < sampling.noise
+    return Recipe(
+        effects=tuple((parameters.effect, dataclasses.asdict(parameters)) for parameters, _ in drawn),
+        strengths=tuple(strength for _, strength in drawn),
+        sensor=Sensor.sample(rng) if noisy else Sensor(),
+        task=request,
+        mask=kind,
+        mask_seed=int(rng.integers(2**31)),
+        alpha=1.0 if rng.random() < sampling.full_strength else float(rng.random()),
+        target=sampling.target,
+    )
+
+
+def task_of(verb: str, effect: str) -> str:
+    """The task that asks to remove or add an effect; occlusion is only asked for generically."""
+    return f"{verb} {'effects' if effect == 'occlusion' else _NAMES.get(effect, effect)}"
+
+
+def asked_for(task: str, names: Sequence[str]) -> list[bool]:
+    """Which of the present effects a task speaks of."""
+    generic = task.endswith("effects")
+    return [task != "" and (generic or task.endswith(_NAMES.get(name, name))) for name in names]
+
+
+def _sample_task(rng: np.random.Generator, sampling: EditSampling, names: tuple[str, ...]) -> str:
+    if not names:
+        return str(rng.choice(TASKS))  # nothing is there: whatever is asked, the answer is the photograph
+    if rng.random() < sampling.absent:
+        absent = [name for name in EFFECTS[:4] if name not in names]
+        return task_of("remove", str(rng.choice(absent))) if absent else ""
+    verb = "add" if rng.random() < sampling.add and "occlusion" not in names else "remove"
+    effect = "occlusion" if rng.random() < sampling.generic else str(rng.choice(names))
+    return task_of(verb, effect)
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples; parameters have no lists."""
+    return {key: _tuple(value) for key, value in values.items()}
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(_tuple(item) for item in value) if isinstance(value, list | tuple) else value

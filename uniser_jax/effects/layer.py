@@ -1,0 +1,131 @@
+"""A soft effect is an affine layer in linear light, and layers compose.
+
+  (1) seen = T * scene + C                                       per pixel and channel: transmission, emission
+  (2) (T2, C2) after (T1, C1) = (T2 T1, T2 C1 + C2)              associative, not commutative
+  (3) T(s) = 1 - s (1 - T),  C(s) = s C                          strength of shadow, reflection, flare, patches
+  (4) T(s) = exp(-s tau),    C(s) = A (1 - T(s))                 strength of a medium: optical depth scales
+
+Strength 0 is the identity. Removing a share a leaves s (1 - a), so removals compose: two halves are three quarters.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import cv2
+import numpy as np
+from jaxtyping import Float32
+
+from uniser_jax.effects import light
+
+Strength = Float32[np.ndarray, "h w"] | float
+
+
+class Scene(NamedTuple):
+    """What effects are rendered on: linear light, white at 1, highlights above it."""
+
+    radiance: Float32[np.ndarray, "h w c"]
+    other: Float32[np.ndarray, "h w c"] | None = None  # a second photograph, for what a window reflects
+
+
+class Affine(NamedTuple):
+    """Equation (1), arrays of shape [h w c] or broadcastable to it."""
+
+    transmission: Any
+    emission: Any
+
+    def __call__(self, radiance: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w c"]:
+        """The light behind this layer."""
+        return self.transmission * radiance + self.emission
+
+
+def compose(first: Affine, second: Affine) -> Affine:
+    """Equation (2): light passes `first`, then `second`."""
+    return Affine(second.transmission * first.transmission, second.transmission * first.emission + second.emission)
+
+
+class Layer(Protocol):
+    """One effect on one photograph, at any strength in [0, 1]."""
+
+    effect: str
+
+    def at(self, strength: Strength) -> Affine:
+        """The affine map at a strength, one number or one per pixel."""
+        ...
+
+    @property
+    def lamp(self) -> Float32[np.ndarray, "h w c"] | None:
+        """Light that the effect's cause adds to the scene itself, and that no removal takes away."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearLayer:
+    """A layer whose strength obeys (3).
+
+    Args:
+      effect: one of types.EFFECTS.
+      transmission: T, [h w c] or broadcastable.
+      emission: C, the same.
+      lamp: see Layer.
+    """
+
+    effect: str
+    transmission: Float32[np.ndarray, "..."]
+    emission: Float32[np.ndarray, "..."]
+    lamp: Float32[np.ndarray, "h w c"] | None = None
+
+    def at(self, strength: Strength) -> Affine:
+        """Equation (3)."""
+        s = _per_channel(strength)
+        return Affine(1 - s * (1 - self.transmission), s * self.emission)
+
+
+@dataclasses.dataclass(frozen=True)
+class MediumLayer:
+    """A layer whose strength obeys (4) (Beer-Lambert; Koschmieder 1924).
+
+    Args:
+      effect: one of types.EFFECTS.
+      optical_depth: tau, [h w c].
+      airlight: A, [c] or broadcastable.
+      lamp: see Layer.
+    """
+
+    effect: str
+    optical_depth: Float32[np.ndarray, "h w c"]
+    airlight: Float32[np.ndarray, "..."]
+    lamp: Float32[np.ndarray, "h w c"] | None = None
+
+    def at(self, strength: Strength) -> Affine:
+        """Equation (4)."""
+        transmission = cv2.exp(-_per_channel(strength) * self.optical_depth)
+        return Affine(transmission, self.airlight * (1 - transmission))
+
+
+def see(
+    radiance: Float32[np.ndarray, "h w c"], layers: Sequence[Layer], strengths: Sequence[Strength]
+) -> Float32[np.ndarray, "h w c"]:
+    """Light behind all layers, the first nearest to the scene; layers of strength 0 cost nothing."""
+    for layer, strength in zip(layers, strengths, strict=True):
+        if isinstance(strength, np.ndarray) or strength > 0:
+            radiance = layer.at(strength)(radiance)
+    return radiance
+
+
+def support(layer: Layer, radiance: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w"]:
+    """Where a layer visibly changes a scene: its true mask, in [0, 1].
+
+    A change of 10 % of mid-grey's square root, about 12 of 255 levels, counts as full.
+    """
+    seen = np.sqrt(np.clip(layer.at(1.0)(radiance), 0, 1)) - np.sqrt(np.clip(radiance, 0, 1))
+    return np.clip(np.abs(seen).max(-1) / 0.05, 0, 1)
+
+
+def mean_light(radiance: Float32[np.ndarray, "h w c"]) -> float:
+    """Mean luminance of what the file can hold."""
+    return float(light.luminance(np.clip(radiance, 0, 1)).mean())
+
+
+def _per_channel(strength: Strength) -> Any:
+    return strength[..., None] if isinstance(strength, np.ndarray) else np.float32(strength)

@@ -1,0 +1,94 @@
+"""Which effects, in which order, how strong."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from uniser_jax.effects.flare import Flare
+from uniser_jax.effects.haze import Haze
+from uniser_jax.effects.layer import Scene
+from uniser_jax.effects.occlusion import Occlusion
+from uniser_jax.effects.reflection import Reflection
+from uniser_jax.effects.shadow import Shadow
+from uniser_jax.types import EFFECTS
+
+FAMILIES: dict[str, Any] = {
+    "shadow": Shadow,
+    "haze": Haze,
+    "reflection": Reflection,
+    "flare": Flare,
+    "occlusion": Occlusion,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Sampling weights of mixtures.
+
+    Args:
+      counts: probability of 0, 1, 2, 3 and 4 effects at once.
+      shadow: relative weight of the effect.
+      haze: the same.
+      reflection: the same.
+      flare: the same.
+      auxiliary: share of single effects that are the auxiliary occlusion instead.
+      strength_min: strengths are uniform in [strength_min, 1].
+
+    Raises:
+      ValueError: if counts do not sum to one, or a weight is out of range.
+    """
+
+    counts: tuple[float, ...] = (0.05, 0.55, 0.25, 0.10, 0.05)
+    shadow: float = 1.0
+    haze: float = 1.0
+    reflection: float = 1.0
+    flare: float = 1.0
+    auxiliary: float = 0.18
+    strength_min: float = 0.25
+
+    def __post_init__(self) -> None:
+        if len(self.counts) != 5 or min(self.counts) < 0 or abs(sum(self.counts) - 1) > 1e-6:
+            raise ValueError(f"mixture.counts = {self.counts}: expected five probabilities that sum to 1")
+        if min(self.weights()) < 0 or sum(self.weights()) <= 0:
+            raise ValueError(f"mixture weights {self.weights()}: expected none below 0 and one above")
+        if not 0 <= self.auxiliary <= 1 or not 0 <= self.strength_min <= 1:
+            raise ValueError(
+                f"mixture.auxiliary = {self.auxiliary}, strength_min = {self.strength_min}: expected in [0, 1]"
+            )
+
+    def weights(self) -> tuple[float, ...]:
+        """Of the four families, in physical order."""
+        return self.shadow, self.haze, self.reflection, self.flare
+
+
+def sample_effects(rng: np.random.Generator, mixture: Mixture) -> tuple[str, ...]:
+    """Draws which effects meet, in physical order."""
+    weights = np.array(mixture.weights())
+    count = min(int(rng.choice(5, p=mixture.counts)), int((weights > 0).sum()))
+    if count == 1 and rng.random() < mixture.auxiliary:
+        return ("occlusion",)
+    chosen = rng.choice(4, size=count, replace=False, p=weights / weights.sum())
+    return tuple(EFFECTS[index] for index in sorted(chosen))
+
+
+def sample(
+    rng: np.random.Generator, scene: Scene, mixture: Mixture, effects: tuple[str, ...] | None = None
+) -> list[tuple[Any, float]]:
+    """Draws parameters and a strength for each effect, in physical order.
+
+    Args:
+      rng: source of every draw.
+      scene: what they will be rendered on; some ranges depend on it.
+      mixture: weights.
+      effects: names that force which; None draws them.
+
+    Raises:
+      ValueError: for an unknown effect.
+    """
+    names = sample_effects(rng, mixture) if effects is None else effects
+    unknown = set(names) - set(EFFECTS)
+    if unknown:
+        raise ValueError(f"effect {sorted(unknown)[0]!r} is unknown; known: {', '.join(EFFECTS)}")
+    ordered = [name for name in EFFECTS if name in names]
+    return [(FAMILIES[name].sample(rng, scene), float(rng.uniform(mixture.strength_min, 1))) for name in ordered]

@@ -1,0 +1,287 @@
+"""The FLUX.2 diffusion transformer: double-stream blocks, then parallel single-stream blocks, one modulation for all.
+
+With d features, silu(x) = x sigmoid(x), LN a layer norm without parameters, and token order [context, image]:
+
+  (1) e = W2 silu(W1 s(1000 t)),  s = [cos | sin](1000 t f_k),  f_k = 10000^(-k / 128)
+  (2) shift, scale, gate = W silu(e), once per kind of block, shared by all layers
+  (3) q, k = rope(rms(W n)),  v = W n,  n = (1 + scale) LN(x) + shift,  attention over all tokens
+  (4) double: x += gate1 Wo attention;  x += gate2 Wd (silu(Wg n') * Wu n'),  each stream with its own weights
+  (5) single: x += gate (Wo attention + Wd (silu(Wg n) * Wu n))
+  (6) out = Wp ((1 + scale) LN(x) + shift), image tokens only
+
+No layer has a bias. Tensor for tensor this is diffusers' `Flux2Transformer2DModel`, with fused matrices kept apart (q, k, v,
+gate, up), so that each can be sharded. Kernels are [in, out], float32; blocks are stacked on a leading `layer` axis.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float32
+
+from uniser_jax.mesh import constrain
+from uniser_jax.models.attention import attention
+from uniser_jax.models.presets import DiTConfig
+
+_FAN_IN = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+_ZERO = nnx.initializers.zeros_init()
+
+# What the backward pass of a block keeps. `dots` keeps matrix products, the expensive part, and recomputes the rest.
+REMAT: dict[str, Callable[[Callable], Callable]] = {
+    "none": lambda body: body,
+    "dots": functools.partial(
+        jax.checkpoint, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    ),
+    "full": functools.partial(jax.checkpoint, prevent_cse=False),
+}
+
+
+class Dense(nnx.Module):
+    """A matrix without bias, applied in the dtype of its input.
+
+    Args:
+      shape: (in, out).
+      axes: logical names of both.
+      init: initializer; by default variance 1 / in.
+    """
+
+    def __init__(self, *shape: int, axes: tuple[str | None, ...], rngs: nnx.Rngs, init: Any = _FAN_IN):
+        self.kernel = nnx.Param(nnx.with_partitioning(init, axes)(rngs.params(), shape))
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        return x @ self.kernel[...].astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale over the last axis, in float32."""
+
+    def __init__(self, dim: int, eps: float, *, rngs: nnx.Rngs):
+        self.eps = eps
+        init = nnx.with_partitioning(nnx.initializers.ones_init(), ("head_dim",))
+        self.scale = nnx.Param(init(rngs.params(), (dim,)))
+
+    def __call__(self, x: Float[Array, "b n h d"]) -> Float[Array, "b n h d"]:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
+        return (y * self.scale[...][None, None, None]).astype(x.dtype)
+
+
+class Projections(nnx.Module):
+    """Everything a stream's tokens are multiplied with in one block: attention, MLP and their ways back."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.heads, self.head_dim = config.num_attention_heads, config.attention_head_dim
+        d, m = config.width, config.mlp_width
+        dense = functools.partial(Dense, rngs=rngs)
+        self.q, self.k, self.v = (dense(d, d, axes=("embed", "heads")) for _ in range(3))
+        self.q_norm, self.k_norm = (RMSNorm(self.head_dim, config.eps, rngs=rngs) for _ in range(2))
+        self.out = dense(d, d, axes=("heads", "embed"))
+        self.gate, self.up = (dense(d, m, axes=("embed", "mlp")) for _ in range(2))
+        self.down = dense(m, d, axes=("mlp", "embed"))
+
+    def qkv(self, n: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
+        """Equation (3) without the rotation."""
+        q, k, v = (w(n).reshape(*n.shape[:2], self.heads, self.head_dim) for w in (self.q, self.k, self.v))
+        return self.q_norm(q), self.k_norm(k), v
+
+    def mlp(self, n: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        """The gated MLP of equations (4) and (5)."""
+        return self.down(constrain(jax.nn.silu(self.gate(n)) * self.up(n), "batch", "tokens", "mlp"))
+
+
+class DoubleBlock(nnx.Module):
+    """Equation (4): two streams that meet in attention."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.eps = config.eps
+        self.image, self.text = Projections(config, rngs=rngs), Projections(config, rngs=rngs)
+
+    def __call__(self, x: Array, c: Array, image_mod: Any, text_mod: Any, attend: Callable) -> tuple[Array, Array]:
+        """Updates image tokens x [b n d] and context tokens c [b l d]; each mod is six of [b 1 d]."""
+        streams = ((c, self.text, text_mod), (x, self.image, image_mod))
+        heads = [w.qkv(modulate(y, mod[0], mod[1], self.eps)) for y, w, mod in streams]
+        joint = attend(*(jnp.concatenate(pair, 1) for pair in zip(*heads, strict=True)))
+        seen = (joint[:, : c.shape[1]], joint[:, c.shape[1] :])
+        out = []
+        for (y, w, mod), attended in zip(streams, seen, strict=True):
+            y = y + mod[2] * w.out(attended)
+            y = y + mod[5] * w.mlp(modulate(y, mod[3], mod[4], self.eps))
+            out.append(constrain(y, "batch", "tokens", "features"))
+        return out[1], out[0]
+
+
+class SingleBlock(nnx.Module):
+    """Equation (5): attention and MLP side by side on all tokens."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.eps = config.eps
+        self.joint = Projections(config, rngs=rngs)
+
+    def __call__(self, x: Array, mod: Any, attend: Callable) -> Array:
+        """Updates all tokens x [b n d]; mod is three of [b 1 d]."""
+        n = modulate(x, mod[0], mod[1], self.eps)
+        x = x + mod[2] * (self.joint.out(attend(*self.joint.qkv(n))) + self.joint.mlp(n))
+        return constrain(x, "batch", "tokens", "features")
+
+
+class DiT(nnx.Module):
+    """Predicts one output token per image token.
+
+    Args:
+      config: sizes, in diffusers' field names.
+      rngs: for the initial parameters; the last projection starts at zero, so the initial output is zero.
+      dtype: of activations and products; norms, rotation and softmax stay in float32.
+      kernel: of `attention`.
+      remat: a key of REMAT.
+
+    Raises:
+      ValueError: for an unknown remat policy.
+    """
+
+    def __init__(
+        self, config: DiTConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32, kernel: str = "xla", remat: str = "none"
+    ):
+        if remat not in REMAT:
+            raise ValueError(f"remat policy {remat!r} is unknown; known: {', '.join(REMAT)}")
+        self.config, self.dtype, self.attention_kernel, self.remat = config, dtype, kernel, remat
+        d, frequencies = config.width, config.timestep_guidance_channels
+        dense = functools.partial(Dense, rngs=rngs)
+        self.time_in = dense(frequencies, d, axes=(None, "embed"))
+        self.time_out = dense(d, d, axes=("embed", None))
+        if config.guidance_embeds:
+            self.guidance_in = dense(frequencies, d, axes=(None, "embed"))
+            self.guidance_out = dense(d, d, axes=("embed", None))
+        self.image_modulation = dense(d, 6 * d, axes=("embed", "mlp"))
+        self.text_modulation = dense(d, 6 * d, axes=("embed", "mlp"))
+        self.single_modulation = dense(d, 3 * d, axes=("embed", "mlp"))
+        self.out_modulation = dense(d, 2 * d, axes=("embed", "mlp"))
+        self.image_in = dense(config.in_channels, d, axes=("patch", "embed"))
+        self.text_in = dense(config.joint_attention_dim, d, axes=(None, "embed"))
+        self.double = _stack(DoubleBlock, config, config.num_layers, rngs)
+        self.single = _stack(SingleBlock, config, config.num_single_layers, rngs)
+        self.image_out = dense(d, config.out_channels or config.in_channels, axes=("embed", "patch"), init=_ZERO)
+
+    def __call__(
+        self,
+        tokens: Float[Array, "b n i"],
+        context: Float[Array, "b l j"],
+        t: Float[Array, "b"],
+        image_ids: Float32[np.ndarray, "n 4"],
+        text_ids: Float32[np.ndarray, "l 4"],
+        guidance: Float[Array, "b"] | None = None,
+    ) -> Float32[Array, "b n o"]:
+        """The prediction for each image token.
+
+        Args:
+          tokens: image tokens.
+          context: context (text) tokens.
+          t: time in [0, 1], 1 is noise.
+          image_ids: rotary positions (T, H, W, L) of the image tokens; static.
+          text_ids: those of the context tokens; static.
+          guidance: scale, for configs with `guidance_embeds`.
+        """
+        embedding = self._embed_time(t, guidance)
+        image_mod, text_mod = self._modulation(self.image_modulation, embedding, 6), self._modulation(
+            self.text_modulation, embedding, 6
+        )
+        single_mod = self._modulation(self.single_modulation, embedding, 3)
+        scale, shift = self._modulation(self.out_modulation, embedding, 2)
+        attend = self._attend(np.concatenate([text_ids, image_ids]))
+
+        x = constrain(self.image_in(tokens.astype(self.dtype)), "batch", "tokens", "features")
+        c = constrain(self.text_in(context.astype(self.dtype)), "batch", "tokens", "features")
+        x, c = self._scan(
+            self.double, (x, c), lambda block, carry: block(carry[0], carry[1], image_mod, text_mod, attend)
+        )
+        x = jnp.concatenate([c, x], 1)
+        x = self._scan(self.single, x, lambda block, carry: block(carry, single_mod, attend))
+        x = modulate(x[:, c.shape[1] :], shift, scale, self.config.eps)  # (6)
+        return self.image_out(x.astype(jnp.float32))
+
+    def _embed_time(self, t: Array, guidance: Array | None) -> Array:
+        """Equation (1), in float32 up to the sinusoid."""
+        channels = self.config.timestep_guidance_channels
+
+        def mlp(into: Dense, out: Dense, value: Array) -> Array:
+            return out(jax.nn.silu(into(sinusoid(1000 * value, channels).astype(self.dtype))))
+
+        embedding = mlp(self.time_in, self.time_out, t)
+        if self.config.guidance_embeds:
+            if guidance is None:
+                raise ValueError("this config embeds guidance: pass guidance [b]")
+            embedding = embedding + mlp(self.guidance_in, self.guidance_out, guidance)
+        return jax.nn.silu(embedding)
+
+    def _modulation(self, weights: Dense, embedding: Array, parts: int) -> list[Array]:
+        """Equation (2): `parts` arrays [b 1 d]."""
+        return jnp.split(weights(embedding)[:, None], parts, -1)
+
+    def _attend(self, ids: np.ndarray) -> Callable[[Array, Array, Array], Array]:
+        cos, sin = rope_tables(ids, self.config.axes_dims_rope, self.config.rope_theta)
+
+        def attend(q: Array, k: Array, v: Array) -> Array:
+            q = constrain(rotate(q, cos, sin), "batch", "tokens", "heads", "head_dim")
+            k = constrain(rotate(k, cos, sin), "batch", "keys", "heads", "head_dim")
+            v = constrain(v, "batch", "keys", "heads", "head_dim")
+            return attention(q, k, v, self.attention_kernel).reshape(*q.shape[:2], -1)
+
+        return attend
+
+    def _scan(self, blocks: nnx.Module, carry: Any, call: Callable[[Any, Any], Any]) -> Any:
+        """Runs stacked blocks one after the other: one block is compiled, whatever the depth."""
+        graphdef, state = nnx.split(blocks)
+
+        def body(carry: Any, layer: Any) -> tuple[Any, None]:
+            return call(nnx.merge(graphdef, layer), carry), None
+
+        return jax.lax.scan(REMAT[self.remat](body), carry, state)[0]
+
+
+def modulate(x: Array, shift: Array, scale: Array, eps: float) -> Array:
+    """(1 + scale) LN(x) + shift, the norm in float32."""
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
+    return (1 + scale) * y.astype(x.dtype) + shift
+
+
+def sinusoid(value: Float[Array, "b"], channels: int) -> Float32[Array, "b f"]:
+    """[cos | sin](value f_k) of equation (1)."""
+    half = channels // 2
+    frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = value.astype(jnp.float32)[:, None] * frequencies[None]
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
+
+
+def rope_tables(
+    ids: Float32[np.ndarray, "n a"], dims: tuple[int, ...], theta: float
+) -> tuple[Float32[np.ndarray, "n r"], Float32[np.ndarray, "n r"]]:
+    """Cosines and sines of rotary angles (Su et al. 2021), each axis of the position with its own share of a head.
+
+    Frequencies are float64 as in diffusers; r is half the head dimension.
+    """
+    angles = [ids[:, axis, None].astype(np.float64) * theta ** (-np.arange(0, d, 2) / d) for axis, d in enumerate(dims)]
+    angle = np.concatenate(angles, -1)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def rotate(x: Float[Array, "b n h d"], cos: np.ndarray, sin: np.ndarray) -> Float[Array, "b n h d"]:
+    """Rotates adjacent pairs (2k, 2k + 1) of features by the angle of their position, in float32."""
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    c, s = cos[None, :, None], sin[None, :, None]
+    return jnp.stack([even * c - odd * s, odd * c + even * s], -1).reshape(x.shape).astype(x.dtype)
+
+
+def _stack(block: Callable[..., nnx.Module], config: DiTConfig, layers: int, rngs: nnx.Rngs) -> nnx.Module:
+    @nnx.split_rngs(splits=layers)
+    @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layer"})
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        return block(config, rngs=rngs)
+
+    return make(rngs)

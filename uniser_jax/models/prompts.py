@@ -1,0 +1,32 @@
+"""The closed prompt set as context tokens: a learned table, in the tensor slot of a text encoder's output."""
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float32, Int
+
+from uniser_jax.types import TASKS
+
+
+class LearnedPrompts(nnx.Module):
+    """One sequence of `length` tokens per task.
+
+    Args:
+      length: tokens per prompt, l.
+      dim: features of a token, as the transformer's `joint_attention_dim`.
+    """
+
+    def __init__(self, length: int, dim: int, *, rngs: nnx.Rngs):
+        init = nnx.with_partitioning(nnx.initializers.normal(1.0), ("task", None, "embed"))
+        self.table = nnx.Param(init(rngs.params(), (len(TASKS), length, dim)))
+
+    def __call__(self, task: Int[Array, "b"]) -> Float32[Array, "b l j"]:
+        """The context of each task index."""
+        return jax.numpy.take(self.table[...], task, axis=0)
+
+
+def text_ids(length: int) -> Float32[np.ndarray, "l 4"]:
+    """Rotary positions (T, H, W, L) of the context tokens: (0, 0, 0, l)."""
+    ids = np.zeros((length, 4), np.float32)
+    ids[:, 3] = np.arange(length)
+    return ids

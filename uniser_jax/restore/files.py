@@ -1,0 +1,368 @@
+"""Photographs as files: read upright, written whole, with everything a photographer keeps in them.
+
+What comes back is the same file, only better: same format and quality, bit depth, EXIF, XMP, colour profile, resolution and
+alpha. Where no pixel has changed and the format stays, the bytes of the file are copied, since encoding a JPEG again would
+change pixels that nobody asked to change.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+import pathlib
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+from absl import logging
+from jaxtyping import Shaped, UInt8
+from PIL import Image, JpegImagePlugin
+
+FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+MIN_SIDE = 16
+MAX_PIXELS = 200_000_000
+
+Path = str | os.PathLike[str]
+
+_ORIENTATION = 0x0112
+# EXIF's eight orientations: mirror left to right, then that many quarter turns counter-clockwise.
+_TURNS = {2: (True, 0), 3: (False, 2), 4: (True, 2), 5: (True, 1), 6: (False, 3), 7: (True, 3), 8: (False, 1)}
+# What of a TIFF's first directory is about the photograph, not about how its pixels are stored.
+_TIFF_KEPT = {270, 271, 272, 282, 283, 296, 305, 306, 315, 33432, 34665, 34853}
+# Of the settings, those that any format understands.
+_COMMON = {"dpi", "xmp"}
+
+
+class RestoreError(ValueError):
+    """A mistake of the caller's, in one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """A photograph and what its file said about it.
+
+    Args:
+      pixels: uint8 or uint16, upright, sRGB; [h w 3], or [h w] if the file is gray.
+      alpha: coverage, of the same type as the pixels, or None.
+      exif: raw EXIF with the orientation reset to upright, or empty.
+      icc: raw colour profile, or empty (sRGB).
+      format: JPEG, PNG, WEBP or TIFF.
+      settings: what Pillow needs to save in this format at the same quality.
+      source: the bytes of the file.
+    """
+
+    pixels: Shaped[np.ndarray, "h w *c"]
+    alpha: Shaped[np.ndarray, "h w"] | None
+    exif: bytes
+    icc: bytes
+    format: str
+    settings: Mapping[str, Any]
+    source: bytes = dataclasses.field(repr=False)
+
+
+def read_photo(path: Path) -> Photo:
+    """Reads a photograph.
+
+    Raises:
+      RestoreError: if the file is missing, empty, damaged, no supported photograph, too small or too large.
+    """
+    source = _read_bytes(path)
+    with _opened(path, source) as image:
+        stored = _decode_16(source) if _bits(path, image, source) == 16 else _decode_8(image)
+        pixels, alpha = _split(_turned(stored, image.getexif().get(_ORIENTATION, 1)))
+        return Photo(
+            pixels=pixels,
+            alpha=alpha,
+            exif=upright(_exif(image)),
+            icc=image.info.get("icc_profile") or b"",
+            format="JPEG" if image.format == "MPO" else str(image.format),
+            settings=_settings(image, source),
+            source=source,
+        )
+
+
+def write_photo(path: Path, photo: Photo, pixels: Shaped[np.ndarray, "h w *c"]) -> None:
+    """Writes `pixels` in place of those of `photo`, in the format of the suffix, whole or not at all.
+
+    Alpha and 16 bits are dropped, with a warning in the log, where the format cannot hold them.
+
+    Args:
+      path: of the output; its folder must exist.
+      photo: where the pixels came from.
+      pixels: restored, same shape and type as `photo.pixels`.
+
+    Raises:
+      RestoreError: for an unsupported suffix, a missing folder, pixels of another shape, or a full disk.
+    """
+    check_output(path)
+    path = pathlib.Path(path)
+    if pixels.shape != photo.pixels.shape or pixels.dtype != photo.pixels.dtype:
+        raise RestoreError(
+            f"{path}: pixels {pixels.dtype} {pixels.shape}, expected {photo.pixels.dtype} {photo.pixels.shape}"
+        )
+    format = FORMATS[path.suffix.lower()]
+    unchanged = format == photo.format and np.array_equal(pixels, photo.pixels)
+    _write_whole(path, photo.source if unchanged else _encode(path, photo, pixels, format))
+
+
+def check_output(path: Path) -> None:
+    """Checks, before any work is done, that `path` can be written.
+
+    Raises:
+      RestoreError: for an unsupported suffix, a folder, or a missing folder.
+    """
+    path = pathlib.Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise RestoreError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; use {', '.join(FORMATS)}")
+    if path.is_dir():
+        raise RestoreError(f"{path}: is a folder; name a file")
+    if not path.parent.is_dir():
+        raise RestoreError(f"{path}: folder {path.parent} does not exist; make it first")
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+    """Reads a soft mask aM: white asks for the whole effect, black for no change.
+
+    Its alpha channel is taken if it has one that is not the same everywhere, its brightness otherwise.
+
+    Args:
+      path: of an image.
+      size: (height, width) of the photograph.
+
+    Raises:
+      RestoreError: as `read_photo`, and for a mask of another size.
+    """
+    mask = read_photo(path)
+    if mask.pixels.shape[:2] != tuple(size):
+        (height, width), (expected_height, expected_width) = mask.pixels.shape[:2], size
+        raise RestoreError(
+            f"{path}: mask of {width} x {height} px for a photograph of {expected_width} x {expected_height} px;"
+            " resize the mask"
+        )
+    if mask.alpha is not None and np.ptp(mask.alpha):
+        return _to_8(mask.alpha)
+    pixels = _to_8(mask.pixels)
+    return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+
+
+def upright(exif: bytes) -> bytes:
+    """Raw EXIF with the orientation of the first picture reset to 1; no other byte changes (TIFF 6.0, section 2)."""
+    start = 6 if exif.startswith(b"Exif\0\0") else 0
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[start : start + 4])
+    if order is None:
+        return exif
+    patched = bytearray(exif)
+    with contextlib.suppress(struct.error):  # a damaged block is passed on as it came
+        entry = start + struct.unpack_from(order + "I", exif, start + 4)[0]
+        count = struct.unpack_from(order + "H", exif, entry)[0]
+        for offset in range(entry + 2, entry + 2 + 12 * count, 12):
+            tag, kind, length = struct.unpack_from(order + "HHI", exif, offset)
+            if (tag, kind, length) == (_ORIENTATION, 3, 1):
+                struct.pack_into(order + "H", patched, offset + 8, 1)
+    return bytes(patched)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        source = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise RestoreError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    if not source:
+        raise RestoreError(f"{path}: the file is empty")
+    return source
+
+
+@contextlib.contextmanager
+def _opened(path: Path, source: bytes) -> Iterator[Image.Image]:
+    """The decoded picture of a file; whatever a decoder raises for a hostile or damaged file becomes one line."""
+    try:
+        with _pixel_limit(), Image.open(io.BytesIO(source), formats=["JPEG", "MPO", "PNG", "WEBP", "TIFF"]) as image:
+            _check(path, image)
+            image.load()
+            yield image
+    except RestoreError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise RestoreError(f"{path}: too large, expected at most {MAX_PIXELS // 10**6} megapixels") from None
+    except Image.UnidentifiedImageError:
+        raise RestoreError(f"{path}: not a photograph that can be read; expected JPEG, PNG, WebP or TIFF") from None
+    except Exception as error:  # decoders raise anything, from SyntaxError to struct.error
+        raise RestoreError(
+            f"{path}: damaged or truncated ({str(error).splitlines()[0][:100] or type(error).__name__})"
+        ) from None
+
+
+@contextlib.contextmanager
+def _pixel_limit() -> Iterator[None]:
+    before = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _check(path: Path, image: Image.Image) -> None:
+    width, height = image.size
+    if min(width, height) < MIN_SIDE:
+        raise RestoreError(f"{path}: {width} x {height} px is too small, expected at least {MIN_SIDE} px a side")
+    if width * height > MAX_PIXELS:
+        raise RestoreError(
+            f"{path}: {width} x {height} px is too large, expected at most {MAX_PIXELS // 10**6} megapixels"
+        )
+    if image.mode in ("CMYK", "YCCK", "LAB", "HSV", "F", "I"):
+        raise RestoreError(f"{path}: colour mode {image.mode} is not supported; convert it to RGB first")
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise RestoreError(f"{path}: holds {image.n_frames} pictures, expected one")
+
+
+def _bits(path: Path, image: Image.Image, source: bytes) -> int:
+    if image.format == "PNG":
+        return source[24]  # of IHDR, the first chunk; Pillow would reduce 16 bits to 8
+    if image.format == "TIFF" and max(image.tag_v2.get(258, (1,))) > 8:  # type: ignore[attr-defined]
+        raise RestoreError(f"{path}: TIFF of more than 8 bits is not supported yet; save it as a 16-bit PNG")
+    return 8
+
+
+def _decode_8(image: Image.Image) -> UInt8[np.ndarray, "h w *c"]:
+    gray = image.mode in ("1", "L", "LA", "La")
+    mode = ("LA" if gray else "RGBA") if image.has_transparency_data else ("L" if gray else "RGB")
+    return np.asarray(image.convert(mode))
+
+
+def _decode_16(source: bytes) -> Shaped[np.ndarray, "h w *c"]:
+    pixels = cv2.imdecode(np.frombuffer(source, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise ValueError("16-bit PNG cannot be decoded")
+    if pixels.ndim == 3:
+        pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+    if source[25] == 4:  # gray and alpha, which OpenCV spreads over four channels
+        pixels = pixels[..., [0, 3]]
+    return pixels
+
+
+def _turned(stored: np.ndarray, orientation: int) -> np.ndarray:
+    mirrored, turns = _TURNS.get(orientation, (False, 0))
+    return np.ascontiguousarray(np.rot90(stored[:, ::-1] if mirrored else stored, turns))
+
+
+def _split(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Pixels [h w 3], or [h w] of a gray photograph, and alpha."""
+    if stored.ndim == 2 or stored.shape[2] == 3:
+        return stored, None
+    colours = stored[..., 0] if stored.shape[2] == 2 else stored[..., :3]
+    return np.ascontiguousarray(colours), np.ascontiguousarray(stored[..., -1])
+
+
+def _exif(image: Image.Image) -> bytes:
+    if image.format != "TIFF":
+        return image.info.get("exif") or b""
+    exif = image.getexif()
+    for tag in set(exif) - _TIFF_KEPT:
+        del exif[tag]
+    return exif.tobytes()
+
+
+def _settings(image: Image.Image, source: bytes) -> dict[str, Any]:
+    """What makes Pillow save in the format of `image` as it was saved before."""
+    settings: dict[str, Any] = {key: image.info[key] for key in _COMMON & set(image.info)}
+    if xmp := settings.pop("xmp", None):
+        xmp = xmp.encode() if isinstance(xmp, str) else xmp
+        settings["xmp"] = re.sub(rb"(tiff:Orientation(?:=\"|>))[2-8]", rb"\g<1>1", xmp)
+    if image.format in ("JPEG", "MPO"):
+        # The same tables and chroma sampling: no better and no worse than the photographer chose.
+        settings["qtables"] = image.quantization  # type: ignore[attr-defined]
+        settings["subsampling"] = JpegImagePlugin.get_sampling(image)  # type: ignore[arg-type]
+        settings["progressive"] = bool(image.info.get("progressive"))
+    elif image.format == "WEBP":
+        settings["lossless"] = source[12:16] == b"VP8L" or b"VP8L" in source[:4096]
+    elif image.format == "TIFF":
+        settings["compression"] = image.info.get("compression", "raw")
+    return settings
+
+
+def _encode(path: Path, photo: Photo, pixels: np.ndarray, format: str) -> bytes:
+    settings = {key: value for key, value in photo.settings.items() if format == photo.format or key in _COMMON}
+    alpha = photo.alpha
+    if format == "JPEG" and alpha is not None:
+        logging.warning("%s: JPEG holds no alpha, dropped", path)
+        alpha = None
+    try:
+        if format == "PNG":
+            return _with_chunks(_png(pixels, alpha), photo.exif, photo.icc, settings)
+        if pixels.dtype != np.uint8:
+            logging.warning("%s: %s holds 8 bits, reduced from 16", path, format)
+        if format != photo.format:
+            settings |= {"JPEG": {"quality": 95, "subsampling": 0}, "TIFF": {"compression": "tiff_lzw"}}.get(format, {})
+        if format == "WEBP":
+            settings.setdefault("lossless", False)
+            settings["quality"] = 95
+        buffer = io.BytesIO()
+        image = Image.fromarray(_joined(_to_8(pixels), None if alpha is None else _to_8(alpha)))
+        image.save(buffer, format, exif=photo.exif, icc_profile=photo.icc or None, **settings)
+    except (OSError, ValueError, cv2.error) as error:
+        raise RestoreError(f"{path}: cannot be written as {format} ({str(error).splitlines()[0]})") from None
+    return buffer.getvalue()
+
+
+def _joined(pixels: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+    return pixels if alpha is None else np.dstack([pixels, alpha])
+
+
+def _png(pixels: np.ndarray, alpha: np.ndarray | None) -> bytes:
+    """Encodes 8 or 16 bits without metadata; OpenCV, because Pillow has no 16-bit RGB."""
+    if pixels.ndim == 2 and alpha is not None:
+        pixels = np.dstack([pixels] * 3)
+    if pixels.ndim == 3:
+        pixels = pixels[..., ::-1]
+    _, encoded = cv2.imencode(".png", np.ascontiguousarray(_joined(pixels, alpha)))
+    return encoded.tobytes()
+
+
+def _with_chunks(png: bytes, exif: bytes, icc: bytes, settings: Mapping[str, Any]) -> bytes:
+    """Inserts metadata after the header (PNG, third edition, section 11.3)."""
+    chunks = []
+    if icc:
+        chunks.append(b"iCCP" + b"ICC profile\0\0" + zlib.compress(icc))
+    if "dpi" in settings:
+        per_metre = (round(float(value) / 0.0254) for value in settings["dpi"])
+        chunks.append(b"pHYs" + struct.pack(">IIB", *per_metre, 1))
+    if exif:
+        chunks.append(b"eXIf" + exif.removeprefix(b"Exif\0\0"))
+    if "xmp" in settings:
+        chunks.append(b"iTXt" + b"XML:com.adobe.xmp\0\0\0\0\0" + settings["xmp"])
+    framed = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    header = 8 + 25  # signature, IHDR
+    return png[:header] + b"".join(framed) + png[header:]
+
+
+def _to_8(levels: np.ndarray) -> UInt8[np.ndarray, "..."]:
+    return levels if levels.dtype == np.uint8 else ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _write_whole(path: pathlib.Path, data: bytes) -> None:
+    """Writes beside the target and moves it there in one step, so that an interrupted run never leaves half a photograph."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("xb") as file:
+            file.write(data)
+        os.replace(partial, path)
+    except OSError as error:
+        raise RestoreError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    finally:
+        partial.unlink(missing_ok=True)
