@@ -72,16 +72,16 @@ class Flare:
         return cls(
             sources=sources,
             kelvin=float(rng.uniform(2_800, 8_000)),
-            level=float(np.exp(rng.uniform(np.log(0.05), np.log(0.7)))),
-            falloff=float(rng.uniform(1.4, 2.6)),
+            level=float(np.exp(rng.uniform(np.log(0.15), np.log(1.2)))),
+            falloff=float(rng.uniform(0.9, 2.2)),
             core=float(rng.uniform(0.01, 0.06)),
-            diffraction=float(rng.uniform(0.2, 0.9)),
+            diffraction=float(rng.uniform(0.3, 1.0)),
             blades=int(rng.integers(5, 10)),
             dirt=int(rng.integers(0, 40)),
             streak=float(rng.choice([0.0, rng.uniform(0.2, 1)], p=[0.75, 0.25])),
             streak_angle=float(rng.normal(0, 0.05)),
             ghosts=int(rng.integers(0, 9)),
-            ghost_level=float(np.exp(rng.uniform(np.log(0.05), np.log(0.8)))),
+            ghost_level=float(np.exp(rng.uniform(np.log(0.1), np.log(0.8)))),
             lamp=float(rng.uniform(0.006, 0.02)) if inside else 0.0,
             seed=int(rng.integers(2**31)),
         )
@@ -136,7 +136,7 @@ class Flare:
         mean = np.bincount(index.ravel(), power.ravel()) / np.bincount(index.ravel())
         smooth = np.convolve(np.log(mean + 1e-12), np.ones(9) / 9, "same")
         ratio = power / np.exp(np.interp(radius, np.arange(len(smooth)), smooth)).astype(np.float32)
-        return np.minimum(ratio, 12)
+        return np.minimum(ratio, 40)
 
     def _pupil(self, n: int) -> Float32[np.ndarray, "n n"]:
         """The aperture with its slightly curved blades, specks and scratches; drawn at n / 2, so that D is well sampled."""

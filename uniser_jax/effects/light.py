@@ -46,19 +46,19 @@ def luminance(linear: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w"
 def expand_highlights(linear: Float32[np.ndarray, "h w c"], stops: float) -> Float32[np.ndarray, "h w c"]:
     """Gives clipped highlights back some of the light that the file could not hold.
 
-    Only values at the clipping point grow, most in the middle of a clipped area, so that encoding the result gives the
-    photograph back bit for bit.
+    Only pixels that are clipped in every channel grow, most in the middle of a clipped area, so that encoding the result
+    gives the photograph back bit for bit. (Channels clipped alone would turn into false colours under a shadow.)
 
     Args:
       linear: decoded photograph in [0, 1].
       stops: how much brighter than white the brightest becomes, in powers of two.
     """
-    clipped = (linear >= 1).astype(np.float32)
+    clipped = (linear.min(-1) >= 1).astype(np.float32)
     if stops <= 0 or not clipped.any():
         return linear
     sigma = 0.01 * np.sqrt(linear.shape[0] * linear.shape[1])
     inside = cv2.GaussianBlur(clipped, (0, 0), sigma)
-    return linear + clipped * inside**2 * np.float32(2**stops - 1)
+    return linear + (clipped * inside**2 * np.float32(2**stops - 1))[..., None]
 
 
 def black_body(kelvin: float, white: float = 6_500.0) -> Float32[np.ndarray, "c"]:

@@ -1,0 +1,162 @@
+"""One call from a trained run to a restored photograph.
+
+    restorer = Restorer.from_checkpoint("runs/tiny")
+    restored = restorer(photo, task="haze", strength=0.7)
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float32, Shaped, UInt8
+from ml_collections import ConfigDict
+
+from uniser_jax import config as schema
+from uniser_jax.checkpoint import Checkpoints, has_checkpoint
+from uniser_jax.diffusion.flow import Flow
+from uniser_jax.diffusion.sampler import euler
+from uniser_jax.models import uniser
+from uniser_jax.models.codec import PixelCodec
+from uniser_jax.restore.files import MIN_SIDE, RestoreError
+from uniser_jax.restore.fullres import restore_any_size
+from uniser_jax.step import build_network
+from uniser_jax.types import TASKS
+
+_SEED = 0  # of the noise a restoration starts from: the same photograph always gives the same result
+
+
+class Restorer:
+    """A trained network, ready for photographs of any size.
+
+    Args:
+      graphdef: of the network, see `models.uniser`.
+      params: its parameters.
+      codec: images to tokens; its patch is the smallest step of a side.
+      flow: what the network predicts.
+      working_size: square root of the area, in pixels, that the network sees at once.
+      steps: Euler steps where a call does not say.
+      config: of the run, if there is one.
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        params: Any,
+        codec: PixelCodec,
+        flow: Flow,
+        working_size: int,
+        steps: int = 1,
+        config: ConfigDict | None = None,
+    ):
+        self.config, self.params, self.codec, self.working_size, self.steps = config, params, codec, working_size, steps
+
+        def sample(params: Any, images: Any, mask: Any, task: Any, steps: int) -> Any:
+            predict = functools.partial(uniser.apply, graphdef, params)
+            return euler(predict, flow, jax.random.key(_SEED), images, mask, task, steps)
+
+        self._sample: Callable = jax.jit(sample, static_argnames="steps")
+
+    @classmethod
+    def from_checkpoint(cls, run: str | pathlib.Path, ema: bool = True) -> Self:
+        """Loads the newest checkpoint of a run folder.
+
+        Args:
+          run: the run folder.
+          ema: whether to take the average of the parameters over training, which restores better.
+
+        Raises:
+          RestoreError: if there is no checkpoint.
+          ValueError: if it does not fit this version.
+        """
+        if not has_checkpoint(run):
+            raise RestoreError(f"{run}: no checkpoint here; name a run folder that `uniser train` has written")
+        with Checkpoints(run) as checkpoints:
+            config = schema.from_record(checkpoints.record()["config"])
+            network = build_network(config.model)
+            params = checkpoints.weights(network.shapes, ema)
+        flow = schema.build(Flow, config.flow)
+        working_size = config.restore.working_size or config.data.size
+        return cls(network.graphdef, params, network.codec, flow, working_size, config.restore.steps, config)
+
+    def __call__(
+        self,
+        photo: Shaped[np.ndarray, "h w *c"],
+        task: str | int = "remove effects",
+        mask: Shaped[np.ndarray, "h w"] | None = None,
+        strength: float = 1.0,
+        steps: int | None = None,
+    ) -> Shaped[np.ndarray, "h w *c"]:
+        """Restores a photograph; where the mask or the strength is 0, the result equals it bit for bit.
+
+        Args:
+          photo: sRGB, uint8 or uint16: [h w 3], gray [h w], or with an alpha channel [h w 4], which is kept.
+          task: one of TASKS or its index; a bare effect, "haze" or "flare", is removed.
+          mask: soft mask aM, uint8 or float in [0, 1]: where, and how much, to restore; None is everywhere.
+          strength: in [0, 1]: 1 removes (or adds) the whole effect.
+          steps: Euler steps; None takes the config's.
+
+        Returns:
+          The restored photograph, of the same shape and type.
+
+        Raises:
+          RestoreError: for an unknown task, a mask of another size, a strength or steps out of range, or a photograph of
+            another type or fewer than 16 px a side.
+        """
+        steps = self.steps if steps is None else steps
+        soft_mask = _checked(photo, mask, strength, steps)
+        network = functools.partial(self._network, task=resolve_task(task), steps=steps)
+        colours = photo[..., :3] if photo.ndim == 3 else np.stack([photo] * 3, -1)
+        restored = restore_any_size(colours, soft_mask, network, self.working_size, self.codec.patch)
+        if photo.ndim == 2:
+            return np.round(restored.mean(-1)).astype(photo.dtype)
+        return np.concatenate([restored, photo[..., 3:]], -1)
+
+    def _network(
+        self, images: Float32[np.ndarray, "b h w c"], mask: Float32[np.ndarray, "b h w"], task: int, steps: int
+    ) -> Float32[np.ndarray, "b h w c"]:
+        tasks = jnp.full(len(images), task, jnp.int32)
+        return np.asarray(self._sample(self.params, jnp.asarray(images), jnp.asarray(mask), tasks, steps=steps))
+
+
+def resolve_task(task: str | int) -> int:
+    """The index of a task: "remove haze", "haze", "lens flare", "flare", "add shadow", "effects", or an index itself.
+
+    Raises:
+      RestoreError: for an unknown task, listing the known ones.
+    """
+    if isinstance(task, int | np.integer) and 0 <= task < len(TASKS):
+        return int(task)
+    words = str(task).lower().split()
+    name = " ".join("lens flare" if word == "flare" else word for word in words if word != "lens")
+    for candidate in (name, f"remove {name}"):
+        if candidate in TASKS:
+            return TASKS.index(candidate)
+    raise RestoreError(f"task {task!r} is unknown; known: {', '.join(filter(None, TASKS))}, or a bare effect to remove")
+
+
+def _checked(photo: np.ndarray, mask: np.ndarray | None, strength: float, steps: int) -> UInt8[np.ndarray, "h w"]:
+    """Checks a call, and gives aM: the mask times the strength, in the 8 bits that the network was trained with."""
+    if photo.ndim not in (2, 3) or (photo.ndim == 3 and photo.shape[2] not in (3, 4)):
+        raise RestoreError(f"photograph of shape {photo.shape}: expected [h w], [h w 3] or [h w 4]")
+    if photo.dtype not in (np.uint8, np.uint16):
+        raise RestoreError(f"photograph of type {photo.dtype}: expected uint8 or uint16")
+    if min(photo.shape[:2]) < MIN_SIDE:
+        raise RestoreError(f"photograph of shape {photo.shape}: expected at least {MIN_SIDE} px a side")
+    if not 0 <= strength <= 1:  # also catches nan
+        raise RestoreError(f"strength {strength}: expected from 0 (nothing) to 1 (the whole effect)")
+    if steps < 1:
+        raise RestoreError(f"steps {steps}: expected at least 1")
+    if mask is None:
+        mask = np.ones(photo.shape[:2], np.float32)
+    if mask.shape != photo.shape[:2]:
+        raise RestoreError(f"mask of shape {mask.shape}: expected that of the photograph, {photo.shape[:2]}")
+    if mask.dtype == np.uint8:
+        mask = mask.astype(np.float32) / 255
+    elif not (np.issubdtype(mask.dtype, np.floating) and mask.min() >= 0 and mask.max() <= 1):
+        raise RestoreError(f"mask of type {mask.dtype}: expected uint8, or float in [0, 1]")
+    return np.round(mask * np.float32(255 * strength)).astype(np.uint8)
