@@ -6,6 +6,7 @@ that dataclass, so their keys, defaults and checks have one home; `build` turns 
 
 import dataclasses
 import json
+import pathlib
 import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -85,6 +86,9 @@ def read(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
       ValueError: for a missing file, an unknown key or a value of the wrong type.
     """
+    file = path.partition(":")[0]
+    if not pathlib.Path(file).is_file():
+        raise ValueError(f"no config file {file!r}; see configs/")
     argv = ["uniser", f"--config={path}", *overrides]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
@@ -93,8 +97,6 @@ def read(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         if rest:
             raise ValueError(f"unexpected argument {rest[0]!r}; overrides look like --config.optim.lr=3e-4")
         config = values.config
-    except FileNotFoundError:
-        raise ValueError(f"no config file {path.partition(':')[0]}; see configs/") from None
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(str(error).strip("\"'").replace("\n", " ")) from None
     validate(config)

@@ -1,19 +1,207 @@
-"""Photographs of any size."""
-from collections.abc import Callable
-import numpy as np
-from jaxtyping import Float32, Shaped, UInt8
+"""Photographs of any size from a network that works at one size: no tiles, no seams, every pixel of detail kept.
 
+Soft effects are affine layers in linear light, and so is their removal; its coefficients vary slowly, or change where the
+brightness changes (the edge of a shadow). So a large photograph is restored small, and what happened there is carried over as
+local affine maps. These live in a bilateral grid, over place and brightness (Chen et al. 2016, "Bilateral guided
+upsampling"), and are fitted by ridge regression in windows (He et al. 2013, "Guided image filtering"). For the photograph I
+and its reduction i, restored by the network to o, all in linear light, per colour channel:
+
+  (1) d = o - i                                                   the change, seen small
+  (2) y = sqrt(luminance),  w_k = max(0, 1 - |(K - 1) y - k|)     brightness, and the share of level k of K in a pixel
+  (3) E_k[f] = blur(w_k f) / blur(w_k)                            windowed means, for each level; empty levels borrow
+  (4) a_k = (E[i d] - E[i] E[d] + e a'_k) / (E[i^2] - E[i]^2 + e)   slope; a' is that of a wider window, 0 for the widest
+  (5) b_k = E[d] - a_k E[i]                                       offset
+  (6) O = I + sum_k W_k (a_k I + b_k)                             with (a, b) interpolated, W from (2) of the full photograph
+
+With e > 0, where the reduction is flat, detail that it cannot show is treated as in the surroundings. A network that changes
+nothing gives d = 0, hence O = I. The mask the network sees is spread by the width of the window; the result is
+
+  (7) out = I + g (O - I),  g = aM / max(spread aM, 1/16)
+
+so that an edge in the mask stays as sharp as it was drawn, g = 0 exactly where aM = 0, and g = 1 where the mask is even.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from uniser_jax.effects import light
+from uniser_jax.restore import levels
+from uniser_jax.restore.levels import Pixels
+
+Image = Float32[np.ndarray, "h w c"]
+Mask = UInt8[np.ndarray, "h w"]
 Network = Callable[[Float32[np.ndarray, "b h w c"], Float32[np.ndarray, "b h w"]], Float32[np.ndarray, "b h w c"]]
 
+_DIRECT = 1.25  # times the working size: up to here the network sees the photograph as it is
+_BINS = 8  # K in (2)
+_WINDOWS = (16.0, 6.0, 2.0)  # standard deviations in pixels of the reduction, widest first
+_BORROWED = 1e-3  # weight of all levels together where a level has no pixels of its own
+_RELATIVE, _ABSOLUTE = 0.02, 0.002  # sqrt(e) in (4), of the mean and of white
+_SLOPES = (-1.0, 7.0)  # of (4): nothing is inverted, nothing amplified more than eightfold
+_FAINT = 1 / 16  # in (7): below this aM fades out evenly, whatever the network makes of it
+_STRIP = 2**20  # pixels of the photograph handled at a time
 
-def restore_any_size(
-    photo: Shaped[np.ndarray, "h w c"],
-    mask: UInt8[np.ndarray, "h w"],
-    network: Network,
-    working_size: int,
-    patch: int,
-) -> Shaped[np.ndarray, "h w c"]:
-    """Restores a photograph of any size."""
+
+class Grid(NamedTuple):
+    """Affine maps over brightness and place: (4) and (5)."""
+
+    slope: Float32[np.ndarray, "k h w c"]
+    offset: Float32[np.ndarray, "k h w c"]
+
+
+def restore_any_size(photo: Pixels, mask: Mask, network: Network, working_size: int, patch: int) -> Pixels:
+    """Restores a photograph; pixels where the mask is 0 come back bit for bit.
+
+    Memory beyond input and output is bounded, whatever the size.
+
+    Args:
+      photo: uint8 or uint16 sRGB, at least as large as a patch.
+      mask: soft mask aM.
+      network: images in [-1, 1] and masks in [0, 1], batches of one, to images; sides are multiples of `patch`.
+      working_size: square root of the area, in pixels, that the network sees.
+      patch: what sides must be multiples of.
+
+    Raises:
+      ValueError: if the pixels are neither uint8 nor uint16.
+    """
+    levels.full(photo.dtype)
     if not mask.any():
         return photo.copy()
-    raise NotImplementedError
+    if photo.shape[0] * photo.shape[1] <= (_DIRECT * working_size) ** 2:
+        return _restore_directly(photo, mask, network, patch)
+    return _restore_reduced(photo, mask, network, working_shape(photo.shape[:2], working_size, patch))
+
+
+def working_shape(size: tuple[int, int], working_size: int, patch: int) -> tuple[int, int]:
+    """Height and width of the reduction: of about the working area and the photograph's aspect, in whole patches.
+
+    Rounding to patches bends the aspect by a few percent, which the network does not mind; it also makes the shapes few, so
+    that a folder of photographs compiles a few times, not once each.
+    """
+    height, width = size
+    rows = max(1, round(working_size * (height / width) ** 0.5 / patch))
+    columns = max(1, round(working_size**2 / (rows * patch) / patch))
+    return rows * patch, columns * patch
+
+
+def padded_side(side: int, patch: int) -> int:
+    """The next side on a ladder of four rungs per octave, so that odd sizes compile a few times, not once each."""
+    cells = -(-side // patch)
+    rung = 1 << max(0, cells.bit_length() - 3)
+    return -(-cells // rung) * rung * patch
+
+
+def fit(small: Image, restored: Image) -> Grid:
+    """Equations (1) to (5): the affine maps that turn `small` into `restored`, both in linear light."""
+    change = restored - small
+    moments = np.concatenate([np.ones_like(small[..., :1]), small, change, small * small, small * change], -1)
+    shares = _shares(small)
+    slope: np.ndarray | None = None
+    for sigma in _WINDOWS:
+        pooled = _blur(moments, sigma)
+        by_level = np.stack([_blur(moments * share[..., None], sigma) for share in shares])
+        total = by_level + _BORROWED * pooled
+        mean_i, mean_d, mean_ii, mean_id = np.split(total[..., 1:] / total[..., :1], 4, -1)
+        e = (_RELATIVE * mean_i + _ABSOLUTE) ** 2
+        prior = 0 if slope is None else slope
+        slope = (mean_id - mean_i * mean_d + e * prior) / (np.maximum(mean_ii - mean_i**2, 0) + e)
+        slope = np.clip(slope, *_SLOPES)
+    return Grid(slope, mean_d - slope * mean_i)
+
+
+def _restore_directly(photo: Pixels, mask: Mask, network: Network, patch: int) -> Pixels:
+    height, width = mask.shape
+    pad = [(0, padded_side(side, patch) - side) for side in (height, width)]
+    signal = np.pad(levels.to_signal(levels.decode(photo)), [*pad, (0, 0)], mode="reflect")
+    seen_mask = np.pad(mask, pad, mode="reflect").astype(np.float32) / 255
+    restored = levels.from_signal(_finite(network(signal[None], seen_mask[None])[0, :height, :width]))
+    return _composite(photo, mask, mask.astype(np.float32), restored)
+
+
+def _restore_reduced(photo: Pixels, mask: Mask, network: Network, shape: tuple[int, int]) -> Pixels:
+    small, spread = _reduced(photo, shape), _spread(mask, shape)
+    grid = fit(small, levels.from_signal(_finite(network(levels.to_signal(small)[None], spread[None] / 255)[0])))
+    out = np.empty_like(photo)
+    for rows in _strips(photo.shape):
+        linear = levels.decode(photo[rows])
+        around = _interpolated(spread[..., None], rows, photo.shape)[..., 0]
+        restored = linear + _sliced(grid, linear, rows, photo.shape)
+        out[rows] = _composite(photo[rows], mask[rows], around, restored)
+    return out
+
+
+def _sliced(grid: Grid, linear: Image, rows: slice, shape: tuple[int, ...]) -> Image:
+    """The sum in (6), for a strip."""
+    change = np.zeros_like(linear)
+    for share, slope, offset in zip(_shares(linear), *grid, strict=True):
+        if share.any():
+            maps = _interpolated(np.concatenate([slope, offset], -1), rows, shape)
+            change += share[..., None] * (maps[..., :3] * linear + maps[..., 3:])
+    return change
+
+
+def _composite(photo: Pixels, mask: Mask, around: Float32[np.ndarray, "h w"], restored: Image) -> Pixels:
+    """Equation (7); `around` is the mask that the network saw, in [0, 255]."""
+    gate = np.minimum(mask / np.maximum(around, np.float32(255 * _FAINT)), 1)[..., None]
+    linear = levels.decode(photo)
+    mixed = levels.encode(linear + gate * (restored - linear), photo.dtype)
+    return np.where(mask[..., None] == 0, photo, mixed)
+
+
+def _reduced(photo: Pixels, shape: tuple[int, int]) -> Image:
+    """Means over areas, in linear light; along rows first, strip by strip, so that little is in memory at once."""
+    narrow = [_resized(levels.decode(photo[rows]), (rows.stop - rows.start, shape[1])) for rows in _strips(photo.shape)]
+    return _resized(np.concatenate(narrow), shape)
+
+
+def _resized(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    return cv2.resize(image, shape[::-1], interpolation=cv2.INTER_AREA)
+
+
+def _spread(mask: Mask, shape: tuple[int, int]) -> Float32[np.ndarray, "h w"]:
+    """The largest mask value within reach of a window, reduced and softened; in [0, 255]."""
+    reach = 2 * _WINDOWS[-1]
+    height, width = (2 * round((reach + 1) * full / small) + 1 for full, small in zip(mask.shape, shape, strict=True))
+    widest = cv2.dilate(mask, np.ones((height, width), np.uint8))
+    small = cv2.resize(widest, shape[::-1], interpolation=cv2.INTER_NEAREST)
+    return cv2.GaussianBlur(small.astype(np.float32), (0, 0), reach / 4)
+
+
+def _shares(linear: Image) -> list[Float32[np.ndarray, "h w"]]:
+    """Equation (2), for each level."""
+    brightness = np.sqrt(np.clip(light.luminance(linear), 0, 1)) * (_BINS - 1)
+    return [np.maximum(1 - np.abs(brightness - level), 0) for level in range(_BINS)]
+
+
+def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Two box means, whose cost does not grow with their width; of standard deviation sigma together."""
+    side = 2 * round((np.sqrt(6 * sigma**2 + 1) - 1) / 2) + 1
+    once = cv2.blur(image, (side, side), borderType=cv2.BORDER_REPLICATE)
+    return cv2.blur(once, (side, side), borderType=cv2.BORDER_REPLICATE)
+
+
+def _strips(shape: tuple[int, ...]) -> Iterator[slice]:
+    height = max(1, _STRIP // shape[1])
+    for start in range(0, shape[0], height):
+        yield slice(start, min(start + height, shape[0]))
+
+
+def _interpolated(maps: np.ndarray, rows: slice, shape: tuple[int, ...]) -> np.ndarray:
+    """Bilinear interpolation of small maps [h w c] at the pixels of a strip of a photograph of `shape`."""
+    centres = (np.arange(rows.start, rows.stop, dtype=np.float32) + 0.5) * maps.shape[0] / shape[0] - 0.5
+    above = np.clip(np.floor(centres), 0, maps.shape[0] - 1).astype(int)
+    below = np.minimum(above + 1, maps.shape[0] - 1)
+    part = np.clip(centres - above, 0, 1)[:, None, None].astype(np.float32)
+    tall = maps[above] * (1 - part) + maps[below] * part
+    wide = cv2.resize(tall, (shape[1], len(tall)), interpolation=cv2.INTER_LINEAR)
+    return wide.reshape(len(tall), shape[1], -1)
+
+
+def _finite(signal: np.ndarray) -> np.ndarray:
+    if not np.isfinite(signal).all():
+        raise ValueError("the network returned numbers that are not finite: train again, or take an older checkpoint")
+    return signal

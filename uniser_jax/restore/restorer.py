@@ -1,10 +1,11 @@
 """One call from a trained run to a restored photograph.
 
-    restorer = Restorer.from_checkpoint("runs/tiny")
-    restored = restorer(photo, task="haze", strength=0.7)
+restorer = Restorer.from_checkpoint("runs/tiny")
+restored = restorer(photo, task="haze", strength=0.7)
 """
 
 import functools
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, Self
@@ -76,7 +77,7 @@ class Restorer:
         if not has_checkpoint(run):
             raise RestoreError(f"{run}: no checkpoint here; name a run folder that `uniser train` has written")
         with Checkpoints(run) as checkpoints:
-            config = schema.from_record(checkpoints.record()["config"])
+            config = schema.from_json(json.dumps(checkpoints.record()["config"]))
             network = build_network(config.model)
             params = checkpoints.weights(network.shapes, ema)
         flow = schema.build(Flow, config.flow)

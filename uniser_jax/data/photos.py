@@ -1,0 +1,325 @@
+"""Clean photographs by index: a folder, TFDS, ArrayRecord, or the samples that scikit-image ships.
+
+Whatever lies in a file becomes upright 8-bit RGB in sRGB. Files that are empty, unreadable or tiny are skipped with one
+warning that names them. One that fails only when it is decoded is replaced by the next good one, always the same, so a
+stream of examples stays a pure function of its index.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import io
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+_MAX_PIXELS = 200_000_000  # more is a decompression bomb, not a photograph
+# Those of scikit-image's data folder that are photographs and lie in its wheel.
+_SAMPLES = (
+    "astronaut.png",
+    "camera.png",
+    "chelsea.png",
+    "coffee.png",
+    "coins.png",
+    "grass.png",
+    "gravel.png",
+    "motorcycle_left.png",
+    "rocket.jpg",
+)
+
+Pixels = UInt8[np.ndarray, "h w c"]
+
+
+class Photos(Protocol):
+    """Random access to photographs."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Pixels: ...
+
+    def name(self, index: int) -> str:
+        """A stable name, for splits and messages."""
+        ...
+
+
+def open_photos(spec: str, min_side: int = 64) -> Photos:
+    """Opens photographs.
+
+    Args:
+      spec: `samples`, a folder (searched recursively), `tfds:NAME[:SPLIT[:KEY]]` or `array_record:GLOB`.
+      min_side: photographs with a shorter side in pixels are skipped.
+
+    Raises:
+      ValueError: if there is nothing there, or nothing usable.
+    """
+    kind, _, rest = spec.partition(":")
+    if spec == "samples":
+        return samples()
+    if kind == "tfds":
+        return _tfds(rest, min_side)
+    if kind == "array_record":
+        return _array_record(rest, min_side)
+    return folder(spec, min_side)
+
+
+def samples() -> Photos:
+    """scikit-image's photographs, read from its wheel; nothing is downloaded."""
+    found = importlib.util.find_spec("skimage")
+    if found is None or found.origin is None:
+        raise ValueError("the sample photographs need scikit-image: pip install scikit-image")
+    root = pathlib.Path(found.origin).parent / "data"
+    return Files(paths=tuple(str(root / name) for name in _SAMPLES), cached=True)
+
+
+def folder(path: str, min_side: int = 64) -> Photos:
+    """All photographs under a folder; headers are read now, pixels when asked for.
+
+    Raises:
+      ValueError: if the folder does not exist or holds no usable photograph.
+    """
+    root = pathlib.Path(path).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"no folder of photographs at {path!r}; give a folder, samples, tfds:NAME or array_record:GLOB")
+    files = sorted(str(file) for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
+    bad = {file: reason for file in files if (reason := _unusable(file, min_side))}
+    if bad:
+        _warn_skipped([f"{pathlib.Path(file).name} ({reason})" for file, reason in bad.items()])
+    good = tuple(file for file in files if file not in bad)
+    if not good:
+        raise ValueError(f"{path!r} holds no photograph of at least {min_side} px ({len(files)} files looked at)")
+    return Files(paths=good, min_side=min_side, skipped=len(bad))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Photographs that lie encoded in records; the base of all sources here.
+
+    Args:
+      min_side: shorter ones count as unusable.
+      skipped: how many were left out at opening.
+    """
+
+    min_side: int = 64
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        raise TypeError("a subclass knows its length")
+
+    def name(self, index: int) -> str:
+        """The index itself."""
+        return f"{index:09d}"
+
+    def read(self, index: int) -> bytes:
+        """The encoded image."""
+        raise TypeError("a subclass knows its records")
+
+    def __getitem__(self, index: int) -> Pixels:
+        """The photograph, or the next one that can be decoded.
+
+        Raises:
+          ValueError: if none can.
+        """
+        for offset in range(len(self)):
+            candidate = (index + offset) % len(self)
+            try:
+                pixels = decode(self.read(candidate))
+                if min(pixels.shape[:2]) >= self.min_side:
+                    return pixels
+                reason = f"{pixels.shape[1]} x {pixels.shape[0]} px"
+            except (OSError, ValueError, RuntimeError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            _warn_once(self.name(candidate), reason)
+        raise ValueError(f"none of {len(self)} photographs can be decoded")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Files(Encoded):
+    """Photographs in files.
+
+    Args:
+      min_side: see Encoded.
+      skipped: see Encoded.
+      paths: of the files.
+      cached: whether decoded photographs stay in memory; for a handful.
+    """
+
+    paths: tuple[str, ...]
+    cached: bool = False
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """The last two parts of the path."""
+        return "/".join(pathlib.Path(self.paths[index]).parts[-2:])
+
+    def read(self, index: int) -> bytes:
+        """The file."""
+        return pathlib.Path(self.paths[index]).read_bytes()
+
+    def __getitem__(self, index: int) -> Pixels:
+        """The photograph; see Encoded."""
+        return _cached(self, index) if self.cached else super().__getitem__(index)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Records(Encoded):
+    """Photographs in a random-access source whose elements are encoded bytes, or dicts that hold them.
+
+    Args:
+      min_side: see Encoded.
+      skipped: see Encoded.
+      source: of the elements.
+      key: of the image in an element, None where the element is the image.
+    """
+
+    source: Any
+    key: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, index: int) -> bytes:
+        """The encoded image of an element."""
+        element = self.source[index]
+        return element if self.key is None else element[self.key]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """Some photographs of a source, in a given order."""
+
+    photos: Photos
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Pixels:
+        return self.photos[self.indices[index]]
+
+    def name(self, index: int) -> str:
+        """As in the source."""
+        return self.photos.name(self.indices[index])
+
+
+def split(photos: Photos, holdout: float, part: str) -> Photos:
+    """One of two disjoint parts, chosen by a hash of the name, so that the order and location of files do not matter.
+
+    Args:
+      photos: at least two.
+      holdout: share in the part `holdout`; both parts get at least one.
+      part: `train` or `holdout`.
+
+    Raises:
+      ValueError: for an unknown part or a single photograph.
+    """
+    if part not in ("train", "holdout"):
+        raise ValueError(f"part {part!r}: expected train or holdout")
+    if len(photos) < 2:
+        raise ValueError("a single photograph cannot be split into training and held-out parts; give two or more")
+    ranked = sorted(range(len(photos)), key=lambda i: hashlib.sha256(photos.name(i).encode()).digest())
+    count = min(max(1, round(holdout * len(photos))), len(photos) - 1)
+    chosen = ranked[:count] if part == "holdout" else ranked[count:]
+    return Subset(photos, tuple(sorted(chosen)))
+
+
+def decode(data: bytes) -> Pixels:
+    """Decodes any image file to upright 8-bit RGB; the first frame of several, alpha dropped.
+
+    Raises:
+      OSError, ValueError: if the bytes are no readable image, or too large a one.
+    """
+    if not data:
+        raise ValueError("the file is empty")
+    with Image.open(io.BytesIO(data)) as image:
+        if image.width * image.height > _MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} px is more than {_MAX_PIXELS // 10**6} megapixels")
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+def to_rgb(image: Image.Image) -> Pixels:
+    """Any Pillow mode to 8-bit RGB; 16 bit is scaled, floating point in [0, 1] or [0, 255] too, NaN is black."""
+    if image.mode.startswith(("I", "F")):
+        values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
+        top = 65_535 if image.mode.startswith("I") else 1.0 if values.max(initial=0) <= 1 else 255
+        gray = np.round(np.clip(values / top, 0, 1) * 255).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, -1)
+    # A palette may hold transparency: RGBA first, so that its colours are resolved.
+    rgba = image.convert("RGBA") if image.mode == "P" else image
+    return np.asarray(rgba.convert("RGB"))
+
+
+def _tfds(rest: str, min_side: int) -> Photos:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise ValueError("tfds: photographs need tensorflow-datasets: pip install 'uniser-jax[tfds]'") from None
+    name, _, tail = rest.partition(":")
+    part, _, key = tail.partition(":")
+    key = key or "image"
+    try:
+        builder = tfds.builder(name)
+        if key not in builder.info.features:
+            raise ValueError(f"tfds:{name} has no feature {key!r}; it has {', '.join(builder.info.features)}")
+        # SkipDecoding: the encoded bytes go through our decoder, as all other files do.
+        source = builder.as_data_source(split=part or "train", decoders={key: tfds.decode.SkipDecoding()})
+    except (tfds.core.registered.DatasetNotFoundError, FileNotFoundError, NotImplementedError, KeyError) as error:
+        raise ValueError(f"tfds:{rest} cannot be read: {str(error).splitlines()[0]}; prepare it first") from None
+    return _usable(Records(min_side=min_side, source=source, key=key), f"tfds:{rest}")
+
+
+def _array_record(pattern: str, min_side: int) -> Photos:
+    import glob
+
+    import grain
+
+    paths = sorted(glob.glob(pattern))
+    if not paths:
+        raise ValueError(f"no ArrayRecord file matches {pattern!r}")
+    try:
+        source = grain.sources.ArrayRecordDataSource(paths)
+        return _usable(Records(min_side=min_side, source=source), f"array_record:{pattern}")
+    except RuntimeError as error:
+        raise ValueError(f"array_record:{pattern} cannot be read: {str(error) or 'truncated or corrupt'}") from None
+
+
+def _usable(photos: Records, spec: str) -> Photos:
+    if not len(photos):
+        raise ValueError(f"{spec} is empty")
+    return photos
+
+
+@functools.lru_cache(maxsize=64)
+def _cached(files: Files, index: int) -> Pixels:
+    return Encoded.__getitem__(files, index)
+
+
+def _unusable(path: str, min_side: int) -> str:
+    """Why a file's header rules it out; empty when it does not."""
+    try:
+        with Image.open(path) as image:
+            if min(image.size) < min_side:
+                return f"{image.width} x {image.height} px"
+            if image.width * image.height > _MAX_PIXELS:
+                return "too many pixels"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return "empty" if not pathlib.Path(path).stat().st_size else "not an image"
+    return ""
+
+
+def _warn_skipped(named: Sequence[str]) -> None:
+    more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+    logging.warning("skipped %d unusable photographs: %s%s", len(named), ", ".join(named[:5]), more)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _warn_once(name: str, reason: str) -> None:
+    logging.warning("photograph %s cannot be used (%s); the next one stands in", name, reason)

@@ -1,0 +1,117 @@
+"""The stream of training batches, a pure function of (seed, step).
+
+global index -> photograph, crop, recipe -> edit -> batch -> this process's rows. No iterator has a state worth saving: any
+step can be computed alone, on any number of processes and workers.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import UInt8
+
+from uniser_jax.data.photos import Photos
+from uniser_jax.effects import edit
+from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
+from uniser_jax.effects.layer import Scene
+from uniser_jax.types import Batch, Edit
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """An endless, random-access sequence of edits.
+
+    Args:
+      photos: where they come from; each epoch visits all, in a new order.
+      sampling: how edits are drawn.
+      size: side of an example in pixels.
+      seed: of everything.
+    """
+
+    photos: Photos
+    sampling: EditSampling
+    size: int
+    seed: int = 0
+
+    def __getitem__(self, index: int) -> Edit:
+        """The edit at a global index."""
+        scene, recipe = self.recipe(index)
+        return Rendering(scene, recipe).edit()
+
+    def recipe(self, index: int) -> tuple[Scene, Recipe]:
+        """What the edit at a global index is made of, for logs and replay."""
+        rng = np.random.default_rng((self.seed, index))
+        epoch, place = divmod(index, len(self.photos))
+        order = np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.photos))
+        photo = random_crop(rng, self.photos[int(order[place])], self.size)
+        other = random_crop(rng, self.photos[int(rng.integers(len(self.photos)))], self.size)
+        stops = float(rng.uniform(0, self.sampling.highlight_stops))
+        scene = edit.scene_from_photo(photo, other, stops)
+        return scene, edit.sample(rng, scene, self.sampling)
+
+    def fingerprint(self) -> str:
+        """A digest of what the stream depends on; equal on all hosts of a healthy run."""
+        names = "\n".join(self.photos.name(index) for index in range(len(self.photos)))
+        text = f"{names}\n{self.sampling}\n{self.size}\n{self.seed}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def random_crop(rng: np.random.Generator, photo: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "s s c"]:
+    """A part of the photograph, 35 to 100 % of its largest square by area, mirrored half of the time, size x size pixels.
+
+    Large parts, because haze and flare are recognised by the whole picture.
+    """
+    h, w = photo.shape[:2]
+    side = max(1, int(min(h, w) * np.sqrt(rng.uniform(0.35, 1))))
+    top, left = int(rng.integers(h - side + 1)), int(rng.integers(w - side + 1))
+    crop = photo[top : top + side, left : left + side]
+    if rng.random() < 0.5:
+        crop = crop[:, ::-1]
+    interpolation = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
+    return cv2.resize(np.ascontiguousarray(crop), (size, size), interpolation=interpolation)
+
+
+def batches(
+    examples: Examples,
+    batch_size: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    threads: int = 2,
+) -> Iterator[Batch]:
+    """This process's rows of the global batches from `start_step` on.
+
+    Args:
+      examples: the sequence; global batch k holds indices k * batch_size and on, rows in process order.
+      batch_size: of the global batch.
+      start_step: the first batch.
+      process_index: which rows.
+      process_count: of how many processes.
+      workers: processes that render; 0 renders in `threads` threads.
+      threads: per worker or in this process.
+
+    Raises:
+      ValueError: if the batch does not divide over the processes.
+    """
+    if batch_size % process_count:
+        raise ValueError(f"batch_size = {batch_size} does not divide over {process_count} processes")
+    rows = batch_size // process_count
+    # Batch first, then take every process_count-th: a stride over single examples would tie mixtures to hosts.
+    indices = grain.MapDataset.range(2**62).map(examples.__getitem__).batch(rows, batch_fn=stack)
+    mine = indices[start_step * process_count + process_index :: process_count]
+    stream = mine.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(stream)
+
+
+def stack(edits: list[Edit]) -> Batch:
+    """Edits to a batch."""
+    return Batch(*(np.stack(leaves) for leaves in zip(*edits, strict=True)))
