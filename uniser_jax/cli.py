@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from absl import logging
+
+from uniser_jax.metrics import log_to_terminal
 
 Command = Callable[[argparse.Namespace, list[str]], None]
 
@@ -19,8 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return train.main(argv[1:])
     arguments, rest = _parser().parse_known_args(argv)
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO if arguments.verbose else logging.WARNING)
+    log_to_terminal(arguments.verbose)
     try:
         arguments.command(arguments, rest)
     except (ValueError, OSError) as error:
@@ -51,17 +51,27 @@ def restore(arguments: argparse.Namespace, rest: list[str]) -> None:
 def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     """`uniser evaluate --checkpoint RUN [--pairs MANIFEST] --json PATH`."""
     _no_more(rest)
+    from uniser_jax.data.photos import open_photos, split
     from uniser_jax.evaluation import benchmarks, tables
     from uniser_jax.restore.restorer import Restorer
 
     restorer = Restorer.from_checkpoint(_run(arguments.checkpoint))
+    config = restorer.config
     if arguments.pairs:
         items = benchmarks.real_pairs(arguments.pairs)
     else:
-        items = held_out_edits(restorer.config, arguments.photos, arguments.count)
+        if arguments.photos:
+            photos = open_photos(arguments.photos, config.data.min_side)
+        else:
+            photos = split(open_photos(config.data.photos, config.data.min_side), config.data.holdout, "holdout")
+        count = arguments.count or config.evaluation.count
+        items = benchmarks.rendered_edits(photos, config.data.size, count, config.evaluation.seed)
     results = benchmarks.evaluate(restorer, items)
-    tables.write_all(results, arguments.json, arguments.markdown)
-    print(tables.to_markdown(results))
+    if arguments.json:
+        tables.write(arguments.json, tables.to_json(results))
+    if arguments.markdown:
+        tables.write(arguments.markdown, tables.to_markdown(results))
+    print(tables.to_markdown(results), end="")
 
 
 def preview(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -76,10 +86,6 @@ def preview(arguments: argparse.Namespace, rest: list[str]) -> None:
     sheet = gallery.contact_sheet([photos[int(index)] for index in chosen], arguments.seed)
     gallery.write_png(arguments.output, sheet)
     print(arguments.output)
-
-
-def held_out_edits(config, photos: str | None, count: int | None):  # noqa: ANN001
-    raise NotImplementedError
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ import os
 import pathlib
 import time
 from collections.abc import Mapping
+from logging import WARNING
 from typing import Any, Self
 
 import jax
@@ -110,6 +111,15 @@ def summary(totals: Mapping[str, Any], steps: int) -> dict[str, float]:
             if count
         }
     return scalars
+
+
+def log_to_terminal(verbose: bool = True) -> None:
+    """Shows this library's messages, and of others' only warnings."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO if verbose else logging.WARNING)
+    own = str(pathlib.Path(__file__).parent)
+    handler = logging.get_absl_handler()
+    handler.addFilter(lambda record: record.levelno >= WARNING or record.pathname.startswith(own))
 
 
 def duration(seconds: float) -> str:

@@ -23,7 +23,7 @@ from uniser_jax.checkpoint import Checkpoints
 from uniser_jax.data.photos import open_photos, split
 from uniser_jax.data.pipeline import Examples, batches
 from uniser_jax.effects.edit import EditSampling
-from uniser_jax.metrics import MetricsWriter, Progress
+from uniser_jax.metrics import MetricsWriter, Progress, log_to_terminal
 from uniser_jax.samples import SampleGrid
 from uniser_jax.step import build_network, init_state, make_step, state_shapes
 from uniser_jax.types import TrainState
@@ -104,8 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="configs/NAME.py, with arguments configs/pixel.py:size=b")
     parser.add_argument("--workdir", required=True, help="the run folder")
     known, overrides = parser.parse_known_args(argv)
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
+    log_to_terminal()
     try:
         train(schema.read(known.config, overrides), known.workdir)
     except ValueError as error:

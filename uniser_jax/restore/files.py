@@ -1,8 +1,8 @@
 """Photographs as files: read upright, written whole, with everything a photographer keeps in them.
 
-What comes back is the same file, only better: same format and quality, bit depth, EXIF, XMP, colour profile, resolution and
-alpha. Where no pixel has changed and the format stays, the bytes of the file are copied, since encoding a JPEG again would
-change pixels that nobody asked to change.
+What comes back is the same file, only better: same format and quality, bit depth, EXIF, XMP, colour profile, resolution
+and alpha. Where no pixel has changed and the format stays, the bytes of the file are copied, since encoding a JPEG again
+would change pixels that nobody asked to change.
 """
 
 import contextlib
@@ -10,10 +10,7 @@ import dataclasses
 import io
 import os
 import pathlib
-import re
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,7 +18,9 @@ import cv2
 import numpy as np
 from absl import logging
 from jaxtyping import Shaped, UInt8
-from PIL import Image, JpegImagePlugin
+from PIL import Image
+
+from uniser_jax.restore import metadata
 
 FORMATS = {
     ".jpg": "JPEG",
@@ -36,13 +35,8 @@ MAX_PIXELS = 200_000_000
 
 Path = str | os.PathLike[str]
 
-_ORIENTATION = 0x0112
 # EXIF's eight orientations: mirror left to right, then that many quarter turns counter-clockwise.
 _TURNS = {2: (True, 0), 3: (False, 2), 4: (True, 2), 5: (True, 1), 6: (False, 3), 7: (True, 3), 8: (False, 1)}
-# What of a TIFF's first directory is about the photograph, not about how its pixels are stored.
-_TIFF_KEPT = {270, 271, 272, 282, 283, 296, 305, 306, 315, 33432, 34665, 34853}
-# Of the settings, those that any format understands.
-_COMMON = {"dpi", "xmp"}
 
 
 class RestoreError(ValueError):
@@ -81,14 +75,14 @@ def read_photo(path: Path) -> Photo:
     source = _read_bytes(path)
     with _opened(path, source) as image:
         stored = _decode_16(source) if _bits(path, image, source) == 16 else _decode_8(image)
-        pixels, alpha = _split(_turned(stored, image.getexif().get(_ORIENTATION, 1)))
+        pixels, alpha = _split(_turned(stored, image.getexif().get(metadata.ORIENTATION, 1)))
         return Photo(
             pixels=pixels,
             alpha=alpha,
-            exif=upright(_exif(image)),
+            exif=metadata.exif_of(image),
             icc=image.info.get("icc_profile") or b"",
             format="JPEG" if image.format == "MPO" else str(image.format),
-            settings=_settings(image, source),
+            settings=metadata.settings_of(image, source),
             source=source,
         )
 
@@ -157,23 +151,6 @@ def read_mask(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
     return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
 
 
-def upright(exif: bytes) -> bytes:
-    """Raw EXIF with the orientation of the first picture reset to 1; no other byte changes (TIFF 6.0, section 2)."""
-    start = 6 if exif.startswith(b"Exif\0\0") else 0
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[start : start + 4])
-    if order is None:
-        return exif
-    patched = bytearray(exif)
-    with contextlib.suppress(struct.error):  # a damaged block is passed on as it came
-        entry = start + struct.unpack_from(order + "I", exif, start + 4)[0]
-        count = struct.unpack_from(order + "H", exif, entry)[0]
-        for offset in range(entry + 2, entry + 2 + 12 * count, 12):
-            tag, kind, length = struct.unpack_from(order + "HHI", exif, offset)
-            if (tag, kind, length) == (_ORIENTATION, 3, 1):
-                struct.pack_into(order + "H", patched, offset + 8, 1)
-    return bytes(patched)
-
-
 def _read_bytes(path: Path) -> bytes:
     try:
         source = pathlib.Path(path).read_bytes()
@@ -199,9 +176,7 @@ def _opened(path: Path, source: bytes) -> Iterator[Image.Image]:
     except Image.UnidentifiedImageError:
         raise RestoreError(f"{path}: not a photograph that can be read; expected JPEG, PNG, WebP or TIFF") from None
     except Exception as error:  # decoders raise anything, from SyntaxError to struct.error
-        raise RestoreError(
-            f"{path}: damaged or truncated ({str(error).splitlines()[0][:100] or type(error).__name__})"
-        ) from None
+        raise RestoreError(f"{path}: damaged or truncated ({_line(error)})") from None
 
 
 @contextlib.contextmanager
@@ -227,8 +202,9 @@ def _check(path: Path, image: Image.Image) -> None:
         )
     if image.mode in ("CMYK", "YCCK", "LAB", "HSV", "F", "I"):
         raise RestoreError(f"{path}: colour mode {image.mode} is not supported; convert it to RGB first")
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        raise RestoreError(f"{path}: holds {image.n_frames} pictures, expected one")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a phone's JPEG with a preview or depth map behind the photograph
+        raise RestoreError(f"{path}: holds {frames} pictures, expected one")
 
 
 def _bits(path: Path, image: Image.Image, source: bytes) -> int:
@@ -269,54 +245,23 @@ def _split(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     return np.ascontiguousarray(colours), np.ascontiguousarray(stored[..., -1])
 
 
-def _exif(image: Image.Image) -> bytes:
-    if image.format != "TIFF":
-        return image.info.get("exif") or b""
-    exif = image.getexif()
-    for tag in set(exif) - _TIFF_KEPT:
-        del exif[tag]
-    return exif.tobytes()
-
-
-def _settings(image: Image.Image, source: bytes) -> dict[str, Any]:
-    """What makes Pillow save in the format of `image` as it was saved before."""
-    settings: dict[str, Any] = {key: image.info[key] for key in _COMMON & set(image.info)}
-    if xmp := settings.pop("xmp", None):
-        xmp = xmp.encode() if isinstance(xmp, str) else xmp
-        settings["xmp"] = re.sub(rb"(tiff:Orientation(?:=\"|>))[2-8]", rb"\g<1>1", xmp)
-    if image.format in ("JPEG", "MPO"):
-        # The same tables and chroma sampling: no better and no worse than the photographer chose.
-        settings["qtables"] = image.quantization  # type: ignore[attr-defined]
-        settings["subsampling"] = JpegImagePlugin.get_sampling(image)  # type: ignore[arg-type]
-        settings["progressive"] = bool(image.info.get("progressive"))
-    elif image.format == "WEBP":
-        settings["lossless"] = source[12:16] == b"VP8L" or b"VP8L" in source[:4096]
-    elif image.format == "TIFF":
-        settings["compression"] = image.info.get("compression", "raw")
-    return settings
-
-
 def _encode(path: Path, photo: Photo, pixels: np.ndarray, format: str) -> bytes:
-    settings = {key: value for key, value in photo.settings.items() if format == photo.format or key in _COMMON}
+    settings = metadata.settings_for(format, photo.format, photo.settings)
     alpha = photo.alpha
     if format == "JPEG" and alpha is not None:
         logging.warning("%s: JPEG holds no alpha, dropped", path)
         alpha = None
+    if format != "PNG" and pixels.dtype == np.uint16:
+        logging.warning("%s: %s holds 8 bits, reduced from 16", path, format)
+        pixels, alpha = _to_8(pixels), None if alpha is None else _to_8(alpha)
     try:
         if format == "PNG":
-            return _with_chunks(_png(pixels, alpha), photo.exif, photo.icc, settings)
-        if pixels.dtype != np.uint8:
-            logging.warning("%s: %s holds 8 bits, reduced from 16", path, format)
-        if format != photo.format:
-            settings |= {"JPEG": {"quality": 95, "subsampling": 0}, "TIFF": {"compression": "tiff_lzw"}}.get(format, {})
-        if format == "WEBP":
-            settings.setdefault("lossless", False)
-            settings["quality"] = 95
+            return metadata.with_chunks(_png(pixels, alpha), photo.exif, photo.icc, photo.settings)
         buffer = io.BytesIO()
-        image = Image.fromarray(_joined(_to_8(pixels), None if alpha is None else _to_8(alpha)))
+        image = Image.fromarray(_joined(pixels, alpha))
         image.save(buffer, format, exif=photo.exif, icc_profile=photo.icc or None, **settings)
     except (OSError, ValueError, cv2.error) as error:
-        raise RestoreError(f"{path}: cannot be written as {format} ({str(error).splitlines()[0]})") from None
+        raise RestoreError(f"{path}: cannot be written as {format} ({_line(error)})") from None
     return buffer.getvalue()
 
 
@@ -325,30 +270,15 @@ def _joined(pixels: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
 
 
 def _png(pixels: np.ndarray, alpha: np.ndarray | None) -> bytes:
-    """Encodes 8 or 16 bits without metadata; OpenCV, because Pillow has no 16-bit RGB."""
+    if pixels.dtype == np.uint8:
+        buffer = io.BytesIO()
+        Image.fromarray(_joined(pixels, alpha)).save(buffer, "PNG")
+        return buffer.getvalue()
     if pixels.ndim == 2 and alpha is not None:
-        pixels = np.dstack([pixels] * 3)
+        pixels = np.stack([pixels] * 3, -1)
     if pixels.ndim == 3:
         pixels = pixels[..., ::-1]
-    _, encoded = cv2.imencode(".png", np.ascontiguousarray(_joined(pixels, alpha)))
-    return encoded.tobytes()
-
-
-def _with_chunks(png: bytes, exif: bytes, icc: bytes, settings: Mapping[str, Any]) -> bytes:
-    """Inserts metadata after the header (PNG, third edition, section 11.3)."""
-    chunks = []
-    if icc:
-        chunks.append(b"iCCP" + b"ICC profile\0\0" + zlib.compress(icc))
-    if "dpi" in settings:
-        per_metre = (round(float(value) / 0.0254) for value in settings["dpi"])
-        chunks.append(b"pHYs" + struct.pack(">IIB", *per_metre, 1))
-    if exif:
-        chunks.append(b"eXIf" + exif.removeprefix(b"Exif\0\0"))
-    if "xmp" in settings:
-        chunks.append(b"iTXt" + b"XML:com.adobe.xmp\0\0\0\0\0" + settings["xmp"])
-    framed = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
-    header = 8 + 25  # signature, IHDR
-    return png[:header] + b"".join(framed) + png[header:]
+    return cv2.imencode(".png", np.ascontiguousarray(_joined(pixels, alpha)))[1].tobytes()
 
 
 def _to_8(levels: np.ndarray) -> UInt8[np.ndarray, "..."]:
@@ -356,7 +286,7 @@ def _to_8(levels: np.ndarray) -> UInt8[np.ndarray, "..."]:
 
 
 def _write_whole(path: pathlib.Path, data: bytes) -> None:
-    """Writes beside the target and moves it there in one step, so that an interrupted run never leaves half a photograph."""
+    """Writes beside the target and moves it there in one step: an interrupted run leaves no half photograph."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("xb") as file:
@@ -366,3 +296,7 @@ def _write_whole(path: pathlib.Path, data: bytes) -> None:
         raise RestoreError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:100]

@@ -1,28 +1,28 @@
 """Photographs of any size from a network that works at one size: no tiles, no seams, every pixel of detail kept.
 
-Soft effects are affine layers in linear light, and so is their removal; its coefficients vary slowly, or change where the
-brightness changes (the edge of a shadow). So a large photograph is restored small, and what happened there is carried over as
-local affine maps. These live in a bilateral grid, over place and brightness (Chen et al. 2016, "Bilateral guided
-upsampling"), and are fitted by ridge regression in windows (He et al. 2013, "Guided image filtering"). For the photograph I
-and its reduction i, restored by the network to o, all in linear light, per colour channel:
+Soft effects are affine layers in linear light, and so is their removal; its coefficients vary slowly, or change where
+the brightness changes, as at the edge of a shadow. So a large photograph is restored small, and what happened there is
+carried over by local affine maps. They live in a bilateral grid, over place and brightness (Chen et al. 2016,
+"Bilateral guided upsampling"), and are fitted by ridge regression in windows (He et al. 2013, "Guided image
+filtering"). For the photograph I and its reduction i, which the network restores to o, in linear light, per channel:
 
-  (1) d = o - i                                                   the change, seen small
-  (2) y = sqrt(luminance),  w_k = max(0, 1 - |(K - 1) y - k|)     brightness, and the share of level k of K in a pixel
-  (3) E_k[f] = blur(w_k f) / blur(w_k)                            windowed means, for each level; empty levels borrow
-  (4) a_k = (E[i d] - E[i] E[d] + e a'_k) / (E[i^2] - E[i]^2 + e)   slope; a' is that of a wider window, 0 for the widest
-  (5) b_k = E[d] - a_k E[i]                                       offset
-  (6) O = I + sum_k W_k (a_k I + b_k)                             with (a, b) interpolated, W from (2) of the full photograph
+  (1) d = o - i                                                the change, seen small
+  (2) w_k = max(0, 1 - |(K - 1) sqrt(luminance of i) - k|)     the share of a pixel in brightness level k = 0 .. K - 1
+  (3) E_k[f] = mean(w_k f + u f) / mean(w_k + u)               over a window; u lends to levels without pixels there
+  (4) a_k = (E[id] - E[i] E[d] + e a'_k) / (E[ii] - E[i]^2 + e)     slope; a' is that of a wider window, or 0
+  (5) b_k = E[d] - a_k E[i]                                    offset
+  (6) O = I + sum_k W_k (a_k I + b_k)                          a, b interpolated; W is w of the photograph itself
 
-With e > 0, where the reduction is flat, detail that it cannot show is treated as in the surroundings. A network that changes
-nothing gives d = 0, hence O = I. The mask the network sees is spread by the width of the window; the result is
+Where the reduction is flat, e > 0 treats detail too fine for it as the surroundings are treated. A network that changes
+nothing gives d = 0, hence O = I. The mask that the network sees is spread by the width of a window; the result is
 
-  (7) out = I + g (O - I),  g = aM / max(spread aM, 1/16)
+  (7) out = I + g (O - I),   g = aM / max(spread aM, 1/16)
 
-so that an edge in the mask stays as sharp as it was drawn, g = 0 exactly where aM = 0, and g = 1 where the mask is even.
+so the edge of a mask stays as sharp as it was drawn, g = 0 exactly where aM = 0, and g = 1 where the mask is even.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -38,9 +38,9 @@ Network = Callable[[Float32[np.ndarray, "b h w c"], Float32[np.ndarray, "b h w"]
 
 _DIRECT = 1.25  # times the working size: up to here the network sees the photograph as it is
 _BINS = 8  # K in (2)
-_WINDOWS = (16.0, 6.0, 2.0)  # standard deviations in pixels of the reduction, widest first
-_BORROWED = 1e-3  # weight of all levels together where a level has no pixels of its own
-_RELATIVE, _ABSOLUTE = 0.02, 0.002  # sqrt(e) in (4), of the mean and of white
+_WINDOWS = (16, 6, 2)  # half sides of the boxes of (3), averaged twice, in pixels of the reduction; widest first
+_LENT = 1e-3  # u in (3)
+_RELATIVE, _ABSOLUTE = 0.01, 0.0005  # sqrt(e) in (4): of the mean, plus of white
 _SLOPES = (-1.0, 7.0)  # of (4): nothing is inverted, nothing amplified more than eightfold
 _FAINT = 1 / 16  # in (7): below this aM fades out evenly, whatever the network makes of it
 _STRIP = 2**20  # pixels of the photograph handled at a time
@@ -79,8 +79,8 @@ def restore_any_size(photo: Pixels, mask: Mask, network: Network, working_size: 
 def working_shape(size: tuple[int, int], working_size: int, patch: int) -> tuple[int, int]:
     """Height and width of the reduction: of about the working area and the photograph's aspect, in whole patches.
 
-    Rounding to patches bends the aspect by a few percent, which the network does not mind; it also makes the shapes few, so
-    that a folder of photographs compiles a few times, not once each.
+    Rounding to patches bends the aspect by a few percent, which the network does not mind; it also makes the shapes
+    few, so that a folder of photographs compiles a few times, not once each.
     """
     height, width = size
     rows = max(1, round(working_size * (height / width) ** 0.5 / patch))
@@ -99,18 +99,21 @@ def fit(small: Image, restored: Image) -> Grid:
     """Equations (1) to (5): the affine maps that turn `small` into `restored`, both in linear light."""
     change = restored - small
     moments = np.concatenate([np.ones_like(small[..., :1]), small, change, small * small, small * change], -1)
-    shares = _shares(small)
-    slope: np.ndarray | None = None
-    for sigma in _WINDOWS:
-        pooled = _blur(moments, sigma)
-        by_level = np.stack([_blur(moments * share[..., None], sigma) for share in shares])
-        total = by_level + _BORROWED * pooled
-        mean_i, mean_d, mean_ii, mean_id = np.split(total[..., 1:] / total[..., :1], 4, -1)
+    lent = [_LENT * _mean(moments, window) for window in _WINDOWS]
+    fitted = [_fit_level(moments * share[..., None], lent) for share in _shares(small)]
+    return Grid(*(np.stack(maps) for maps in zip(*fitted, strict=True)))
+
+
+def _fit_level(moments: np.ndarray, lent: list[np.ndarray]) -> tuple[Image, Image]:
+    """Slope and offset of one level, (3) to (5), from its share of the moments (1, i, d, ii, id)."""
+    slope: Any = np.float32(0)
+    for window, lent_moments in zip(_WINDOWS, lent, strict=True):
+        summed = _mean(moments, window) + lent_moments
+        mean_i, mean_d, mean_ii, mean_id = np.split(summed[..., 1:] / summed[..., :1], 4, -1)
         e = (_RELATIVE * mean_i + _ABSOLUTE) ** 2
-        prior = 0 if slope is None else slope
-        slope = (mean_id - mean_i * mean_d + e * prior) / (np.maximum(mean_ii - mean_i**2, 0) + e)
+        slope = (mean_id - mean_i * mean_d + e * slope) / (np.maximum(mean_ii - mean_i**2, 0) + e)
         slope = np.clip(slope, *_SLOPES)
-    return Grid(slope, mean_d - slope * mean_i)
+    return slope, mean_d - slope * mean_i
 
 
 def _restore_directly(photo: Pixels, mask: Mask, network: Network, patch: int) -> Pixels:
@@ -177,11 +180,10 @@ def _shares(linear: Image) -> list[Float32[np.ndarray, "h w"]]:
     return [np.maximum(1 - np.abs(brightness - level), 0) for level in range(_BINS)]
 
 
-def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Two box means, whose cost does not grow with their width; of standard deviation sigma together."""
-    side = 2 * round((np.sqrt(6 * sigma**2 + 1) - 1) / 2) + 1
-    once = cv2.blur(image, (side, side), borderType=cv2.BORDER_REPLICATE)
-    return cv2.blur(once, (side, side), borderType=cv2.BORDER_REPLICATE)
+def _mean(image: np.ndarray, half: int) -> np.ndarray:
+    """Two box means, whose cost does not grow with their width."""
+    side = (2 * half + 1, 2 * half + 1)
+    return cv2.blur(cv2.blur(image, side, borderType=cv2.BORDER_REPLICATE), side, borderType=cv2.BORDER_REPLICATE)
 
 
 def _strips(shape: tuple[int, ...]) -> Iterator[slice]:

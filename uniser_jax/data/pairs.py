@@ -1,0 +1,90 @@
+"""Real pairs: a degraded photograph and the same view without the effect, listed in a manifest."""
+
+import csv
+import pathlib
+from typing import NamedTuple
+
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from uniser_jax.data import photos
+
+_COLUMNS = ("effect", "set", "id", "kind", "input", "gt")
+
+
+class Entry(NamedTuple):
+    """One row of a manifest that names a pair."""
+
+    effect: str
+    set: str
+    id: str
+    kind: str
+    input: pathlib.Path
+    target: pathlib.Path
+    mask: pathlib.Path | None  # where the effect was removed in the target; None is everywhere
+
+
+class RealPair(NamedTuple):
+    """A pair's pixels, of equal size."""
+
+    input: UInt8[ndarray, "h w c"]
+    target: UInt8[ndarray, "h w c"]
+    mask: UInt8[ndarray, "h w"] | None
+
+
+def read_manifest(path: str | pathlib.Path, kinds: tuple[str, ...] = ("real_pair",)) -> list[Entry]:
+    """Reads the rows of a manifest that have a ground truth.
+
+    Args:
+      path: a CSV file with the columns effect, set, id, kind, input, gt and optionally mask; files are relative to it.
+      kinds: beginnings of the kinds to keep.
+
+    Raises:
+      ValueError: for a missing file or column, a row without one of its files, or a file outside the manifest's folder.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ValueError(f"no manifest at {str(path)!r}; expected a CSV file with the columns {', '.join(_COLUMNS)}")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        missing = [column for column in _COLUMNS if column not in (rows.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{path}: no column {missing[0]!r}; expected {', '.join(_COLUMNS)}")
+        return [
+            _entry(path, number, row)
+            for number, row in enumerate(rows, 2)
+            if row["gt"] and (row["kind"] or "").startswith(kinds)
+        ]
+
+
+def load(entry: Entry) -> RealPair:
+    """Decodes a pair.
+
+    Raises:
+      ValueError: if a file cannot be decoded, or sizes differ.
+    """
+    files = (entry.input, entry.target, *([entry.mask] if entry.mask else []))
+    decoded = []
+    for file in files:
+        try:
+            decoded.append(photos.decode(file.read_bytes()))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{file}: {str(error).splitlines()[0]}") from None
+    sizes = {image.shape[:2] for image in decoded}
+    if len(sizes) > 1:
+        raise ValueError(f"{entry.set}/{entry.id}: sizes differ, {' and '.join(map(str, sorted(sizes)))}")
+    return RealPair(decoded[0], decoded[1], decoded[2][..., 0] if entry.mask else None)
+
+
+def _entry(manifest: pathlib.Path, number: int, row: dict[str, str]) -> Entry:
+    root = manifest.parent.resolve()
+    files = []
+    for column in ("input", "gt", "mask"):
+        name = row.get(column) or ""
+        file = (root / name).resolve()
+        if name and not file.is_relative_to(root):
+            raise ValueError(f"{manifest}:{number}: {column} {name!r} lies outside the manifest's folder")
+        if column != "mask" and not (name and file.is_file()):
+            raise ValueError(f"{manifest}:{number}: {column} {name!r} is not a file")
+        files.append(file if name else None)
+    return Entry(row["effect"], row["set"], row["id"], row["kind"], files[0], files[1], files[2])  # type: ignore[arg-type]

@@ -1,0 +1,109 @@
+"""What a model is measured on: held-out renderings with frozen seeds, and real pairs."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+
+from uniser_jax.data import pairs
+from uniser_jax.data.photos import Photos
+from uniser_jax.data.pipeline import random_crop
+from uniser_jax.effects import edit
+from uniser_jax.effects.edit import EditSampling, Rendering
+from uniser_jax.effects.mixture import Mixture
+from uniser_jax.evaluation.metrics import psnr, ssim
+from uniser_jax.types import EFFECTS
+
+Image = UInt8[np.ndarray, "h w c"]
+# (photograph, task, soft mask or None) -> restored photograph
+Restore = Callable[[Image, str, UInt8[np.ndarray, "h w"] | None], Image]
+
+
+class Item(NamedTuple):
+    """One question with its answer."""
+
+    effect: str  # the row of the table it counts for
+    name: str
+    task: str
+    input: Image
+    target: Image
+    mask: UInt8[np.ndarray, "h w"] | None
+
+
+@dataclasses.dataclass
+class Scores:
+    """Sums over the items of one effect."""
+
+    psnr_input: float = 0.0
+    psnr_restored: float = 0.0
+    ssim_input: float = 0.0
+    ssim_restored: float = 0.0
+    count: int = 0
+
+    def add(self, item: Item, restored: Image) -> None:
+        """Counts one item."""
+        self.psnr_input += psnr(item.target, item.input)
+        self.psnr_restored += psnr(item.target, restored)
+        self.ssim_input += ssim(item.target, item.input)
+        self.ssim_restored += ssim(item.target, restored)
+        self.count += 1
+
+    def mean(self) -> dict[str, float]:
+        """The means, and the count."""
+        sums = dataclasses.asdict(self)
+        return {key: value if key == "count" else value / self.count for key, value in sums.items()}
+
+
+def rendered_edits(photos: Photos, size: int, count: int, seed: int) -> Iterator[Item]:
+    """Edits of photographs, the same for the same seed: each effect alone, then mixtures of two to four.
+
+    The whole effect is to be removed, everywhere; a single one is asked for by name, occlusions and mixtures generically.
+
+    Args:
+      photos: to render on.
+      size: side in pixels.
+      count: of edits per effect.
+      seed: of everything.
+    """
+    sampling = EditSampling(mixture=Mixture(strength_min=0.5))
+    for row, effect in enumerate((*EFFECTS, "mixture")):
+        for index in range(count):
+            rng = np.random.default_rng((seed, row, index))
+            photo, other = (random_crop(rng, photos[(index + k) % len(photos)], size) for k in (0, 1))
+            scene = edit.scene_from_photo(photo, other, sampling.highlight_stops)
+            several = sorted(rng.choice(4, int(rng.integers(2, 5)), replace=False))
+            names = tuple(EFFECTS[k] for k in several) if effect == "mixture" else (effect,)
+            task = "remove effects" if effect == "mixture" else edit.task_of("remove", effect)
+            recipe = edit.sample(rng, scene, sampling, effects=names, task=task)
+            mask = np.full((size, size), 255, np.uint8)
+            degraded, clean = Rendering(scene, recipe).pair(task, mask)
+            yield Item(effect, f"{effect}_{index:04d}", task, degraded, clean, None)
+
+
+def real_pairs(manifest: str | pathlib.Path) -> Iterator[Item]:
+    """The pairs of a manifest, asked for by name, inside the mask where there is one."""
+    for entry in pairs.read_manifest(manifest):
+        if entry.effect in EFFECTS:
+            pair = pairs.load(entry)
+            task = edit.task_of("remove", entry.effect)
+            yield Item(entry.effect, f"{entry.set}/{entry.id}", task, pair.input, pair.target, pair.mask)
+
+
+def evaluate(restore: Restore, items: Iterable[Item]) -> dict[str, Scores]:
+    """Restores and scores items one by one; the result's keys are the effects in order of appearance.
+
+    Raises:
+      ValueError: if there is no item.
+    """
+    results: dict[str, Scores] = {}
+    for number, item in enumerate(items, 1):
+        restored = restore(item.input, item.task, item.mask)
+        results.setdefault(item.effect, Scores()).add(item, restored)
+        logging.log_every_n_seconds(logging.INFO, "evaluated %d photographs, now %s", 10, number, item.name)
+    if not results:
+        raise ValueError("nothing to evaluate: the source holds no pair with a known effect")
+    return results
