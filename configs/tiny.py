@@ -19,19 +19,23 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.sample_every = 500
 
     config.model.preset = "tiny"
-    config.model.patch = 8
+    config.model.patch = 12  # detail comes from the photograph, by local affine maps (restore.direct)
     config.model.compute_dtype = "float32"
-    config.model.remat = "dots"
 
-    config.flow.times.share_at_one = 0.8  # a single step must restore after minutes of training
+    config.flow.times.share_at_one = 0.9  # a single step must restore after minutes of training
+    config.flow.t_min = 0.3
 
-    config.optim.lr = 1e-3
+    config.optim.lr = 2e-3
     config.optim.warmup_steps = 100
     config.optim.ema = 0.99
 
     config.data.photos = args.photos
     config.data.size = args.image
     config.data.holdout = 0.25
+    config.data.colour = 1.0  # a dozen photographs must stand for all others
+    config.data.smallest = 0.15
+
+    config.restore.direct = 0.0
 
     config.checkpoint.every = 250
     return config

@@ -57,6 +57,8 @@ def defaults() -> ConfigDict:
     config.data.holdout = 0.1  # share of photographs never trained on
     config.data.min_side = 64  # smaller photographs are skipped
     config.data.size = 256  # side of a training crop in pixels
+    config.data.colour = 0.2  # how much exposure, white balance, hue and saturation of photographs vary, 0 to 1
+    config.data.smallest = 0.35  # part of a photograph's largest square that an example shows, at least
     config.data.workers = 0  # processes; 0 renders in threads
     config.data.threads = 2
 
@@ -73,6 +75,7 @@ def defaults() -> ConfigDict:
     config.restore = ConfigDict()
     config.restore.steps = 1  # Euler steps
     config.restore.working_size = 0  # the network's side in pixels for photographs of any size; 0: data.size
+    config.restore.direct = 1.25  # times working_size: up to here pixels come from the network, above by affine maps
     return config.lock()
 
 

@@ -63,6 +63,7 @@ def state_shapes(network: Network, optimizer: optax.GradientTransformation, mesh
         jax.eval_shape(optimizer.init, network.shapes),
         shardings,
         transform_non_params=lambda leaf: _with_sharding(leaf, replicated),
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
     return TrainState(step, params, params, opt_state)
@@ -159,5 +160,7 @@ def mask_of(batch: Batch) -> Float32[Any, "b h w"]:
     return batch.mask.astype(jnp.float32) / 255
 
 
-def _with_sharding(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+def _with_sharding(leaf: Any, sharding: Any) -> Any:
+    if isinstance(leaf, optax.MaskedNode):  # a parameter that this part of the optimizer leaves to another
+        return leaf
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -91,10 +91,10 @@ def open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
     """The training and the held-out stream of a config; they share no photograph."""
     photos = open_photos(config.data.photos, config.data.min_side)
     sampling = schema.build(EditSampling, config.edit)
-    training, held_out = (
-        Examples(split(photos, config.data.holdout, part), sampling, config.data.size, seed)
-        for part, seed in (("train", config.seed), ("holdout", config.evaluation.seed))
-    )
+    parts = [split(photos, config.data.holdout, part) for part in ("train", "holdout")]
+    data = config.data
+    training = Examples(parts[0], sampling, data.size, config.seed, data.colour, data.smallest)
+    held_out = Examples(parts[1], sampling, data.size, config.evaluation.seed)
     return training, held_out
 
 

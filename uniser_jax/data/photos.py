@@ -24,8 +24,10 @@ _MAX_PIXELS = 200_000_000  # more is a decompression bomb, not a photograph
 # Those of scikit-image's data folder that are photographs and lie in its wheel.
 _SAMPLES = (
     "astronaut.png",
+    "brick.png",
     "camera.png",
     "chelsea.png",
+    "clock_motion.png",
     "coffee.png",
     "coins.png",
     "grass.png",

@@ -15,7 +15,7 @@ from absl import flags
 from jaxtyping import UInt8
 
 from uniser_jax.data.photos import Photos
-from uniser_jax.effects import edit
+from uniser_jax.effects import edit, light
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.layer import Scene
 from uniser_jax.types import Batch, Edit
@@ -30,12 +30,16 @@ class Examples:
       sampling: how edits are drawn.
       size: side of an example in pixels.
       seed: of everything.
+      colour: how much exposure, white balance, hue and saturation of a photograph vary from visit to visit; 0 to 1.
+      smallest: part of a photograph that an example shows, see `random_crop`.
     """
 
     photos: Photos
     sampling: EditSampling
     size: int
     seed: int = 0
+    colour: float = 0.0
+    smallest: float = 0.35
 
     def __getitem__(self, index: int) -> Edit:
         """The edit at a global index."""
@@ -47,32 +51,58 @@ class Examples:
         rng = np.random.default_rng((self.seed, index))
         epoch, place = divmod(index, len(self.photos))
         order = np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.photos))
-        photo = random_crop(rng, self.photos[int(order[place])], self.size)
-        other = random_crop(rng, self.photos[int(rng.integers(len(self.photos)))], self.size)
         stops = float(rng.uniform(0, self.sampling.highlight_stops))
-        scene = edit.scene_from_photo(photo, other, stops)
-        return scene, edit.sample(rng, scene, self.sampling)
+        scene = edit.scene_from_photo(self._view(rng, int(order[place])), stops=stops)
+        recipe = edit.sample(rng, scene, self.sampling)
+        if any(name == "reflection" for name, _ in recipe.effects):  # only a window needs a second photograph
+            other = self._view(rng, int(rng.integers(len(self.photos))))
+            scene = scene._replace(other=edit.scene_from_photo(other, stops=stops).radiance)
+        return scene, recipe
+
+    def _view(self, rng: np.random.Generator, index: int) -> UInt8[np.ndarray, "h w c"]:
+        return vary_colour(rng, random_crop(rng, self.photos[index], self.size, self.smallest), self.colour)
 
     def fingerprint(self) -> str:
         """A digest of what the stream depends on; equal on all hosts of a healthy run."""
         names = "\n".join(self.photos.name(index) for index in range(len(self.photos)))
-        text = f"{names}\n{self.sampling}\n{self.size}\n{self.seed}"
+        text = f"{names}\n{self.sampling}\n{self.size}\n{self.seed}\n{self.colour}\n{self.smallest}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def random_crop(rng: np.random.Generator, photo: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "s s c"]:
-    """A part of the photograph, 35 to 100 % of its largest square by area, mirrored half of the time, size x size pixels.
+def random_crop(
+    rng: np.random.Generator, photo: UInt8[np.ndarray, "h w c"], size: int, smallest: float = 0.35
+) -> UInt8[np.ndarray, "s s c"]:
+    """A square part of the photograph, mirrored half of the time, scaled to size x size pixels.
 
-    Large parts, because haze and flare are recognised by the whole picture.
+    Args:
+      rng: source of place and size.
+      photo: to crop.
+      size: side of the result in pixels.
+      smallest: area of a part, at least, as a share of the largest square. Large parts are the rule, because haze and
+        flare are recognised by the whole picture.
     """
     h, w = photo.shape[:2]
-    side = max(1, int(min(h, w) * np.sqrt(rng.uniform(0.35, 1))))
+    side = max(1, int(min(h, w) * np.sqrt(rng.uniform(smallest, 1))))
     top, left = int(rng.integers(h - side + 1)), int(rng.integers(w - side + 1))
     crop = photo[top : top + side, left : left + side]
-    if rng.random() < 0.5:
-        crop = crop[:, ::-1]
-    interpolation = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
-    return cv2.resize(np.ascontiguousarray(crop), (size, size), interpolation=interpolation)
+    view = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
+    return cv2.flip(view, 1) if rng.random() < 0.5 else view
+
+
+def vary_colour(rng: np.random.Generator, photo: UInt8[np.ndarray, "h w c"], amount: float) -> UInt8[np.ndarray, "h w c"]:
+    """The same forms under another light and in other paints: one 3 x 3 matrix in linear light.
+
+    At amount 1: exposure from 1 stop down to 1/2 up, white balance within 1/2 stop per channel, any hue, saturation 0 to 1.3.
+    """
+    if not amount:
+        return photo
+    exposure = 2 ** (amount * rng.uniform(-1, 0.5))
+    balance = 2 ** (amount * rng.uniform(-0.5, 0.5, 3))
+    saturation = 1 + amount * rng.uniform(-1, 0.3)
+    gray = np.full((3, 3), 1 / 3)
+    turn = cv2.Rodrigues(amount * rng.uniform(-np.pi, np.pi) * np.full(3, 3**-0.5))[0]  # about the gray axis
+    mix = saturation * turn + (1 - saturation) * gray
+    return light.encode(cv2.transform(light.decode(photo), exposure * balance[:, None] * mix))
 
 
 def batches(
@@ -100,6 +130,7 @@ def batches(
     """
     if batch_size % process_count:
         raise ValueError(f"batch_size = {batch_size} does not divide over {process_count} processes")
+    cv2.setNumThreads(1)  # examples are rendered side by side; threads inside one would only get in their way
     rows = batch_size // process_count
     # Batch first, then take every process_count-th: a stride over single examples would tie mixtures to hosts.
     indices = grain.MapDataset.range(2**62).map(examples.__getitem__).batch(rows, batch_fn=stack)

@@ -41,6 +41,14 @@ REMAT: dict[str, Callable[[Callable], Callable]] = {
 }
 
 
+def parameter(init: Any, shape: tuple[int, ...], axes: tuple[str | None, ...], rngs: nnx.Rngs) -> nnx.Param:
+    """A float32 parameter that knows the logical names of its axes.
+
+    Shardings are pinned by the jit that creates or updates the whole tree, not where a variable is made: hence not eager.
+    """
+    return nnx.Param(nnx.with_partitioning(init, axes, eager_sharding=False)(rngs.params(), shape))
+
+
 class Dense(nnx.Module):
     """A matrix without bias, applied in the dtype of its input.
 
@@ -51,7 +59,7 @@ class Dense(nnx.Module):
     """
 
     def __init__(self, *shape: int, axes: tuple[str | None, ...], rngs: nnx.Rngs, init: Any = _FAN_IN):
-        self.kernel = nnx.Param(nnx.with_partitioning(init, axes)(rngs.params(), shape))
+        self.kernel = parameter(init, shape, axes, rngs)
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         return x @ self.kernel[...].astype(x.dtype)
@@ -62,8 +70,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, dim: int, eps: float, *, rngs: nnx.Rngs):
         self.eps = eps
-        init = nnx.with_partitioning(nnx.initializers.ones_init(), ("head_dim",))
-        self.scale = nnx.Param(init(rngs.params(), (dim,)))
+        self.scale = parameter(nnx.initializers.ones_init(), (dim,), ("head_dim",), rngs)
 
     def __call__(self, x: Float[Array, "b n h d"]) -> Float[Array, "b n h d"]:
         y = x.astype(jnp.float32)

@@ -5,6 +5,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float32, Int
 
+from uniser_jax.models.dit import parameter
 from uniser_jax.types import TASKS
 
 
@@ -17,8 +18,8 @@ class LearnedPrompts(nnx.Module):
     """
 
     def __init__(self, length: int, dim: int, *, rngs: nnx.Rngs):
-        init = nnx.with_partitioning(nnx.initializers.normal(1.0), ("task", None, "embed"))
-        self.table = nnx.Param(init(rngs.params(), (len(TASKS), length, dim)))
+        shape = (len(TASKS), length, dim)
+        self.table = parameter(nnx.initializers.normal(1.0), shape, ("task", None, "embed"), rngs)
 
     def __call__(self, task: Int[Array, "b"]) -> Float32[Array, "b l j"]:
         """The context of each task index."""

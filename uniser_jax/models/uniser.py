@@ -45,6 +45,9 @@ class UniSER(nnx.Module):
         self.codec, self.prompt_length = codec, prompt_length
         self.dit = DiT(channels_config(config, codec), rngs=rngs, dtype=dtype, kernel=attention, remat=remat)
         self.prompts = LearnedPrompts(prompt_length, config.joint_attention_dim, rngs=rngs)
+        # x_t starts unseen: at t = 1 it is pure noise, and would drown the photograph in every token until it is unlearned.
+        kernel = self.dit.image_in.kernel
+        kernel[...] = kernel[...].at[: codec.channels].set(0)
 
     def __call__(
         self,
@@ -70,17 +73,13 @@ def channels_config(config: DiTConfig, codec: PixelCodec) -> DiTConfig:
 
 def create(config: DiTConfig, codec: PixelCodec, key: jax.Array, **settings: Any) -> tuple[nnx.GraphDef, Any]:
     """Initialises a network: its graph, and its parameters as nested dicts of arrays."""
-    with nnx.use_eager_sharding(False):  # shardings are pinned by the caller's jit, not where a variable is made
-        model = UniSER(config, codec, rngs=nnx.Rngs(params=key), **settings)
-    graphdef, state = nnx.split(model)
+    graphdef, state = nnx.split(UniSER(config, codec, rngs=nnx.Rngs(params=key), **settings))
     return graphdef, nnx.to_pure_dict(state)
 
 
 def abstract(config: DiTConfig, codec: PixelCodec, **settings: Any) -> tuple[nnx.GraphDef, Any, Any]:
     """The graph, the parameters' shapes, and their logical axes (tuples of names), without allocating anything."""
-    with nnx.use_eager_sharding(False):
-        model = nnx.eval_shape(lambda: UniSER(config, codec, rngs=nnx.Rngs(0), **settings))
-    graphdef, state = nnx.split(model)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: UniSER(config, codec, rngs=nnx.Rngs(0), **settings)))
     axes = jax.tree.map(
         lambda variable: variable.get_metadata()["out_sharding"], state, is_leaf=lambda v: isinstance(v, nnx.Variable)
     )

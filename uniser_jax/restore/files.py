@@ -1,8 +1,8 @@
 """Photographs as files: read upright, written whole, with everything a photographer keeps in them.
 
-What comes back is the same file, only better: same format and quality, bit depth, EXIF, XMP, colour profile, resolution
-and alpha. Where no pixel has changed and the format stays, the bytes of the file are copied, since encoding a JPEG again
-would change pixels that nobody asked to change.
+What comes back is the same file, only better: same format and quality, bit depth, EXIF, XMP, colour profile,
+resolution and alpha. Where no pixel has changed and the format stays, the bytes of the file are copied: encoding a JPEG
+again would change pixels that nobody asked to change.
 """
 
 import contextlib
@@ -90,7 +90,8 @@ def read_photo(path: Path) -> Photo:
 def write_photo(path: Path, photo: Photo, pixels: Shaped[np.ndarray, "h w *c"]) -> None:
     """Writes `pixels` in place of those of `photo`, in the format of the suffix, whole or not at all.
 
-    Alpha and 16 bits are dropped, with a warning in the log, where the format cannot hold them.
+    Alpha and 16 bits are dropped, with a warning in the log, where the format cannot hold them. JPEG and lossy WebP are
+    encoded again as a whole unless no pixel has changed; PNG, TIFF and lossless WebP keep every unchanged pixel.
 
     Args:
       path: of the output; its folder must exist.
@@ -165,7 +166,7 @@ def _read_bytes(path: Path) -> bytes:
 def _opened(path: Path, source: bytes) -> Iterator[Image.Image]:
     """The decoded picture of a file; whatever a decoder raises for a hostile or damaged file becomes one line."""
     try:
-        with _pixel_limit(), Image.open(io.BytesIO(source), formats=["JPEG", "MPO", "PNG", "WEBP", "TIFF"]) as image:
+        with _pixel_limit(), Image.open(io.BytesIO(source), formats=["JPEG", "PNG", "WEBP", "TIFF"]) as image:
             _check(path, image)
             image.load()
             yield image
@@ -181,6 +182,7 @@ def _opened(path: Path, source: bytes) -> Iterator[Image.Image]:
 
 @contextlib.contextmanager
 def _pixel_limit() -> Iterator[None]:
+    """Makes Pillow refuse, before it decodes anything, what would fill the memory."""
     before = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -196,10 +198,6 @@ def _check(path: Path, image: Image.Image) -> None:
     width, height = image.size
     if min(width, height) < MIN_SIDE:
         raise RestoreError(f"{path}: {width} x {height} px is too small, expected at least {MIN_SIDE} px a side")
-    if width * height > MAX_PIXELS:
-        raise RestoreError(
-            f"{path}: {width} x {height} px is too large, expected at most {MAX_PIXELS // 10**6} megapixels"
-        )
     if image.mode in ("CMYK", "YCCK", "LAB", "HSV", "F", "I"):
         raise RestoreError(f"{path}: colour mode {image.mode} is not supported; convert it to RGB first")
     frames = getattr(image, "n_frames", 1)

@@ -9,14 +9,20 @@ filtering"). For the photograph I and its reduction i, which the network restore
   (1) d = o - i                                                the change, seen small
   (2) w_k = max(0, 1 - |(K - 1) sqrt(luminance of i) - k|)     the share of a pixel in brightness level k = 0 .. K - 1
   (3) E_k[f] = mean(w_k f + u f) / mean(w_k + u)               over a window; u lends to levels without pixels there
-  (4) a_k = (E[id] - E[i] E[d] + e a'_k) / (E[ii] - E[i]^2 + e)     slope; a' is that of a wider window, or 0
-  (5) b_k = E[d] - a_k E[i]                                    offset
-  (6) O = I + sum_k W_k (a_k I + b_k)                          a, b interpolated; W is w of the photograph itself
+  (4) i' = i - sum_k w_k E_k[i],  d' likewise                  detail: what differs from its surroundings of its level
+  (5) a_k = (E_k[i' d'] + e a'_k) / (E_k[i' i'] + e)           slope; a' is that of a wider window, or 0
+  (6) b_k = E_k[d] - a_k E_k[i]                                offset
+  (7) O = I + sum_k W_k (a_k I + b_k)                          a, b interpolated; W is w of the photograph itself
 
-Where the reduction is flat, e > 0 treats detail too fine for it as the surroundings are treated. A network that changes
-nothing gives d = 0, hence O = I. The mask that the network sees is spread by the width of a window; the result is
+Slopes come from detail alone because haze and flare have gradients of their own: over a window of even sky, i varies
+with the airlight and o does not, which would read as a = -1. Where the reduction shows no detail, e treats finer detail
+as the surroundings are treated; where the two sides of a shadow's edge share a level and no slope fits both, the part
+of d' that no slope explains, added to e, keeps colours from running wild. Of a network that changes nothing, d = 0 and
+O = I.
 
-  (7) out = I + g (O - I),   g = aM / max(spread aM, 1/16)
+The mask that the network sees is spread by the reach of a window; the result is
+
+  (8) out = I + g (O - I),   g = aM / max(spread aM, 1/16)
 
 so the edge of a mask stays as sharp as it was drawn, g = 0 exactly where aM = 0, and g = 1 where the mask is even.
 """
@@ -36,24 +42,27 @@ Image = Float32[np.ndarray, "h w c"]
 Mask = UInt8[np.ndarray, "h w"]
 Network = Callable[[Float32[np.ndarray, "b h w c"], Float32[np.ndarray, "b h w"]], Float32[np.ndarray, "b h w c"]]
 
-_DIRECT = 1.25  # times the working size: up to here the network sees the photograph as it is
 _BINS = 8  # K in (2)
-_WINDOWS = (16, 6, 2)  # half sides of the boxes of (3), averaged twice, in pixels of the reduction; widest first
+_WINDOWS = (8, 2)  # half sides of the boxes of (3), averaged twice, in pixels of the reduction; widest first
 _LENT = 1e-3  # u in (3)
-_RELATIVE, _ABSOLUTE = 0.01, 0.0005  # sqrt(e) in (4): of the mean, plus of white
-_SLOPES = (-1.0, 7.0)  # of (4): nothing is inverted, nothing amplified more than eightfold
-_FAINT = 1 / 16  # in (7): below this aM fades out evenly, whatever the network makes of it
+_RELATIVE, _ABSOLUTE = 0.01, 0.0005  # e in (5), its root: of the mean, plus of white
+_UNEXPLAINED = 0.2  # e in (5): of the variance of d' that no slope explains
+_SLOPES = (-1.0, 7.0)  # of (5): nothing is inverted, nothing amplified more than eightfold
+_FAINT = 1 / 16  # in (8): below this aM fades out evenly, whatever the network makes of it
+_TINY = 1e-9
 _STRIP = 2**20  # pixels of the photograph handled at a time
 
 
 class Grid(NamedTuple):
-    """Affine maps over brightness and place: (4) and (5)."""
+    """Affine maps over brightness and place: (5) and (6)."""
 
     slope: Float32[np.ndarray, "k h w c"]
     offset: Float32[np.ndarray, "k h w c"]
 
 
-def restore_any_size(photo: Pixels, mask: Mask, network: Network, working_size: int, patch: int) -> Pixels:
+def restore_any_size(
+    photo: Pixels, mask: Mask, network: Network, working_size: int, patch: int, direct: float = 1.25
+) -> Pixels:
     """Restores a photograph; pixels where the mask is 0 come back bit for bit.
 
     Memory beyond input and output is bounded, whatever the size.
@@ -64,6 +73,7 @@ def restore_any_size(photo: Pixels, mask: Mask, network: Network, working_size: 
       network: images in [-1, 1] and masks in [0, 1], batches of one, to images; sides are multiples of `patch`.
       working_size: square root of the area, in pixels, that the network sees.
       patch: what sides must be multiples of.
+      direct: times the working size: up to here the pixels are the network's own, above they come by affine maps.
 
     Raises:
       ValueError: if the pixels are neither uint8 nor uint16.
@@ -71,7 +81,7 @@ def restore_any_size(photo: Pixels, mask: Mask, network: Network, working_size: 
     levels.full(photo.dtype)
     if not mask.any():
         return photo.copy()
-    if photo.shape[0] * photo.shape[1] <= (_DIRECT * working_size) ** 2:
+    if photo.shape[0] * photo.shape[1] <= (direct * working_size) ** 2:
         return _restore_directly(photo, mask, network, patch)
     return _restore_reduced(photo, mask, network, working_shape(photo.shape[:2], working_size, patch))
 
@@ -96,24 +106,36 @@ def padded_side(side: int, patch: int) -> int:
 
 
 def fit(small: Image, restored: Image) -> Grid:
-    """Equations (1) to (5): the affine maps that turn `small` into `restored`, both in linear light."""
-    change = restored - small
-    moments = np.concatenate([np.ones_like(small[..., :1]), small, change, small * small, small * change], -1)
+    """Equations (1) to (6): the affine maps that turn `small` into `restored`, both in linear light."""
+    seen = np.concatenate([small, restored - small], -1)
+    shares = [share[..., None] for share in _shares(small)]
+    detail = seen - _level_means(seen, shares)
+    squares = [np.tile(detail[..., :3], 2) * detail, detail[..., 3:] ** 2]  # i' i', i' d', d' d'
+    moments = np.concatenate([np.ones_like(small[..., :1]), seen, *squares], -1)
     lent = [_LENT * _mean(moments, window) for window in _WINDOWS]
-    fitted = [_fit_level(moments * share[..., None], lent) for share in _shares(small)]
+    fitted = [_fit_level(moments * share, lent) for share in shares]
     return Grid(*(np.stack(maps) for maps in zip(*fitted, strict=True)))
 
 
 def _fit_level(moments: np.ndarray, lent: list[np.ndarray]) -> tuple[Image, Image]:
-    """Slope and offset of one level, (3) to (5), from its share of the moments (1, i, d, ii, id)."""
+    """Slope and offset of one level, (5) and (6), from its share of the moments (1, i, d, i' i', i' d', d' d')."""
     slope: Any = np.float32(0)
     for window, lent_moments in zip(_WINDOWS, lent, strict=True):
         summed = _mean(moments, window) + lent_moments
-        mean_i, mean_d, mean_ii, mean_id = np.split(summed[..., 1:] / summed[..., :1], 4, -1)
+        mean_i, mean_d, ii, id, dd = np.split(summed[..., 1:] / summed[..., :1], 5, -1)  # (3)
         e = (_RELATIVE * mean_i + _ABSOLUTE) ** 2
-        slope = (mean_id - mean_i * mean_d + e * slope) / (np.maximum(mean_ii - mean_i**2, 0) + e)
-        slope = np.clip(slope, *_SLOPES)
+        e += _UNEXPLAINED * np.maximum(dd - id**2 / (ii + _TINY), 0)
+        slope = np.clip((id + e * slope) / (ii + e), *_SLOPES)
     return slope, mean_d - slope * mean_i
+
+
+def _level_means(image: np.ndarray, shares: list[np.ndarray]) -> np.ndarray:
+    """The sum in (4), over the narrowest window; where a level has no pixel its share is 0, so nothing is lent."""
+    total = np.zeros_like(image)
+    for share in shares:
+        weight = _mean(share, _WINDOWS[-1])[..., None]
+        total += share * _mean(image * share, _WINDOWS[-1]) / (weight + _TINY)
+    return total
 
 
 def _restore_directly(photo: Pixels, mask: Mask, network: Network, patch: int) -> Pixels:
@@ -138,7 +160,7 @@ def _restore_reduced(photo: Pixels, mask: Mask, network: Network, shape: tuple[i
 
 
 def _sliced(grid: Grid, linear: Image, rows: slice, shape: tuple[int, ...]) -> Image:
-    """The sum in (6), for a strip."""
+    """The sum in (7), for a strip."""
     change = np.zeros_like(linear)
     for share, slope, offset in zip(_shares(linear), *grid, strict=True):
         if share.any():
@@ -148,7 +170,7 @@ def _sliced(grid: Grid, linear: Image, rows: slice, shape: tuple[int, ...]) -> I
 
 
 def _composite(photo: Pixels, mask: Mask, around: Float32[np.ndarray, "h w"], restored: Image) -> Pixels:
-    """Equation (7); `around` is the mask that the network saw, in [0, 255]."""
+    """Equation (8); `around` is the mask that the network saw, in [0, 255]."""
     gate = np.minimum(mask / np.maximum(around, np.float32(255 * _FAINT)), 1)[..., None]
     linear = levels.decode(photo)
     mixed = levels.encode(linear + gate * (restored - linear), photo.dtype)

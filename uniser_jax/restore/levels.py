@@ -7,7 +7,7 @@
 import functools
 
 import numpy as np
-from jaxtyping import Float32, Shaped, UInt16
+from jaxtyping import Float32, Shaped
 
 from uniser_jax.effects import light
 
@@ -61,6 +61,3 @@ def _compress(linear: np.ndarray) -> np.ndarray:
 @functools.cache
 def _decoded_16() -> Float32[np.ndarray, "65536"]:
     return _expand(np.arange(65_536, dtype=np.float64) / 65_535)
-
-
-__all__ = ["Pixels", "UInt16", "decode", "encode", "from_signal", "full", "to_signal"]

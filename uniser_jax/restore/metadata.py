@@ -13,13 +13,12 @@ ORIENTATION = 0x0112
 
 # What of a TIFF's first directory is about the photograph, not about how its pixels are stored.
 _TIFF_KEPT = {270, 271, 272, 282, 283, 296, 305, 306, 315, 33432, 34665, 34853}
-_LOSSLESS_TIFF = ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate")
 # Settings that every format understands, and those of a format that the photograph did not come in.
 _COMMON = ("dpi", "xmp")
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": False, "quality": 95},
-    "TIFF": {"compression": "tiff_lzw"},
+    "TIFF": {"compression": "raw"},  # where it compresses, Pillow cannot write EXIF's sub-directories
     "PNG": {},
 }
 
@@ -42,9 +41,9 @@ def upright(exif: bytes) -> bytes:
 
 
 def exif_of(image: Image.Image) -> bytes:
-    """Raw EXIF of a loaded picture, empty if it has none."""
+    """Raw EXIF of a loaded picture, with its orientation reset to upright; empty if it has none."""
     if image.format != "TIFF":
-        return image.info.get("exif") or b""
+        return upright(image.info.get("exif") or b"")
     exif = image.getexif()
     for tag in set(exif) - _TIFF_KEPT:
         del exif[tag]
@@ -67,8 +66,6 @@ def settings_of(image: Image.Image, source: bytes) -> dict[str, Any]:
         settings["progressive"] = bool(image.info.get("progressive"))
     elif image.format == "WEBP" and _lossless_webp(source):
         settings["lossless"] = True
-    elif image.format == "TIFF" and image.info.get("compression") in _LOSSLESS_TIFF:
-        settings["compression"] = image.info["compression"]
     return settings
 
 

@@ -42,6 +42,7 @@ class Restorer:
       working_size: square root of the area, in pixels, that the network sees at once.
       steps: Euler steps where a call does not say.
       config: of the run, if there is one.
+      direct: see `restore_any_size`.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class Restorer:
         working_size: int,
         steps: int = 1,
         config: ConfigDict | None = None,
+        direct: float = 1.25,
     ):
         self.config, self.params, self.codec, self.working_size, self.steps = config, params, codec, working_size, steps
+        self.direct = direct
 
         def sample(params: Any, images: Any, mask: Any, task: Any, steps: int) -> Any:
             predict = functools.partial(uniser.apply, graphdef, params)
@@ -82,7 +85,8 @@ class Restorer:
             params = checkpoints.weights(network.shapes, ema)
         flow = schema.build(Flow, config.flow)
         working_size = config.restore.working_size or config.data.size
-        return cls(network.graphdef, params, network.codec, flow, working_size, config.restore.steps, config)
+        steps, direct = config.restore.steps, config.restore.direct
+        return cls(network.graphdef, params, network.codec, flow, working_size, steps, config, direct)
 
     def __call__(
         self,
@@ -105,14 +109,14 @@ class Restorer:
           The restored photograph, of the same shape and type.
 
         Raises:
-          RestoreError: for an unknown task, a mask of another size, a strength or steps out of range, or a photograph of
-            another type or fewer than 16 px a side.
+          RestoreError: for an unknown task, a mask of another size, a strength or steps out of range, or a photograph
+            of another type or fewer than 16 px a side.
         """
         steps = self.steps if steps is None else steps
         soft_mask = _checked(photo, mask, strength, steps)
         network = functools.partial(self._network, task=resolve_task(task), steps=steps)
         colours = photo[..., :3] if photo.ndim == 3 else np.stack([photo] * 3, -1)
-        restored = restore_any_size(colours, soft_mask, network, self.working_size, self.codec.patch)
+        restored = restore_any_size(colours, soft_mask, network, self.working_size, self.codec.patch, self.direct)
         if photo.ndim == 2:
             return np.round(restored.mean(-1)).astype(photo.dtype)
         return np.concatenate([restored, photo[..., 3:]], -1)

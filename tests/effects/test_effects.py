@@ -1,0 +1,301 @@
+"""The laws of layers, for every family."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import skimage.data
+
+from uniser_jax.effects import edit, fields, light, masks
+from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
+from uniser_jax.effects.gallery import square
+from uniser_jax.effects.layer import Affine, Scene, compose, see, support
+from uniser_jax.effects.light import Sensor
+from uniser_jax.effects.mixture import FAMILIES, Mixture, sample_effects
+from uniser_jax.types import EFFECTS, TASKS
+
+SIZE = 64
+PHOTO = square(skimage.data.astronaut(), SIZE)
+OTHER = square(skimage.data.coffee(), SIZE)
+SCENE = edit.scene_from_photo(PHOTO, OTHER, 2.0)
+SEEDS = range(6)
+
+
+def layer_of(effect: str, seed: int, scene: Scene = SCENE):
+    return FAMILIES[effect].sample(np.random.default_rng(seed), scene).render(scene)
+
+
+def recipe_of(seed: int, task: str = "remove effects", effects=EFFECTS[:4], **changes) -> Recipe:
+    sampling = EditSampling(noise=changes.pop("noise", 1.0))
+    drawn = edit.sample(np.random.default_rng(seed), SCENE, sampling, effects=tuple(effects), task=task)
+    return dataclasses.replace(drawn, **changes)
+
+
+def constant_mask(value: int) -> np.ndarray:
+    return np.full((SIZE, SIZE), value, np.uint8)
+
+
+@pytest.mark.parametrize("effect", EFFECTS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_strength_zero_is_the_identity(effect: str, seed: int) -> None:
+    layer = layer_of(effect, seed)
+    np.testing.assert_array_equal(layer.at(0.0)(SCENE.radiance), SCENE.radiance)
+    np.testing.assert_array_equal(layer.at(np.zeros((SIZE, SIZE), np.float32))(SCENE.radiance), SCENE.radiance)
+
+
+@pytest.mark.parametrize("effect", EFFECTS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_layer_is_bounded_and_grows_with_strength(effect: str, seed: int) -> None:
+    layer = layer_of(effect, seed)
+    levels = [layer.at(s) for s in (0.25, 0.5, 1.0)]
+    for affine in levels:
+        assert np.isfinite(affine.transmission).all()
+        assert (affine.transmission >= 0).all()
+        assert (affine.transmission <= 1 + 1e-6).all()
+        assert (affine.emission >= 0).all()
+    for weak, strong in zip(levels, levels[1:], strict=False):
+        assert (strong.transmission <= weak.transmission + 1e-6).all()
+        assert (strong.emission >= weak.emission - 1e-6).all()
+
+
+@pytest.mark.parametrize("effect", EFFECTS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_draw_can_be_seen(effect: str, seed: int) -> None:
+    layer = layer_of(effect, seed)
+    assert support(layer, SCENE.radiance).max() > 0.2
+
+
+def test_composition_is_associative_and_ordered() -> None:
+    a, b, c = (layer_of(effect, 1).at(0.7) for effect in ("shadow", "haze", "reflection"))
+    left, right = compose(compose(a, b), c), compose(a, compose(b, c))
+    np.testing.assert_allclose(left.transmission, right.transmission, rtol=1e-5)
+    np.testing.assert_allclose(left.emission, right.emission, atol=1e-6)
+    np.testing.assert_allclose(left(SCENE.radiance), c(b(a(SCENE.radiance))), rtol=1e-5)
+    assert np.abs(compose(a, b)(SCENE.radiance) - compose(b, a)(SCENE.radiance)).max() > 0.01
+    identity = Affine(np.float32(1), np.float32(0))
+    np.testing.assert_array_equal(compose(identity, a)(SCENE.radiance), a(SCENE.radiance))
+
+
+def test_shadows_never_brighten_and_haze_moves_towards_airlight() -> None:
+    for seed in SEEDS:
+        shaded = layer_of("shadow", seed).at(1.0)(SCENE.radiance)
+        assert (shaded <= SCENE.radiance + 1e-6).all()
+        haze = layer_of("haze", seed)
+        hazed = haze.at(1.0)(SCENE.radiance)
+        toward = (hazed - SCENE.radiance) * (haze.airlight - SCENE.radiance)
+        assert (toward >= -1e-5).all()
+
+
+def test_nothing_shines_in_the_dark_but_sources() -> None:
+    dark = Scene(np.zeros((SIZE, SIZE, 3), np.float32), np.zeros((SIZE, SIZE, 3), np.float32))
+    assert not layer_of("shadow", 0, dark).at(1.0)(dark.radiance).any()
+    assert not layer_of("reflection", 0, dark).at(1.0)(dark.radiance).any()
+    assert layer_of("flare", 0, dark).at(1.0)(dark.radiance).any()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_removing_everything_gives_the_clean_photograph(seed: int, noise: float) -> None:
+    rendering = Rendering(SCENE, recipe_of(seed, noise=noise))
+    _, target = rendering.pair("remove effects", constant_mask(255))
+    np.testing.assert_array_equal(target, rendering.clean())
+    unlit = Rendering(SCENE, recipe_of(seed, effects=("shadow", "haze", "reflection")))
+    np.testing.assert_array_equal(unlit.pair("remove effects", constant_mask(255))[1], PHOTO)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_two_half_removals_are_one_of_three_quarters(seed: int) -> None:
+    rendering = Rendering(SCENE, recipe_of(seed, noise=0.0))
+    half = [s * 0.5 for s in rendering.recipe.strengths]
+    twice = Rendering(SCENE, dataclasses.replace(rendering.recipe, strengths=tuple(half)))
+    thrice = [s * 0.25 for s in rendering.recipe.strengths]
+    np.testing.assert_array_equal(twice.expose([s * 0.5 for s in half]), rendering.expose(thrice))
+    for layer in rendering.layers:  # and on the fields themselves
+        field = np.full((SIZE, SIZE), 0.5, np.float32)
+        once = layer.at(field * field)(SCENE.radiance)
+        np.testing.assert_allclose(layer.at(0.25)(SCENE.radiance), once, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("task", [t for t in TASKS if t])
+def test_the_target_equals_the_input_outside_the_mask(seed: int, task: str) -> None:
+    rendering = Rendering(SCENE, recipe_of(seed, task, mask="ellipse"))
+    mask = rendering.mask()
+    before, after = rendering.pair(task, mask)
+    assert (mask == 0).any()
+    np.testing.assert_array_equal(before[mask == 0], after[mask == 0])
+
+
+def test_one_effect_is_removed_and_the_others_stay() -> None:
+    recipe = recipe_of(3, "remove haze", noise=0.0)
+    rendering = Rendering(SCENE, recipe)
+    kept = [0.0 if name == "haze" else s for name, s in zip(rendering.names, recipe.strengths, strict=True)]
+    np.testing.assert_array_equal(rendering.pair("remove haze", constant_mask(255))[1], rendering.expose(kept))
+
+
+def test_the_identity_task_and_absent_effects_change_nothing() -> None:
+    for task in ("", "remove reflection", "add reflection"):
+        before, after = Rendering(SCENE, recipe_of(2, task, effects=("shadow", "haze"))).pair(task, constant_mask(255))
+        np.testing.assert_array_equal(before, after)
+
+
+def test_adding_is_removing_backwards() -> None:
+    rendering = Rendering(SCENE, recipe_of(4, noise=0.0))
+    degraded, clean = rendering.pair("remove effects", constant_mask(255))
+    before, after = rendering.pair("add effects", constant_mask(255))
+    np.testing.assert_array_equal(before, clean)
+    np.testing.assert_array_equal(after, degraded)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_targets_equal_a_float64_reference(alpha: float) -> None:
+    """Every subset's exact target, rendered again in float64 from the layers' own fields."""
+    rendering = Rendering(SCENE, recipe_of(5, noise=0.0))
+    a = np.round(255 * alpha) / 255
+    for task in [t for t in TASKS if t.startswith("remove")]:
+        asked = edit.asked_for(task, rendering.names)
+        x = rendering.radiance.astype(np.float64)
+        for layer, strength, ask in zip(rendering.layers, rendering.recipe.strengths, asked, strict=True):
+            s = strength * (1 - a) if ask else strength
+            if layer.effect == "haze":
+                t = np.exp(-s * layer.optical_depth.astype(np.float64))
+                x = t * x + layer.airlight * (1 - t)
+            else:
+                x = (1 - s * (1 - layer.transmission.astype(np.float64))) * x + s * layer.emission
+        x = np.clip(x, 0, 1)
+        stored = 255 * np.where(x <= 0.0031308, 12.92 * x, 1.055 * x ** (1 / 2.4) - 0.055)
+        got = rendering.pair(task, constant_mask(round(255 * alpha)))[1]
+        assert np.abs(got - stored).max() <= 0.5 + 1e-2  # rounding to 8 bits, and float32
+
+
+def test_the_blend_target_is_an_approximation() -> None:
+    recipe = recipe_of(5, effects=("haze",), noise=0.0)
+    exact = Rendering(SCENE, recipe).pair("remove haze", constant_mask(128))[1]
+    blended = Rendering(SCENE, dataclasses.replace(recipe, target="blend"))
+    assert np.abs(exact.astype(int) - blended.pair("remove haze", constant_mask(128))[1]).max() > 3
+    full = blended.pair("remove haze", constant_mask(255))[1]
+    np.testing.assert_array_equal(full, PHOTO)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_logged_recipe_renders_again_bit_for_bit(seed: int) -> None:
+    recipe = edit.sample(np.random.default_rng(seed), SCENE, EditSampling())
+    again = Recipe.from_json(json.dumps(json.loads(recipe.to_json())))
+    for one, two in zip(Rendering(SCENE, recipe).edit(), Rendering(SCENE, again).edit(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_sampling_follows_its_weights() -> None:
+    rng = np.random.default_rng(0)
+    mixture = Mixture()
+    drawn = [sample_effects(rng, mixture) for _ in range(4_000)]
+    sizes = np.bincount([len(names) for names in drawn], minlength=5) / len(drawn)
+    np.testing.assert_allclose(sizes, mixture.counts, atol=0.03)
+    single = [names[0] for names in drawn if len(names) == 1]
+    assert single.count("occlusion") / len(single) == pytest.approx(mixture.auxiliary, abs=0.04)
+    assert all(list(names) == sorted(names, key=EFFECTS.index) for names in drawn)
+    no_haze = Mixture(haze=0.0)
+    assert not any("haze" in sample_effects(rng, no_haze) for _ in range(200))
+
+
+def test_occlusion_is_only_asked_for_generically() -> None:
+    rng = np.random.default_rng(0)
+    tasks = {edit.sample(rng, SCENE, EditSampling(absent=0), effects=("occlusion",)).task for _ in range(30)}
+    assert tasks == {"remove effects"}
+
+
+@pytest.mark.parametrize("kind", masks.KINDS)
+@pytest.mark.parametrize("shape", [(16, 16), (40, 90)])
+def test_masks_are_soft_and_in_range(kind: str, shape: tuple[int, int]) -> None:
+    somewhere = np.zeros(shape, np.float32)
+    somewhere[:8, :8] = 1
+    for seed in SEEDS:
+        mask = masks.draw(np.random.default_rng(seed), shape, kind, somewhere)
+        assert mask.shape == shape
+        assert mask.min() >= 0
+        assert mask.max() <= 1
+        np.testing.assert_array_equal(mask, masks.draw(np.random.default_rng(seed), shape, kind, somewhere))
+    if kind not in ("all",):
+        assert ((mask > 0.02) & (mask < 0.98)).any()
+
+
+def test_the_same_look_at_any_size() -> None:
+    """Parameters are fractions: a shadow rendered large and reduced is the shadow rendered small."""
+    for shape in ("polygon", "bars", "window", "edge", "person"):
+        shadow = dataclasses.replace(FAMILIES["shadow"].sample(np.random.default_rng(0), SCENE), shape=shape, penumbra=0.02)
+        small, large = shadow.coverage((64, 64)), shadow.coverage((256, 256))
+        reduced = large.reshape(64, 4, 64, 4).mean((1, 3))
+        assert np.abs(small - reduced).mean() < 0.02, shape
+
+
+def test_encoding_is_exact_and_clips() -> None:
+    stored = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(light.encode(light.decode(stored)), stored)
+    x = np.random.default_rng(0).random((300, 300)) ** 2
+    exact = np.where(x <= 0.0031308, 12.92 * x, 1.055 * x ** (1 / 2.4) - 0.055)
+    assert np.mean(light.encode(x.astype(np.float32)) != np.round(255 * exact)) < 1e-3
+    np.testing.assert_array_equal(light.encode(np.array([-1.0, 2.0], np.float32)), [0, 255])
+
+
+def test_expanded_highlights_encode_to_the_same_file() -> None:
+    photo = np.full((32, 32, 3), 200, np.uint8)
+    photo[8:24, 8:24] = 255
+    photo[0, 0] = (255, 255, 0)
+    expanded = light.expand_highlights(light.decode(photo), 3.0)
+    assert expanded.max() > 2
+    np.testing.assert_array_equal(light.encode(expanded), photo)
+    np.testing.assert_array_equal(expanded[0, 0], [1, 1, 0])  # one clipped channel is no highlight
+
+
+def test_noise_is_the_same_for_the_same_seed_and_scales() -> None:
+    gray = np.full((200, 200, 3), 0.5, np.float32)
+    sensor = Sensor(shot=1e-3, read=1e-2, seed=7)
+    np.testing.assert_array_equal(sensor.expose(gray), sensor.expose(gray))
+    np.testing.assert_array_equal(sensor.expose(gray, 0.0), light.encode(gray))
+    noise = light.decode(sensor.expose(gray)) - 0.5
+    assert noise.std() == pytest.approx(np.sqrt(1e-3 * 0.5 + 1e-4), rel=0.03)
+
+
+def test_black_bodies_run_from_red_to_blue() -> None:
+    warm, white, cold = (light.black_body(t) for t in (3_000, 6_500, 12_000))
+    np.testing.assert_allclose(white, 1)
+    assert warm[0] > 1 > warm[2]
+    assert cold[0] < 1 < cold[2]
+
+
+def test_fields_are_pure_and_in_range() -> None:
+    noise = fields.fractal_noise(np.random.default_rng(0), (33, 70))
+    np.testing.assert_array_equal(noise, fields.fractal_noise(np.random.default_rng(0), (33, 70)))
+    brightness = np.sqrt(light.luminance(np.clip(SCENE.radiance, 0, 1)))
+    for seed in SEEDS:
+        depth = fields.depth(np.random.default_rng(seed), brightness)
+        assert depth.min() == 0
+        assert depth.max() == pytest.approx(1)
+    flat = np.full((20, 30), 0.25, np.float32)
+    for sigma in (0.1, 1.0, 30.0):
+        np.testing.assert_allclose(fields.blur(flat, sigma), flat, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Mixture(counts=(1.0, 1.0, 0, 0, 0)), "sum to 1"),
+        (lambda: Mixture(haze=-1.0), "weights"),
+        (lambda: EditSampling(generic=1.5), "edit.generic"),
+        (lambda: EditSampling(target="guess"), "exact, blend"),
+        (lambda: edit.sample(np.random.default_rng(0), SCENE, EditSampling(), effects=("rain",)), "rain"),
+        (lambda: edit.sample(np.random.default_rng(0), SCENE, EditSampling(), task="remove rain"), "remove rain"),
+        (lambda: masks.draw(np.random.default_rng(0), (8, 8), "star"), "star"),
+    ],
+)
+def test_mistakes_are_one_line(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_see_applies_layers_in_order() -> None:
+    layers = [layer_of("shadow", 0), layer_of("haze", 0)]
+    expected = layers[1].at(0.6)(layers[0].at(0.4)(SCENE.radiance))
+    np.testing.assert_array_equal(see(SCENE.radiance, layers, [0.4, 0.6]), expected)

@@ -1,0 +1,96 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uniser_jax.models import uniser
+from uniser_jax.models.attention import attention
+from uniser_jax.models.codec import PixelCodec
+from uniser_jax.models.presets import PRESETS, DiTConfig, preset
+from uniser_jax.types import TASKS
+
+PUBLISHED = {"tiny": 1.22e6, "s": 46.4e6, "b": 151e6, "l": 441e6, "xl": 1.39e9, "klein-4b": 3.876e9, "klein-9b": 9.079e9}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_count_what_they_say(name: str) -> None:
+    config = preset(name)
+    assert config.parameter_count() == pytest.approx(PUBLISHED[name], rel=5e-3)
+    codec = PixelCodec(16)
+    _, shapes, axes = uniser.abstract(config, codec)  # nothing is allocated
+    counted = sum(leaf.size for leaf in jax.tree.leaves(shapes["dit"]))
+    assert counted == uniser.channels_config(config, codec).parameter_count()
+    jax.tree.map(lambda a, s: len(a) == len(s.shape) or pytest.fail(f"{a} {s}"), axes, shapes, is_leaf=_is_axes)
+
+
+def test_bad_configs_are_refused() -> None:
+    with pytest.raises(ValueError, match="tiny, s, b"):
+        preset("huge")
+    with pytest.raises(ValueError, match="sum to"):
+        dataclasses.replace(preset("tiny"), axes_dims_rope=(8, 8, 8, 4))
+    with pytest.raises(ValueError, match="positive"):
+        dataclasses.replace(preset("tiny"), num_layers=0)
+    assert isinstance(preset("tiny"), DiTConfig)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(700, 700), (512, 40), (3, 9), (1100, 700)])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_attention_kernels_agree(queries: int, keys: int, dim: int) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, n, 2, dim)), jnp.float32) for n in (queries, keys, keys))
+
+    def value(kernel: str):
+        return jax.value_and_grad(lambda q, k, v: (attention(q, k, v, kernel) ** 2).sum(), (0, 1, 2))(q, k, v)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), value("xla"), value("chunked"))
+
+
+def test_unknown_attention_is_refused() -> None:
+    with pytest.raises(ValueError, match="xla, chunked"):
+        attention(*(jnp.zeros((1, 2, 1, 4)),) * 3, kernel="flash")
+
+
+def test_codec_round_trip_and_layout() -> None:
+    codec = PixelCodec(4)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 12, 3)), jnp.float32)
+    tokens = codec.encode(images)
+    assert tokens.shape == (2, 6, codec.channels)
+    np.testing.assert_array_equal(codec.decode(tokens, 8, 12), images)
+    # Token 4 is row 1, column 1; its numbers run over channels first, then rows, then columns of the patch.
+    np.testing.assert_array_equal(tokens[0, 4], images[0, 4:8, 4:8].transpose(2, 0, 1).ravel())
+    np.testing.assert_array_equal(codec.ids(8, 12)[4], [0, 1, 1, 0])
+
+
+def test_codec_refuses_odd_sides() -> None:
+    with pytest.raises(ValueError, match="multiples of the patch, 4 px"):
+        PixelCodec(4).encode(jnp.zeros((1, 8, 10, 3)))
+
+
+def test_every_condition_reaches_the_output() -> None:
+    """Input, mask, task and time each change the prediction once the last layer is not zero."""
+    graphdef, params = uniser.create(preset("tiny"), PixelCodec(8), jax.random.key(0), prompt_length=2)
+    params["dit"]["image_out"]["kernel"] = jax.random.normal(jax.random.key(1), (128, 192))
+    rng = np.random.default_rng(0)
+    x, y = (jnp.asarray(rng.normal(size=(1, 16, 24, 3)), jnp.float32) for _ in range(2))
+    base = {"x_t": x, "t": jnp.ones(1), "input": y, "mask": jnp.ones((1, 16, 24)), "task": jnp.zeros(1, int)}
+    network = jax.jit(lambda params, *given: uniser.apply(graphdef, params, *given))
+
+    def call(given):
+        return network(params, *given.values())
+
+    out = call(base)
+    assert out.shape == x.shape
+    changes = {"x_t": y, "t": jnp.full(1, 0.2), "input": x, "mask": jnp.zeros((1, 16, 24)), "task": jnp.full(1, 7)}
+    for key, value in changes.items():
+        assert float(jnp.abs(call(base | {key: value}) - out).max()) > 1e-3, key
+
+
+def test_there_is_a_prompt_for_every_task() -> None:
+    _, shapes, _ = uniser.abstract(preset("tiny"), PixelCodec(8), prompt_length=3)
+    assert shapes["prompts"]["table"].shape == (len(TASKS), 3, 64)
+
+
+def _is_axes(node) -> bool:
+    return isinstance(node, tuple)
