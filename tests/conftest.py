@@ -12,6 +12,6 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from absl import flags  # noqa: E402
+from absl import flags
 
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags

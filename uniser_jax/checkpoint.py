@@ -67,7 +67,9 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=args.Composite(**items))
         except ValueError as error:
-            raise ValueError(f"checkpoint {self._folder / str(step)} does not fit this model: {_line(error)}") from error
+            raise ValueError(
+                f"checkpoint {self._folder / str(step)} does not fit this model: {_line(error)}"
+            ) from error
         number = jax.device_put(jax.numpy.int32(step), abstract.step.sharding)
         logging.info("restored step %d from %s", step, self._folder)
         return TrainState(number, restored["params"], restored["ema"], restored["opt_state"])

@@ -57,6 +57,7 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
 
     restorer = Restorer.from_checkpoint(_run(arguments.checkpoint))
     config = restorer.config
+    assert config is not None, "a checkpoint has one"
     if arguments.pairs:
         items = benchmarks.real_pairs(arguments.pairs)
     else:
@@ -99,8 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("input", type=pathlib.Path)
     add.add_argument("-o", "--output", type=pathlib.Path, required=True)
     add.add_argument("--checkpoint", type=pathlib.Path, help="a run folder (default: the newest under runs/)")
-    add.add_argument("--task", default="remove effects", help="haze, shadow, reflection, flare, effects; or 'add haze', ...")
-    add.add_argument("--mask", type=pathlib.Path, help="gray image of the photograph's size: white is restored, black is kept")
+    add.add_argument(
+        "--task", default="remove effects", help="haze, shadow, reflection, flare, effects; or 'add haze', ..."
+    )
+    add.add_argument(
+        "--mask", type=pathlib.Path, help="gray image of the photograph's size: white is restored, black is kept"
+    )
     add.add_argument("--strength", type=float, default=1.0, help="0 keeps the photograph, 1 removes the whole effect")
     add.add_argument("--steps", type=int, help="Euler steps (default: the config's)")
 
@@ -108,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     add.set_defaults(command=evaluate)
     add.add_argument("--checkpoint", type=pathlib.Path, help="a run folder (default: the newest under runs/)")
     source = add.add_mutually_exclusive_group()
-    source.add_argument("--photos", help="photographs to render held-out edits on (default: the run's own held-out ones)")
+    source.add_argument(
+        "--photos", help="photographs to render held-out edits on (default: the run's own held-out ones)"
+    )
     source.add_argument("--pairs", type=pathlib.Path, help="a manifest.csv of real pairs")
     add.add_argument("--count", type=int, help="edits per effect (default: the config's)")
     add.add_argument("--json", type=pathlib.Path)

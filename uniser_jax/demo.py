@@ -109,7 +109,7 @@ Done in {duration(seconds)}. In {workdir}/:
   restored.png  held-out photographs: degraded, restored, at half strength, in a mask only, clean
 Next:
   .venv/bin/uniser restore PHOTO.jpg -o better.jpg --task haze --strength 0.7
-  .venv/bin/python -m uniser_jax.train --config=configs/tiny.py --workdir=runs/mine --config.data.photos=FOLDER --config.steps=20000
+  .venv/bin/uniser train --config=configs/tiny.py --workdir=runs/mine --config.data.photos=FOLDER --config.steps=20000
 """
 
 

@@ -75,7 +75,10 @@ def sharding_of(mesh: Mesh, axes: Any, shapes: Any) -> Any:
     """
 
     def one(names: tuple[str | None, ...], shape: jax.ShapeDtypeStruct) -> NamedSharding:
-        parts = (part if size % _size(mesh, part) == 0 else None for part, size in zip(spec(*names), shape.shape))
+        parts = (
+            part if size % _size(mesh, part) == 0 else None
+            for part, size in zip(spec(*names), shape.shape, strict=True)
+        )
         return NamedSharding(mesh, P(*parts))
 
     return jax.tree.map(one, axes, shapes, is_leaf=lambda node: isinstance(node, tuple))

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import jax
 import numpy as np
-from absl import logging
+from absl import flags, logging
 from tensorboardX import SummaryWriter
 
 from uniser_jax.types import EFFECTS
@@ -114,7 +114,8 @@ def summary(totals: Mapping[str, Any], steps: int) -> dict[str, float]:
 
 
 def log_to_terminal(verbose: bool = True) -> None:
-    """Shows this library's messages, and of others' only warnings."""
+    """Shows this library's messages, and of others' only warnings. The command line is argparse's, absl's flags are unused."""
+    flags.FLAGS.mark_as_parsed()
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO if verbose else logging.WARNING)
     own = str(pathlib.Path(__file__).parent)

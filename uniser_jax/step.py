@@ -47,9 +47,9 @@ def build_network(model: ConfigDict) -> Network:
         "attention": model.attention,
         "remat": model.remat,
     }
-    create = functools.partial(uniser.create, preset(model.preset), codec, **settings)
-    graphdef, shapes, axes = uniser.abstract(preset(model.preset), codec, **settings)
-    return Network(graphdef, shapes, axes, codec, lambda key: create(key)[1])
+    size = preset(model.preset)
+    graphdef, shapes, axes = uniser.abstract(size, codec, **settings)
+    return Network(graphdef, shapes, axes, codec, lambda key: uniser.create(size, codec, key, **settings)[1])
 
 
 def state_shapes(network: Network, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
@@ -79,7 +79,9 @@ def init_state(network: Network, optimizer: optax.GradientTransformation, shapes
     return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shapes))()
 
 
-def make_step(config: ConfigDict, network: Network, optimizer: optax.GradientTransformation, shapes: TrainState) -> Step:
+def make_step(
+    config: ConfigDict, network: Network, optimizer: optax.GradientTransformation, shapes: TrainState
+) -> Step:
     """Compiles, on first use, `(state, batch) -> (state, metrics)`; the old state is donated."""
     flow = schema.build(Flow, config.flow)
     learning_rate = optim.schedule(config.optim, config.steps)

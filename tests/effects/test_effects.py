@@ -1,6 +1,7 @@
 """The laws of layers, for every family."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_a_layer_is_bounded_and_grows_with_strength(effect: str, seed: int) -> N
         assert (affine.transmission >= 0).all()
         assert (affine.transmission <= 1 + 1e-6).all()
         assert (affine.emission >= 0).all()
-    for weak, strong in zip(levels, levels[1:], strict=False):
+    for weak, strong in itertools.pairwise(levels):
         assert (strong.transmission <= weak.transmission + 1e-6).all()
         assert (strong.emission >= weak.emission - 1e-6).all()
 
@@ -223,7 +224,9 @@ def test_masks_are_soft_and_in_range(kind: str, shape: tuple[int, int]) -> None:
 def test_the_same_look_at_any_size() -> None:
     """Parameters are fractions: a shadow rendered large and reduced is the shadow rendered small."""
     for shape in ("polygon", "bars", "window", "edge", "person"):
-        shadow = dataclasses.replace(FAMILIES["shadow"].sample(np.random.default_rng(0), SCENE), shape=shape, penumbra=0.02)
+        shadow = dataclasses.replace(
+            FAMILIES["shadow"].sample(np.random.default_rng(0), SCENE), shape=shape, penumbra=0.02
+        )
         small, large = shadow.coverage((64, 64)), shadow.coverage((256, 256))
         reduced = large.reshape(64, 4, 64, 4).mean((1, 3))
         assert np.abs(small - reduced).mean() < 0.02, shape

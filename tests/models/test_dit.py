@@ -40,7 +40,7 @@ def random_model(config: DiTConfig, **settings) -> DiT:
     rng = np.random.default_rng(0)
     values = [
         rng.uniform(0.5, 1.5, leaf.shape)
-        if leaf.ndim < 2 or leaf.shape[-2] == config.num_layers and leaf.shape[-1] == config.attention_head_dim
+        if leaf.ndim < 2 or (leaf.shape[-2] == config.num_layers and leaf.shape[-1] == config.attention_head_dim)
         else rng.normal(size=leaf.shape) / np.sqrt(leaf.shape[-2])
         for leaf in leaves
     ]
@@ -87,7 +87,8 @@ def reference(p: dict, config: DiTConfig, tokens, context, t, image_ids, text_id
 
     ids = np.concatenate([text_ids, image_ids])
     angle = np.concatenate(
-        [ids[:, [a]] * config.rope_theta ** (-2 * np.arange(d // 2) / d) for a, d in enumerate(config.axes_dims_rope)], -1
+        [ids[:, [a]] * config.rope_theta ** (-2 * np.arange(d // 2) / d) for a, d in enumerate(config.axes_dims_rope)],
+        -1,
     )
     turn = np.exp(1j * angle)[None, :, None]
 
@@ -96,9 +97,7 @@ def reference(p: dict, config: DiTConfig, tokens, context, t, image_ids, text_id
         return np.stack([z.real, z.imag], -1).reshape(x.shape)
 
     def qkv(n, w, i):
-        q, k, v = (
-            (n @ w[name]["kernel"][i]).reshape(*n.shape[:2], heads, dim) for name in ("q", "k", "v")
-        )
+        q, k, v = ((n @ w[name]["kernel"][i]).reshape(*n.shape[:2], heads, dim) for name in ("q", "k", "v"))
         q, k = (
             x / np.sqrt((x * x).mean(-1, keepdims=True) + config.eps) * w[name]["scale"][i]
             for x, name in ((q, "q_norm"), (k, "k_norm"))
@@ -153,9 +152,7 @@ def test_rematerialisation_changes_no_gradient(remat: str) -> None:
         graphdef, state = nnx.split(random_model(SMALL, remat=remat))
         return jax.jit(jax.grad(lambda s: (nnx.merge(graphdef, s)(**given) ** 2).mean()))(state)
 
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient("none"), gradient(remat)
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient("none"), gradient(remat))
 
 
 def test_bfloat16_stays_close_and_returns_float32() -> None:

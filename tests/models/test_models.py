@@ -11,7 +11,15 @@ from uniser_jax.models.codec import PixelCodec
 from uniser_jax.models.presets import PRESETS, DiTConfig, preset
 from uniser_jax.types import TASKS
 
-PUBLISHED = {"tiny": 1.22e6, "s": 46.4e6, "b": 151e6, "l": 441e6, "xl": 1.39e9, "klein-4b": 3.876e9, "klein-9b": 9.079e9}
+PUBLISHED = {
+    "tiny": 1.22e6,
+    "s": 46.4e6,
+    "b": 151e6,
+    "l": 441e6,
+    "xl": 1.39e9,
+    "klein-4b": 3.876e9,
+    "klein-9b": 9.079e9,
+}
 
 
 @pytest.mark.parametrize("name", PRESETS)

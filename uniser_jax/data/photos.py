@@ -88,7 +88,9 @@ def folder(path: str, min_side: int = 64) -> Photos:
     """
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
-        raise ValueError(f"no folder of photographs at {path!r}; give a folder, samples, tfds:NAME or array_record:GLOB")
+        raise ValueError(
+            f"no folder of photographs at {path!r}; give a folder, samples, tfds:NAME or array_record:GLOB"
+        )
     files = sorted(str(file) for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
     bad = {file: reason for file in files if (reason := _unusable(file, min_side))}
     if bad:

@@ -89,7 +89,9 @@ def random_crop(
     return cv2.flip(view, 1) if rng.random() < 0.5 else view
 
 
-def vary_colour(rng: np.random.Generator, photo: UInt8[np.ndarray, "h w c"], amount: float) -> UInt8[np.ndarray, "h w c"]:
+def vary_colour(
+    rng: np.random.Generator, photo: UInt8[np.ndarray, "h w c"], amount: float
+) -> UInt8[np.ndarray, "h w c"]:
     """The same forms under another light and in other paints: one 3 x 3 matrix in linear light.
 
     At amount 1: exposure from 1 stop down to 1/2 up, white balance within 1/2 stop per channel, any hue, saturation 0 to 1.3.

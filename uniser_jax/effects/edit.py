@@ -178,7 +178,7 @@ class Rendering:
             present = [1.0] * len(self.names)
         for name, strength, there in zip(self.names, recipe.strengths, present, strict=True):
             strengths[EFFECTS.index(name)] = strength * there
-        return Edit(before, after, mask, np.int32(TASKS.index(recipe.task)), strengths)
+        return Edit(before, after, mask, np.array(TASKS.index(recipe.task), np.int32), strengths)
 
     def mask(self) -> UInt8[np.ndarray, "h w"]:
         """The recipe's soft mask aM, rounded to 8 bits."""

@@ -93,7 +93,7 @@ def depth(rng: np.random.Generator, brightness: Field) -> Field:
       brightness: of the photograph in [0, 1], perceptual (square root of luminance): the guide for edges.
     """
     h, w = brightness.shape
-    y, x = np.mgrid[0:1 : h * 1j, 0:1 : w * 1j].astype(np.float32)
+    y, x = np.mgrid[0 : 1 : h * 1j, 0 : 1 : w * 1j].astype(np.float32)
     kind = rng.choice(3, p=(0.6, 0.25, 0.15))
     horizon, tilt, camera = rng.uniform(0.15, 0.6), rng.normal(0, 0.05), rng.uniform(0.02, 0.12)
     angle, centre = rng.uniform(-0.6, 0.6), rng.uniform(0.3, 0.7, 2)

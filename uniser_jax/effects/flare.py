@@ -128,8 +128,8 @@ class Flare:
     def _pattern(self, size: float) -> Float32[np.ndarray, "n n"]:
         """D of equation (3)."""
         n = 128 if size < 160 else 256 if size < 400 else 512
-        power = np.abs(np.fft.fftshift(np.fft.fft2(self._pupil(n)))).astype(np.float32) ** 2
-        power = cv2.GaussianBlur(power, (0, 0), 0.7)  # the source has a size
+        spectrum = np.abs(np.fft.fftshift(np.fft.fft2(self._pupil(n)))).astype(np.float32)
+        power = cv2.GaussianBlur(spectrum**2, (0, 0), 0.7)  # the source has a size
         y, x = np.mgrid[-n // 2 : n // 2, -n // 2 : n // 2]
         radius = np.hypot(x, y)
         index = radius.astype(np.int32)

@@ -1,9 +1,9 @@
 """Haze: light is scattered out of the line of sight, and daylight into it.
 
-  (1) seen = J exp(-tau) + A (1 - exp(-tau))                        Koschmieder 1924; Narasimhan & Nayar 2002
-  (2) tau = tau_far * d^power * ((1 - mix) + mix * 2 N)             depth d in [0, 1], fractal inhomogeneity N
-  (3) tau_c = tau (l_c / l_green)^-a                                Angstrom 1929: a = 0 fog, 1.3 fine haze
-  (4) A = L * ((1 - sky) * black body(T) + sky * colour of the photograph's own sky)
+(1) seen = J exp(-tau) + A (1 - exp(-tau))                        Koschmieder 1924; Narasimhan & Nayar 2002
+(2) tau = tau_far * d^power * ((1 - mix) + mix * 2 N)             depth d in [0, 1], fractal inhomogeneity N
+(3) tau_c = tau (l_c / l_green)^-a                                Angstrom 1929: a = 0 fog, 1.3 fine haze
+(4) A = L * ((1 - sky) * black body(T) + sky * colour of the photograph's own sky)
 """
 
 import dataclasses
@@ -49,7 +49,9 @@ class Haze:
         """Ranges of physics as measured: visibilities from kilometres to a dense tail (physics of RESIDE, NH-HAZE)."""
         dense = rng.random() < 0.15
         return cls(
-            optical_depth=float(np.exp(rng.uniform(np.log(2.5), np.log(6)) if dense else rng.uniform(-0.7, np.log(2.5)))),
+            optical_depth=float(
+                np.exp(rng.uniform(np.log(2.5), np.log(6)) if dense else rng.uniform(-0.7, np.log(2.5)))
+            ),
             depth_power=float(rng.choice([rng.uniform(0.7, 1.6), rng.uniform(0.05, 0.4)], p=[0.85, 0.15])),
             angstrom=float(rng.uniform(0, 1.3)),
             luminance=float(rng.uniform(0.35, 0.95)),

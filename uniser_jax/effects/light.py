@@ -1,8 +1,8 @@
 """Light: stored sRGB to linear and back, highlights brighter than the file could hold, and the sensor.
 
-  (1) E = ((S + 0.055) / 1.055)^2.4, or S / 12.92 below 0.04045         sRGB decoding (IEC 61966-2-1)
-  (2) sigma^2 = shot * E + read^2                                       noise of a sensor (Foi et al. 2008)
-  (3) B(l) = l^-5 / (exp(14388 / (l T)) - 1)                            Planck's law, l in micrometres, T in kelvin
+(1) E = ((S + 0.055) / 1.055)^2.4, or S / 12.92 below 0.04045         sRGB decoding (IEC 61966-2-1)
+(2) sigma^2 = shot * E + read^2                                       noise of a sensor (Foi et al. 2008)
+(3) B(l) = l^-5 / (exp(14388 / (l T)) - 1)                            Planck's law, l in micrometres, T in kelvin
 """
 
 import dataclasses

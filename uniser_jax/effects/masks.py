@@ -46,8 +46,8 @@ def draw(
         for _ in range(int(rng.integers(1, 4)) if count is None else count):
             _FORMS[kind](rng, hard, size)
     grow = max(1, round(rng.uniform(0.0, 0.02) * size))
-    hard = cv2.dilate(hard, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * grow + 1,) * 2))
-    return np.clip(fields.blur(hard.astype(np.float32), rng.uniform(0.002, 0.03) * size), 0, 1)
+    grown = cv2.dilate(hard, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * grow + 1,) * 2))
+    return np.clip(fields.blur(grown.astype(np.float32), rng.uniform(0.002, 0.03) * size), 0, 1)
 
 
 def _box(rng: np.random.Generator, mask: np.ndarray, size: float) -> None:

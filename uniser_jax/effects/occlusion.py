@@ -49,7 +49,7 @@ class Occlusion:
         return cls(
             material=material,
             alpha=1.0 if material == "opaque" else float(rng.uniform(0.2, 0.9)),
-            colour=tuple(float(c) for c in rng.uniform(0, 1, 3) ** 2),
+            colour=(float(rng.random() ** 2), float(rng.random() ** 2), float(rng.random() ** 2)),
             texture=float(rng.choice([0.0, rng.uniform(0, 1)])),
             kind=str(rng.choice(masks.DRAWN)),
             count=int(rng.integers(1, 5)),

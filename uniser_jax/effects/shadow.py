@@ -86,7 +86,7 @@ class Shadow:
         rng = np.random.default_rng(self.seed)
         h, w = shape
         hard = _DRAW[self.shape](rng, shape, self.size, self.angle)
-        y, x = np.mgrid[0:1 : h * 1j, 0:1 : w * 1j].astype(np.float32)
+        y, x = np.mgrid[0 : 1 : h * 1j, 0 : 1 : w * 1j].astype(np.float32)
         along = (x - 0.5) * np.cos(self.angle) + (y - 0.5) * np.sin(self.angle) + 0.5
         width = self.penumbra * fields.side(shape) * self.widening ** np.clip(along, 0, 1)
         return np.clip(fields.varying_blur(hard, width.astype(np.float32)), 0, 1)
@@ -105,7 +105,10 @@ def _place(points: np.ndarray, shape: tuple[int, int], centre: np.ndarray, size:
     c, s = np.cos(angle - np.pi / 2), np.sin(angle - np.pi / 2)
     spread = points * np.stack([1 + 0.35 * points[:, 1], np.ones(len(points))], -1)
     rotated = spread @ np.array([[c, s], [-s, c]])
-    return (centre + size * rotated * [np.sqrt(shape[0] / shape[1]), np.sqrt(shape[1] / shape[0])]) * [shape[1], shape[0]]
+    return (centre + size * rotated * [np.sqrt(shape[0] / shape[1]), np.sqrt(shape[1] / shape[0])]) * [
+        shape[1],
+        shape[0],
+    ]
 
 
 def _blob(rng: np.random.Generator, shape: tuple[int, int], size: float, angle: float) -> np.ndarray:

@@ -62,6 +62,7 @@ class Dense(nnx.Module):
         self.kernel = parameter(init, shape, axes, rngs)
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        """x W."""
         return x @ self.kernel[...].astype(x.dtype)
 
 
@@ -73,6 +74,7 @@ class RMSNorm(nnx.Module):
         self.scale = parameter(nnx.initializers.ones_init(), (dim,), ("head_dim",), rngs)
 
     def __call__(self, x: Float[Array, "b n h d"]) -> Float[Array, "b n h d"]:
+        """The normalised heads."""
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
         return (y * self.scale[...][None, None, None]).astype(x.dtype)
@@ -193,8 +195,9 @@ class DiT(nnx.Module):
           guidance: scale, for configs with `guidance_embeds`.
         """
         embedding = self._embed_time(t, guidance)
-        image_mod, text_mod = self._modulation(self.image_modulation, embedding, 6), self._modulation(
-            self.text_modulation, embedding, 6
+        image_mod, text_mod = (
+            self._modulation(self.image_modulation, embedding, 6),
+            self._modulation(self.text_modulation, embedding, 6),
         )
         single_mod = self._modulation(self.single_modulation, embedding, 3)
         scale, shift = self._modulation(self.out_modulation, embedding, 2)
