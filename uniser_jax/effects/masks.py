@@ -47,7 +47,7 @@ def draw(
             _FORMS[kind](rng, hard, size)
     grow = max(1, round(rng.uniform(0.0, 0.02) * size))
     grown = cv2.dilate(hard, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * grow + 1,) * 2))
-    return np.clip(fields.blur(grown.astype(np.float32), rng.uniform(0.002, 0.03) * size), 0, 1)
+    return np.clip(fields.blur(grown.astype(np.float32), max(0.5, rng.uniform(0.002, 0.03) * size)), 0, 1)
 
 
 def _box(rng: np.random.Generator, mask: np.ndarray, size: float) -> None:

@@ -1,0 +1,203 @@
+"""Photographs from every source, and what strangers put in folders."""
+
+import io
+import logging
+import pathlib
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uniser_jax.data import photos
+from uniser_jax.data.photos import open_photos, split
+
+RNG = np.random.default_rng(0)
+
+
+def encoded(side: int = 80, format: str = "PNG", mode: str = "RGB", **options) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(RNG.integers(0, 255, (side, side + 10, 3), dtype=np.uint8)).convert(mode)
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    (tmp_path / "deep").mkdir()
+    for name in ("a.png", "deep/b.PNG", "c.png"):
+        (tmp_path / name).write_bytes(encoded())
+    return tmp_path
+
+
+def test_a_folder_is_searched_and_bad_files_are_named_once(folder: pathlib.Path, caplog) -> None:
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("not an image")
+    (folder / "thin.png").write_bytes(encoded(1))
+    (folder / "notes.txt").write_text("ignored")
+    with caplog.at_level(logging.WARNING, "absl"):
+        opened = open_photos(str(folder))
+    assert [opened.name(i).rsplit("/")[-1] for i in range(len(opened))] == ["a.png", "c.png", "b.PNG"]
+    assert opened.skipped == 3
+    assert len(caplog.records) == 1
+    message = caplog.records[0].getMessage()
+    assert "skipped 3" in message
+    for name in ("empty.jpg (empty)", "text.jpg (not an image)", "thin.png (11 x 1 px)"):
+        assert name in message
+
+
+def test_a_file_that_fails_at_decoding_has_a_stand_in(folder: pathlib.Path, caplog) -> None:
+    whole = encoded(300, "JPEG")
+    (folder / "b_cut.jpg").write_bytes(whole[: len(whole) // 2])  # its header is fine
+    opened = open_photos(str(folder))
+    index = [opened.name(i).endswith("b_cut.jpg") for i in range(len(opened))].index(True)
+    with caplog.at_level(logging.WARNING, "absl"):
+        stand_in = opened[index], opened[index]
+    np.testing.assert_array_equal(stand_in[0], opened[index + 1])
+    np.testing.assert_array_equal(stand_in[0], stand_in[1])
+    assert len(caplog.records) == 1
+    assert "b_cut.jpg" in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize(
+    ("mode", "format", "options"),
+    [
+        ("L", "PNG", {}),
+        ("LA", "PNG", {}),
+        ("RGBA", "PNG", {}),
+        ("P", "PNG", {"transparency": 3}),
+        ("1", "PNG", {}),
+        ("CMYK", "JPEG", {}),
+        ("RGB", "WEBP", {}),
+        ("RGB", "TIFF", {}),
+        ("RGB", "BMP", {}),
+    ],
+)
+def test_every_kind_becomes_rgb(mode: str, format: str, options: dict) -> None:
+    pixels = photos.decode(encoded(70, format, mode, **options))
+    assert pixels.shape == (70, 80, 3)
+    assert pixels.dtype == np.uint8
+
+
+def test_sixteen_bits_are_scaled_and_nan_is_black(tmp_path: pathlib.Path) -> None:
+    deep = np.full((70, 70), 65_535, np.uint16)
+    deep[0, 0] = 32_768
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    pixels = photos.decode((tmp_path / "deep.png").read_bytes())
+    assert (pixels[1, 1] == 255).all()
+    assert (pixels[0, 0] == 128).all()
+    real = np.full((70, 70), 0.5, np.float32)
+    real[0, 0] = np.nan
+    Image.fromarray(real).save(tmp_path / "real.tiff")
+    pixels = photos.decode((tmp_path / "real.tiff").read_bytes())
+    assert (pixels[1, 1] == 128).all()
+    assert (pixels[0, 0] == 0).all()
+
+
+def test_photographs_stand_upright() -> None:
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    Image.fromarray(np.zeros((70, 90, 3), np.uint8)).save(buffer, "JPEG", exif=exif)
+    assert photos.decode(buffer.getvalue()).shape == (90, 70, 3)
+
+
+def test_the_samples_are_photographs() -> None:
+    samples = open_photos("samples")
+    assert len(samples) > 8
+    for index in range(len(samples)):
+        assert min(samples[index].shape[:2]) >= 256
+    assert samples[0] is samples[0]  # decoded once
+
+
+def test_a_split_is_disjoint_complete_and_independent_of_order(folder: pathlib.Path) -> None:
+    samples = open_photos("samples")
+    names = [{part.name(i) for i in range(len(part))} for part in (split(samples, 0.3, p) for p in ("train", "holdout"))]
+    assert not names[0] & names[1]
+    assert len(names[0] | names[1]) == len(samples)
+    backwards = photos.Subset(samples, tuple(reversed(range(len(samples)))))
+    again = split(backwards, 0.3, "holdout")
+    assert {again.name(i) for i in range(len(again))} == names[1]
+    assert len(split(open_photos(str(folder)), 1e-6, "holdout")) == 1
+    assert len(split(open_photos(str(folder)), 0.999, "train")) == 1
+
+
+def test_sources_travel_to_worker_processes(folder: pathlib.Path) -> None:
+    opened = split(open_photos(str(folder)), 0.4, "train")
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(opened))[0], opened[0])
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("/nowhere/at/all", "no folder of photographs"),
+        ("array_record:/nowhere/*", "no ArrayRecord file"),
+        ("tfds:no_such_set", "no_such_set"),
+    ],
+)
+def test_missing_sources_are_one_line(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        open_photos(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_unusable_sources_are_one_line(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="holds no photograph"):
+        open_photos(str(tmp_path))
+    (tmp_path / "a.png").write_bytes(encoded())
+    with pytest.raises(ValueError, match="single photograph"):
+        split(open_photos(str(tmp_path)), 0.5, "train")
+    with pytest.raises(ValueError, match="train or holdout"):
+        split(open_photos("samples"), 0.5, "test")
+
+
+def test_array_record(tmp_path: pathlib.Path) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    images = [encoded(70 + k) for k in range(3)]
+    writer = ArrayRecordWriter(str(tmp_path / "photos.array_record"), "group_size:1")
+    for image in images:
+        writer.write(image)
+    writer.close()
+    opened = open_photos(f"array_record:{tmp_path}/*.array_record")
+    assert len(opened) == 3
+    for index, image in enumerate(images):
+        np.testing.assert_array_equal(opened[index], photos.decode(image))
+    broken = tmp_path / "broken.array_record"
+    broken.write_bytes((tmp_path / "photos.array_record").read_bytes()[:-40])
+    with pytest.raises(ValueError, match="cannot be read"):
+        open_photos(f"array_record:{broken}")
+
+
+def test_tfds_without_tensorflow(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    import tensorflow_datasets as tfds
+
+    images = [encoded(70 + k, "JPEG") for k in range(3)]
+
+    class TinyPhotos(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({"image": tfds.features.Image(encoding_format="jpeg")})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for index, image in enumerate(images):
+                yield index, {"image": io.BytesIO(image)}
+
+    builder = TinyPhotos(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    monkeypatch.setattr(tfds, "builder", lambda name: tfds.builder_from_directory(builder.data_dir))
+    opened = open_photos("tfds:tiny_photos:train")
+    found = {opened[index].shape for index in range(len(opened))}
+    assert found == {photos.decode(image).shape for image in images}
+    assert "tensorflow" not in sys.modules
+    with pytest.raises(ValueError, match="no feature 'picture'"):
+        open_photos("tfds:tiny_photos:train:picture")
+    with pytest.raises(ValueError, match="Unknown split 'test'"):
+        open_photos("tfds:tiny_photos:test")

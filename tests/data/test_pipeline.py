@@ -1,0 +1,118 @@
+"""The stream is a pure function of (seed, step)."""
+
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+
+from uniser_jax.data.photos import open_photos, split
+from uniser_jax.data.pipeline import Examples, batches, random_crop, vary_colour
+from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
+from uniser_jax.types import TASKS, Batch
+
+EXAMPLES = Examples(split(open_photos("samples"), 0.25, "train"), EditSampling(), 32, seed=5, colour=0.5)
+
+
+def assert_equal(a: Batch, b: Batch) -> None:
+    for one, two in zip(a, b, strict=True):
+        assert one.dtype == two.dtype
+        np.testing.assert_array_equal(one, two)
+
+
+def take(count: int, **settings) -> list[Batch]:
+    return list(itertools.islice(batches(EXAMPLES, 8, **settings), count))
+
+
+def test_shapes_and_types() -> None:
+    batch = take(1)[0]
+    assert isinstance(batch, Batch)
+    assert batch.input.shape == batch.target.shape == (8, 32, 32, 3)
+    assert batch.input.dtype == batch.target.dtype == batch.mask.dtype == np.uint8
+    assert batch.mask.shape == (8, 32, 32)
+    assert batch.task.dtype == np.int32
+    assert ((batch.task >= 0) & (batch.task < len(TASKS))).all()
+    assert batch.strengths.shape == (8, 5)
+
+
+def test_a_continued_stream_goes_on_where_it_stopped() -> None:
+    whole = take(5)
+    for late, batch in zip(take(2, start_step=3), whole[3:], strict=True):
+        assert_equal(late, batch)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_split_the_same_batches(processes: int) -> None:
+    parts = [take(2, start_step=1, process_index=index, process_count=processes) for index in range(processes)]
+    for step, whole in enumerate(take(2, start_step=1)):
+        rows = [part[step] for part in parts]
+        assert_equal(Batch(*(np.concatenate(leaves) for leaves in zip(*rows, strict=True))), whole)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_threads_change_nothing(threads: int) -> None:
+    for one, two in zip(take(3), take(3, threads=threads), strict=True):
+        assert_equal(one, two)
+
+
+def test_worker_processes_change_nothing() -> None:
+    for one, two in zip(take(4, start_step=2), take(4, start_step=2, workers=3), strict=True):
+        assert_equal(one, two)
+
+
+def test_rows_are_the_examples_by_global_index() -> None:
+    batch = take(1, start_step=2)[0]
+    edit = EXAMPLES[2 * 8 + 3]
+    for row, leaf in zip(batch, edit, strict=True):
+        np.testing.assert_array_equal(row[3], leaf)
+
+
+def test_an_example_replays_from_its_logged_recipe() -> None:
+    for index in range(12):
+        scene, recipe = EXAMPLES.recipe(index)
+        again = Rendering(scene, Recipe.from_json(recipe.to_json())).edit()
+        for one, two in zip(again, EXAMPLES[index], strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+def test_every_epoch_visits_all_photographs_in_a_new_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    visited: list[int] = []
+    count = len(EXAMPLES.photos)
+    monkeypatch.setattr(
+        Examples, "_view", lambda self, rng, index: visited.append(index) or np.zeros((8, 8, 3), np.uint8)
+    )
+    quiet = EditSampling().__class__(mixture=type(EXAMPLES.sampling.mixture)(reflection=0.0))
+    examples = Examples(EXAMPLES.photos, quiet, 8)
+    for index in range(2 * count):
+        examples.recipe(index)
+    assert sorted(visited[:count]) == sorted(visited[count:]) == list(range(count))
+    assert visited[:count] != visited[count:]
+
+
+def test_seeds_and_indices_differ() -> None:
+    other = Examples(EXAMPLES.photos, EXAMPLES.sampling, 32, seed=6)
+    assert (EXAMPLES[0].input != other[0].input).any()
+    assert (EXAMPLES[0].input != EXAMPLES[len(EXAMPLES.photos)].input).any()
+    assert EXAMPLES.fingerprint() != other.fingerprint()
+    assert EXAMPLES.fingerprint() == pickle.loads(pickle.dumps(EXAMPLES)).fingerprint()
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not divide over 3 processes"):
+        batches(EXAMPLES, 8, process_count=3)
+
+
+@pytest.mark.parametrize("shape", [(64, 200), (200, 64), (20, 20)])
+def test_crops_have_the_size_asked_for(shape: tuple[int, int]) -> None:
+    photo = np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8)
+    for seed in range(5):
+        assert random_crop(np.random.default_rng(seed), photo, 48).shape == (48, 48, 3)
+
+
+def test_varied_colours_keep_grays_neutral_but_for_white_balance() -> None:
+    gray = np.full((8, 8, 3), 100, np.uint8)
+    photo = EXAMPLES.photos[0]
+    np.testing.assert_array_equal(vary_colour(np.random.default_rng(0), photo, 0.0), photo)
+    for seed in range(5):
+        pixel = vary_colour(np.random.default_rng(seed), gray, 0.5)[0, 0].astype(int)
+        assert np.ptp(pixel) < 40  # within half a stop of each other, in stored values

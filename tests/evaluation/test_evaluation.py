@@ -1,0 +1,137 @@
+import json
+import math
+import pathlib
+
+import cv2
+import numpy as np
+import pytest
+
+from uniser_jax.data import pairs
+from uniser_jax.data.photos import open_photos, split
+from uniser_jax.evaluation import benchmarks, tables
+from uniser_jax.evaluation.metrics import psnr, ssim
+from uniser_jax.types import EFFECTS
+
+HELD_OUT = split(open_photos("samples"), 0.25, "holdout")
+
+
+def test_psnr_by_hand() -> None:
+    target = np.full((20, 20, 3), 100, np.uint8)
+    image = target.copy()
+    image[0, 0, 0] = 110  # squared error 100 in one of 1200 numbers
+    assert psnr(target, image) == pytest.approx(10 * math.log10(255**2 / (100 / 1200)))
+    assert psnr(target, target) == 100
+
+
+def test_ssim_by_hand() -> None:
+    """Of two even images only the luminance term is left."""
+    a, b = 100.0, 120.0
+    c1 = (0.01 * 255) ** 2
+    expected = (2 * a * b + c1) / (a * a + b * b + c1)
+    one, two = (np.full((32, 32, 3), v, np.uint8) for v in (100, 120))
+    assert ssim(one, two) == pytest.approx(expected, abs=1e-6)
+    assert ssim(one, one) == pytest.approx(1)
+    with pytest.raises(ValueError, match="11 px"):
+        ssim(one[:8], two[:8])
+
+
+def test_rendered_edits_are_frozen_and_complete() -> None:
+    first, second = ([*benchmarks.rendered_edits(HELD_OUT, 32, 2, seed=1)] for _ in range(2))
+    assert [item.effect for item in first] == [e for e in (*EFFECTS, "mixture") for _ in range(2)]
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a.input, b.input)
+        assert (a.input != a.target).any()
+    assert {item.task for item in first if item.effect in ("occlusion", "mixture")} == {"remove effects"}
+    assert {item.task for item in first if item.effect == "flare"} == {"remove lens flare"}
+
+
+def test_a_perfect_and_an_idle_restorer() -> None:
+    items = list(benchmarks.rendered_edits(HELD_OUT, 32, 1, seed=1))
+    answers = {item.input.tobytes(): item.target for item in items}
+    perfect = benchmarks.evaluate(lambda photo, task, mask: answers[photo.tobytes()], items)
+    idle = benchmarks.evaluate(lambda photo, task, mask: photo, items)
+    for effect in (*EFFECTS, "mixture"):
+        assert perfect[effect].mean()["psnr_restored"] == 100
+        mean = idle[effect].mean()
+        assert mean["psnr_restored"] == mean["psnr_input"]
+        assert mean["count"] == 1
+
+
+def test_tables() -> None:
+    results = {
+        "haze": benchmarks.Scores(psnr_input=30, psnr_restored=50, ssim_input=1.4, ssim_restored=1.8, count=2),
+        "flare": benchmarks.Scores(psnr_input=20, psnr_restored=21, ssim_input=0.5, ssim_restored=0.6, count=1),
+    }
+    table = json.loads(tables.to_json(results))
+    assert set(table) == {"effects", "mean"}
+    assert table["effects"]["haze"] == {
+        "psnr_input": 15,
+        "psnr_restored": 25,
+        "ssim_input": 0.7,
+        "ssim_restored": 0.9,
+        "count": 2,
+    }
+    assert table["mean"]["psnr_restored"] == 23  # over effects, not photographs
+    lines = tables.to_markdown(results).splitlines()
+    assert lines[2] == "| haze | 2 | 15.00 | 25.00 | +10.00 | 0.7000 | 0.9000 | +0.2000 |"
+    assert lines[-1].startswith("| **mean** | 3 | 17.50 | 23.00 | +5.50 |")
+
+
+def test_files_are_written_whole(tmp_path: pathlib.Path) -> None:
+    tables.write(tmp_path / "deep" / "table.md", "text")
+    assert (tmp_path / "deep" / "table.md").read_text() == "text"
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["table.md"]
+
+
+@pytest.fixture
+def manifest(tmp_path: pathlib.Path) -> pathlib.Path:
+    rng = np.random.default_rng(0)
+    for name in ("in", "gt", "mask"):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), rng.integers(0, 255, (20, 30, 3), dtype=np.uint8))
+    cv2.imwrite(str(tmp_path / "small.png"), np.zeros((10, 10, 3), np.uint8))
+    path = tmp_path / "manifest.csv"
+    path.write_text(
+        "effect,set,id,kind,input,gt,mask\n"
+        "haze,a,1,real_pair,in.png,gt.png,\n"
+        "shadow,a,2,real_pair(derived),in.png,gt.png,mask.png\n"
+        "haze,a,3,input_only,in.png,,\n"
+        "clean,a,4,clean,in.png,gt.png,\n"
+        "haze,a,5,synthetic_pair,in.png,gt.png,\n"
+    )
+    return path
+
+
+def test_real_pairs(manifest: pathlib.Path) -> None:
+    items = list(benchmarks.real_pairs(manifest))
+    assert [(item.effect, item.task, item.mask is None) for item in items] == [
+        ("haze", "remove haze", True),
+        ("shadow", "remove shadow", False),
+    ]
+    assert items[1].mask.shape == (20, 30)
+    assert len(pairs.read_manifest(manifest, kinds=("real_pair", "synthetic_pair"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("haze,a,1,real_pair,none.png,gt.png,", "'none.png' is not a file"),
+        ("haze,a,1,real_pair,../in.png,gt.png,", "outside the manifest"),
+        ("haze,a,1,real_pair,/etc/passwd,gt.png,", "outside the manifest"),
+        ("haze,a,1,real_pair,in.png,small.png,", "sizes differ"),
+        ("haze,a,1,real_pair,manifest.csv,gt.png,", "manifest.csv"),
+        ("haze,a,1,input_only,in.png,,", "nothing to evaluate"),
+    ],
+)
+def test_bad_manifests_are_one_line(manifest: pathlib.Path, row: str, message: str) -> None:
+    manifest.write_text(f"effect,set,id,kind,input,gt,mask\n{row}\n")
+    with pytest.raises(ValueError, match=message) as caught:
+        benchmarks.evaluate(lambda photo, task, mask: photo, benchmarks.real_pairs(manifest))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_manifests_and_columns(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="no manifest"):
+        pairs.read_manifest(tmp_path / "none.csv")
+    (tmp_path / "m.csv").write_text("effect,input\n")
+    with pytest.raises(ValueError, match="no column 'set'"):
+        pairs.read_manifest(tmp_path / "m.csv")
