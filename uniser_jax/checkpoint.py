@@ -37,7 +37,9 @@ class Checkpoints:
             save_decision_policy=save_decision_policy.FixedIntervalPolicy(every),
             preservation_policy=preservation_policy.LatestN(keep),
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=(*_ITEMS, "record"))
+        handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in _ITEMS}
+        handlers["record"] = ocp.JsonCheckpointHandler()
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
         """The newest committed step; half-written ones do not count."""
@@ -86,6 +88,17 @@ class Checkpoints:
         item = "ema" if ema else "params"
         return self._manager.restore(self.latest(), args=args.Composite(**{item: args.StandardRestore(abstract)}))[item]
 
+    def _check(self, step: int, params: Any) -> None:
+        """Compares names and shapes before anything is read: orbax's own message would fill a screen."""
+        saved = _shapes(self._manager.item_metadata(step)["params"].tree)
+        wanted = _shapes(params)
+        for name in sorted(saved.keys() | wanted.keys()):
+            if saved.get(name) != wanted.get(name):
+                raise ValueError(
+                    f"checkpoint {self._folder / str(step)} does not fit this model: {name} is"
+                    f" {saved.get(name, 'missing')} there and {wanted.get(name, 'missing')} here"
+                )
+
     def __enter__(self) -> Self:
         return self
 
@@ -112,5 +125,6 @@ def newest_run(root: str | pathlib.Path = "runs") -> pathlib.Path:
     return max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime)
 
 
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0][:300]
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}

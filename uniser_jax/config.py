@@ -47,6 +47,7 @@ def defaults() -> ConfigDict:
     config.optim.final_lr = 0.01  # of the peak, at the end of a cosine decay
     config.optim.b1 = 0.9
     config.optim.b2 = 0.95
+    config.optim.eps = 1e-8
     config.optim.weight_decay = 0.01
     config.optim.clip_norm = 1.0
     config.optim.accumulate = 1  # microbatches per step

@@ -19,7 +19,9 @@ def optimizer(optim: ConfigDict, steps: int) -> optax.GradientTransformation:
     """Clip, then AdamW (Loshchilov & Hutter 2019); only kernels decay, not norms and embeddings."""
     return optax.chain(
         optax.clip_by_global_norm(optim.clip_norm),
-        optax.adamw(schedule(optim, steps), optim.b1, optim.b2, weight_decay=optim.weight_decay, mask=decayed),
+        optax.adamw(
+            schedule(optim, steps), optim.b1, optim.b2, optim.eps, weight_decay=optim.weight_decay, mask=decayed
+        ),
     )
 
 

@@ -94,7 +94,7 @@ def make_step(
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optim.ema_update(state.ema, params, config.optim.ema, state.step)
-        metrics |= {"grad_norm": optax.global_norm(gradient), "lr": learning_rate(state.step)}
+        metrics |= {"grad_norm": optax.tree.norm(gradient), "lr": learning_rate(state.step)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)

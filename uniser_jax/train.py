@@ -8,6 +8,7 @@ so nothing but the state is saved, and a continued run sees what an uninterrupte
 
 import argparse
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from uniser_jax.data.photos import open_photos, split
 from uniser_jax.data.pipeline import Examples, batches
 from uniser_jax.effects.edit import EditSampling
 from uniser_jax.metrics import MetricsWriter, Progress, log_to_terminal
+from uniser_jax.models.presets import preset
 from uniser_jax.samples import SampleGrid
 from uniser_jax.step import build_network, init_state, make_step, state_shapes
 from uniser_jax.types import TrainState
@@ -41,6 +43,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
 
     mesh = meshes.make_mesh(config.mesh.to_dict())
     meshes.check_batch(mesh, config.batch_size, config.optim.accumulate)
+    meshes.check_heads(mesh, preset(config.model.preset).num_attention_heads)
     network = build_network(config.model)
     optimizer = optim.optimizer(config.optim, config.steps)
     shapes = state_shapes(network, optimizer, mesh)
@@ -105,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, help="the run folder")
     known, overrides = parser.parse_known_args(argv)
     log_to_terminal()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
     try:
         train(schema.read(known.config, overrides), known.workdir)
     except ValueError as error:

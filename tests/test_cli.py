@@ -1,0 +1,142 @@
+"""The command line as its users meet it."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uniser_jax import cli, demo, train
+from uniser_jax.checkpoint import has_checkpoint
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = str(ROOT / "configs/tiny.py")
+FAST = [
+    "--config.steps=2",
+    "--config.batch_size=8",
+    "--config.sample_every=0",
+    "--config.data.size=24",
+    "--config.mesh.data=8",
+    "--config.evaluation.count=1",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """`make demo`, tiny."""
+    run = tmp_path_factory.mktemp("runs") / "demo"
+    assert demo.main(["--config", CONFIG, "--workdir", str(run), *FAST]) == 0
+    return run
+
+
+@pytest.fixture
+def photo(tmp_path: pathlib.Path) -> pathlib.Path:
+    path = tmp_path / "in.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_the_demo_leaves_what_it_says(finished: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    table = json.loads((finished / "evaluation.json").read_text())
+    assert list(table["effects"]) == ["shadow", "haze", "reflection", "flare", "occlusion", "mixture"]
+    assert set(table["effects"]["haze"]) == {"psnr_input", "psnr_restored", "ssim_input", "ssim_restored", "count"}
+    assert (finished / "evaluation.md").read_text().count("\n") == 9
+    for name in ("contact_sheet.png", "restored.png"):
+        with Image.open(finished / name) as image:
+            assert image.width > 1_000
+    assert has_checkpoint(finished)
+    # Run again, it keeps what is finished.
+    lines = (finished / "metrics.jsonl").read_text()
+    assert demo.main(["--config", CONFIG, "--workdir", str(finished), *FAST]) == 0
+    assert (finished / "metrics.jsonl").read_text() == lines
+    printed = capsys.readouterr().out
+    assert "| **mean** |" in printed
+    assert "uniser restore" in printed
+
+
+def test_restore_writes_a_photograph_of_the_same_size(finished, photo: pathlib.Path) -> None:
+    out = photo.with_name("out.jpg")
+    command = ["restore", str(photo), "-o", str(out), "--checkpoint", str(finished), "--task", "haze", "--strength", "0.7"]
+    assert cli.main([*command, "--steps", "2"]) == 0
+    with Image.open(out) as image:
+        assert image.size == (60, 40)
+
+
+def test_the_newest_run_is_the_default(finished, photo: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(finished.parent.parent)
+    finished.parent.rename(finished.parent.parent / "runs")
+    try:
+        assert cli.main(["restore", str(photo), "-o", str(photo.with_name("out.png"))]) == 0
+    finally:
+        (finished.parent.parent / "runs").rename(finished.parent)
+
+
+@pytest.mark.parametrize("flags", [["--strength", "0"], ["--mask", "black.png"]])
+def test_nothing_asked_changes_no_pixel(finished, photo: pathlib.Path, flags: list[str]) -> None:
+    Image.new("L", (60, 40)).save(photo.with_name("black.png"))
+    flags = [str(photo.with_name(flag)) if flag.endswith(".png") else flag for flag in flags]
+    out = photo.with_name("out.png")
+    assert cli.main(["restore", str(photo), "-o", str(out), "--checkpoint", str(finished), *flags]) == 0
+    with Image.open(photo) as before, Image.open(out) as after:
+        np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input": "none.png"}, "none.png"),
+        ({"input": "empty.png"}, "empty.png"),
+        ({"input": "text.png"}, "text.png"),
+        ({"--mask": "small.png"}, "mask"),
+        ({"--checkpoint": "nowhere"}, "no checkpoint"),
+        ({"--task": "rain"}, "rain"),
+        ({"--strength": "1.5"}, "1.5"),
+        ({"--steps": "0"}, "at least 1"),
+        ({"--output": "out.xyz"}, "xyz"),
+        ({"--colour": "red"}, "--colour"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(finished, photo, change, message, capsys) -> None:
+    folder = photo.parent
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("no image")
+    Image.new("L", (10, 10)).save(folder / "small.png")
+    given = {"--checkpoint": str(finished), "--output": "out.png"} | change
+    paths = ("--output", "--mask")
+    flags = [part for key, value in given.items() if key != "input" for part in (key, str(folder / value) if key in paths else value)]
+    assert cli.main(["restore", str(folder / given.get("input", "in.png")), *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (folder / "out.png").exists()
+
+
+def test_evaluate_writes_its_tables(finished, tmp_path: pathlib.Path, capsys) -> None:
+    command = ["evaluate", "--checkpoint", str(finished), "--count", "1", "--json", str(tmp_path / "t.json")]
+    assert cli.main([*command, "--markdown", str(tmp_path / "t.md")]) == 0
+    assert json.loads((tmp_path / "t.json").read_text())["effects"]["flare"]["count"] == 1
+    assert (tmp_path / "t.md").read_text() == capsys.readouterr().out
+
+
+def test_evaluate_on_real_pairs(finished, photo: pathlib.Path) -> None:
+    manifest = photo.with_name("manifest.csv")
+    manifest.write_text("effect,set,id,kind,input,gt\nhaze,a,1,real_pair,in.png,in.png\n")
+    table = photo.with_name("t.json")
+    assert cli.main(["evaluate", "--checkpoint", str(finished), "--pairs", str(manifest), "--json", str(table)]) == 0
+    assert json.loads(table.read_text())["effects"]["haze"]["psnr_input"] == 100
+
+
+def test_preview_shows_the_configs_photographs(tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "sheet.png"
+    assert cli.main(["preview", "--config", CONFIG, "--count", "1", "-o", str(out)]) == 0
+    with Image.open(out) as image:
+        assert image.width > 2_000
+    assert cli.main(["preview", "--config", "configs/none.py"]) == 2
+
+
+def test_train_is_the_same_command(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(train, "main", lambda argv: seen.append(argv) or 0)
+    assert cli.main(["train", "--config=a", "--workdir=b"]) == 0
+    assert seen == [["--config=a", "--workdir=b"]]

@@ -1,0 +1,170 @@
+"""Whole runs, tiny: they log, save, continue exactly, and refuse mistakes in one line."""
+
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from absl import logging
+
+from uniser_jax import config as schema
+from uniser_jax import train
+from uniser_jax.checkpoint import Checkpoints, has_checkpoint, newest_run
+from uniser_jax.metrics import log_to_terminal
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = [
+    "--config.steps=6",
+    "--config.batch_size=8",
+    "--config.log_every=2",
+    "--config.sample_every=4",
+    "--config.checkpoint.every=2",
+    "--config.data.size=24",
+    "--config.mesh.data=8",
+    "--config.model.prompt_length=2",
+    "--config.evaluation.count=1",
+]
+
+
+def config_of(*overrides: str):
+    return schema.read(str(ROOT / "configs/tiny.py"), [*TINY, *overrides])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """An uninterrupted run of six steps."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    train.train(config_of(), workdir)
+    return workdir
+
+
+def logged(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines}
+
+
+def test_a_run_leaves_what_it_should(run: pathlib.Path) -> None:
+    metrics = logged(run)
+    assert list(metrics) == [2, 4, 6]
+    for name in ("loss", "grad_norm", "lr", "steps_per_second", "images_per_second", "data_wait", "loss/t=0.9"):
+        assert np.isfinite(metrics[6][name])
+    assert any(key.startswith("loss/effect=") for key in metrics[6])
+    assert (run / "samples/step_000004.png").stat().st_size > 1_000
+    assert list((run / "tensorboard").iterdir())
+    with Checkpoints(run) as checkpoints:
+        assert checkpoints.latest() == 6
+        record = checkpoints.record()
+    assert record["step"] == 6
+    assert schema.from_json(json.dumps(record["config"])) == config_of()
+    assert newest_run(run.parent) == run
+
+
+def test_a_continued_run_equals_an_uninterrupted_one(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    shutil.copytree(run, tmp_path / "again")
+    for step in ("6", "4"):  # dies after step 4 was logged, before it was saved
+        shutil.rmtree(tmp_path / "again/checkpoints" / step)
+    again = train.train(config_of(), tmp_path / "again")
+    with Checkpoints(run) as checkpoints, jax.set_mesh(again.step.sharding.mesh):
+        whole = checkpoints.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), again))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), jax.device_get(whole))
+    losses = [{step: line["loss"] for step, line in logged(folder).items()} for folder in (run, tmp_path / "again")]
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_is_left_alone(run: pathlib.Path) -> None:
+    before = (run / "metrics.jsonl").read_text()
+    state = train.train(config_of(), run)
+    assert int(state.step) == 6
+    assert (run / "metrics.jsonl").read_text() == before
+
+
+def test_a_changed_model_is_refused_in_one_line(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    shutil.copytree(run, tmp_path / "other")
+    with pytest.raises(ValueError, match="does not fit this model") as caught:
+        train.train(config_of("--config.model.prompt_length=3"), tmp_path / "other")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--config.mesh.data=3"], "does not fit 8 devices"),
+        (["--config.batch_size=12"], "multiple of 8"),
+        (["--config.model.preset=huge"], "tiny, s, b"),
+        (["--config.model.attention=flash"], "xla, chunked"),
+        (["--config.data.photos=/nowhere"], "no folder of photographs"),
+        (["--config.flow.prediction=noise"], "residual, x0, velocity"),
+        (["--config.mesh.data=1", "--config.mesh.tensor=8"], "4 attention heads"),
+        (["--config.colour=red"], "colour"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(overrides, message, tmp_path, capsys) -> None:
+    arguments = ["--config", str(ROOT / "configs/tiny.py"), "--workdir", str(tmp_path), *TINY, *overrides]
+    assert train.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert sum(line.startswith("uniser train:") for line in error.splitlines()) == 1
+    assert "Traceback" not in error
+    assert not has_checkpoint(tmp_path)
+
+
+def test_an_interrupted_run_saves_and_continues(tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "uniser_jax.train", f"--config={ROOT}/configs/tiny.py", f"--workdir={tmp_path}"]
+    endless = [flag for flag in TINY if "steps" not in flag and "every" not in flag]
+    endless += ["--config.steps=100000", "--config.checkpoint.every=100000", "--config.log_every=1"]
+    process = subprocess.Popen([*command, *endless], stderr=subprocess.PIPE, cwd=ROOT)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error.decode()
+    assert b"the same command continues" in error
+    assert b"Traceback" not in error
+    with Checkpoints(tmp_path) as checkpoints:
+        saved = checkpoints.latest()
+    assert saved is not None
+    assert saved >= 1
+    state = train.train(config_of(f"--config.steps={saved + 2}"), tmp_path)
+    assert int(state.step) == saved + 2
+
+
+def test_every_key_of_the_schema_is_read(run: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that nobody reads is a promise that nobody keeps."""
+    from uniser_jax.restore.restorer import Restorer
+
+    source = "\n".join(path.read_text() for path in (ROOT / "uniser_jax").rglob("*.py") if path.name != "config.py")
+    assert Restorer.from_checkpoint(run).config == config_of()
+    config = schema.defaults()
+    for section in config:
+        if section in ("flow", "edit"):  # made from a dataclass, every field of which its class uses
+            continue
+        value = config[section]
+        names = [f"{section}.{key}" for key in value] if hasattr(value, "keys") else [f"config.{section}"]
+        for name in names if section != "mesh" else ["config.mesh"]:
+            short = name.split(".")[-1]
+            assert name in source or f"data.{short}" in source or f"optim.{short}" in (source + optim_source()), name
+
+
+def optim_source() -> str:
+    return (ROOT / "uniser_jax/optim.py").read_text()
+
+
+def test_no_run_is_one_line(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="no run with a checkpoint"):
+        newest_run(tmp_path)
+    with pytest.raises(ValueError, match="no checkpoint in"), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.restore(None)
+
+
+def test_only_our_own_messages_are_shown(capsys: pytest.CaptureFixture) -> None:
+    log_to_terminal()
+    assert logging.get_verbosity() == logging.INFO
