@@ -57,7 +57,18 @@ def test_the_demo_leaves_what_it_says(finished: pathlib.Path, capsys: pytest.Cap
 
 def test_restore_writes_a_photograph_of_the_same_size(finished, photo: pathlib.Path) -> None:
     out = photo.with_name("out.jpg")
-    command = ["restore", str(photo), "-o", str(out), "--checkpoint", str(finished), "--task", "haze", "--strength", "0.7"]
+    command = [
+        "restore",
+        str(photo),
+        "-o",
+        str(out),
+        "--checkpoint",
+        str(finished),
+        "--task",
+        "haze",
+        "--strength",
+        "0.7",
+    ]
     assert cli.main([*command, "--steps", "2"]) == 0
     with Image.open(out) as image:
         assert image.size == (60, 40)
@@ -104,8 +115,9 @@ def test_mistakes_are_one_line_and_exit_code_2(finished, photo, change, message,
     Image.new("L", (10, 10)).save(folder / "small.png")
     given = {"--checkpoint": str(finished), "--output": "out.png"} | change
     paths = ("--output", "--mask")
-    flags = [part for key, value in given.items() if key != "input" for part in (key, str(folder / value) if key in paths else value)]
-    assert cli.main(["restore", str(folder / given.get("input", "in.png")), *flags]) == 2
+    source = folder / given.pop("input", "in.png")
+    flags = [f"{key}={folder / value if key in paths else value}" for key, value in given.items()]
+    assert cli.main(["restore", str(source), *flags]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

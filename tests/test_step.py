@@ -24,7 +24,9 @@ def tiny_config():
     config.model.preset, config.model.patch, config.model.prompt_length = "tiny", 8, 4
     config.model.compute_dtype, config.model.remat = "float32", "none"
     config.optim.warmup_steps, config.optim.lr = 1, 1e-2
-    config.optim.eps = 1e-3  # Adam divides gradients by their size; a tiny eps would blow rounding errors up to whole steps
+    config.optim.eps = (
+        1e-3  # Adam divides gradients by their size; a tiny eps would blow rounding errors up to whole steps
+    )
     return config
 
 

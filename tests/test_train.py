@@ -71,7 +71,9 @@ def test_a_continued_run_equals_an_uninterrupted_one(run: pathlib.Path, tmp_path
         shutil.rmtree(tmp_path / "again/checkpoints" / step)
     again = train.train(config_of(), tmp_path / "again")
     with Checkpoints(run) as checkpoints, jax.set_mesh(again.step.sharding.mesh):
-        whole = checkpoints.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), again))
+        whole = checkpoints.restore(
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), again)
+        )
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), jax.device_get(whole))
     losses = [{step: line["loss"] for step, line in logged(folder).items()} for folder in (run, tmp_path / "again")]
     assert losses[0] == losses[1]
@@ -119,13 +121,16 @@ def test_an_interrupted_run_saves_and_continues(tmp_path: pathlib.Path) -> None:
     endless = [flag for flag in TINY if "steps" not in flag and "every" not in flag]
     endless += ["--config.steps=100000", "--config.checkpoint.every=100000", "--config.log_every=1"]
     process = subprocess.Popen([*command, *endless], stderr=subprocess.PIPE, cwd=ROOT)
-    deadline = time.monotonic() + 240
-    while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
+    try:
+        deadline = time.monotonic() + 240
+        while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130, error.decode()
     assert b"the same command continues" in error
     assert b"Traceback" not in error

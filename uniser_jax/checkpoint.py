@@ -65,13 +65,9 @@ class Checkpoints:
         step = self.latest()
         if step is None:
             raise ValueError(f"no checkpoint in {self._folder}: train first, or name another run")
+        self._check(step, abstract.params)
         items = {name: args.StandardRestore(getattr(abstract, name)) for name in _ITEMS}
-        try:
-            restored = self._manager.restore(step, args=args.Composite(**items))
-        except ValueError as error:
-            raise ValueError(
-                f"checkpoint {self._folder / str(step)} does not fit this model: {_line(error)}"
-            ) from error
+        restored = self._manager.restore(step, args=args.Composite(**items))
         number = jax.device_put(jax.numpy.int32(step), abstract.step.sharding)
         logging.info("restored step %d from %s", step, self._folder)
         return TrainState(number, restored["params"], restored["ema"], restored["opt_state"])

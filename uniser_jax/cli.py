@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.command(arguments, rest)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"uniser {argv[0]}: {str(error).splitlines()[0]}\n")
+        sys.stderr.write(f"uniser {arguments.command.__name__}: {str(error).splitlines()[0]}\n")
         return 2
     except KeyboardInterrupt:
         return 130

@@ -112,7 +112,9 @@ def test_the_samples_are_photographs() -> None:
 
 def test_a_split_is_disjoint_complete_and_independent_of_order(folder: pathlib.Path) -> None:
     samples = open_photos("samples")
-    names = [{part.name(i) for i in range(len(part))} for part in (split(samples, 0.3, p) for p in ("train", "holdout"))]
+    names = [
+        {part.name(i) for i in range(len(part))} for part in (split(samples, 0.3, p) for p in ("train", "holdout"))
+    ]
     assert not names[0] & names[1]
     assert len(names[0] | names[1]) == len(samples)
     backwards = photos.Subset(samples, tuple(reversed(range(len(samples)))))

@@ -97,7 +97,9 @@ def _fill(shape: tuple[int, int], polygons: list[np.ndarray]) -> Float32[np.ndar
     factor = 4 if max(shape) < 256 else 2
     mask = np.zeros((shape[0] * factor, shape[1] * factor), np.uint8)
     for points in polygons:
-        sixteenths = np.round(16 * (points * factor - 0.5))  # OpenCV counts from the centre of a pixel, we from its corner
+        sixteenths = np.round(
+            16 * (points * factor - 0.5)
+        )  # OpenCV counts from the centre of a pixel, we from its corner
         cv2.fillPoly(mask, [np.clip(sixteenths, -(2**20), 2**20).astype(np.int32)], 255, shift=4)
     return cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 

@@ -25,7 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32
 
 from uniser_jax.mesh import constrain
-from uniser_jax.models.attention import attention
+from uniser_jax.models.attention import KERNELS, attention
 from uniser_jax.models.presets import DiTConfig
 
 _FAN_IN = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -149,7 +149,7 @@ class DiT(nnx.Module):
       remat: a key of REMAT.
 
     Raises:
-      ValueError: for an unknown remat policy.
+      ValueError: for an unknown kernel or remat policy.
     """
 
     def __init__(
@@ -157,6 +157,8 @@ class DiT(nnx.Module):
     ):
         if remat not in REMAT:
             raise ValueError(f"remat policy {remat!r} is unknown; known: {', '.join(REMAT)}")
+        if kernel not in KERNELS:
+            raise ValueError(f"attention kernel {kernel!r} is unknown; known: {', '.join(KERNELS)}")
         self.config, self.dtype, self.attention_kernel, self.remat = config, dtype, kernel, remat
         d, frequencies = config.width, config.timestep_guidance_channels
         dense = functools.partial(Dense, rngs=rngs)
@@ -228,8 +230,11 @@ class DiT(nnx.Module):
         return jax.nn.silu(embedding)
 
     def _modulation(self, weights: Dense, embedding: Array, parts: int) -> list[Array]:
-        """Equation (2): `parts` arrays [b 1 d]."""
-        return jnp.split(weights(embedding)[:, None], parts, -1)
+        """Equation (2): `parts` arrays [b 1 d].
+
+        Pinned before the split: left free on a (data, fsdp, tensor) mesh, XLA's partitioner computed a wrong loss.
+        """
+        return jnp.split(constrain(weights(embedding)[:, None], "batch", None, "features"), parts, -1)
 
     def _attend(self, ids: np.ndarray) -> Callable[[Array, Array, Array], Array]:
         cos, sin = rope_tables(ids, self.config.axes_dims_rope, self.config.rope_theta)
