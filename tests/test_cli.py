@@ -112,7 +112,7 @@ def test_mistakes_are_one_line_and_exit_code_2(finished, photo, change, message,
     folder = photo.parent
     (folder / "empty.png").touch()
     (folder / "text.png").write_text("no image")
-    Image.new("L", (10, 10)).save(folder / "small.png")
+    Image.new("L", (20, 20)).save(folder / "small.png")
     given = {"--checkpoint": str(finished), "--output": "out.png"} | change
     paths = ("--output", "--mask")
     source = folder / given.pop("input", "in.png")
