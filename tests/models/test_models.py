@@ -77,9 +77,11 @@ def test_codec_refuses_odd_sides() -> None:
 
 
 def test_every_condition_reaches_the_output() -> None:
-    """Input, mask, task and time each change the prediction once the last layer is not zero."""
+    """Noise, input, mask, task and time each change the prediction once no layer is zero, as after the first steps."""
     graphdef, params = uniser.create(preset("tiny"), PixelCodec(8), jax.random.key(0), prompt_length=2)
-    params["dit"]["image_out"]["kernel"] = jax.random.normal(jax.random.key(1), (128, 192))
+    for name, key in (("image_in", 1), ("image_out", 2)):  # the ends start at zero: the first for x_t, the last whole
+        shape = params["dit"][name]["kernel"].shape
+        params["dit"][name]["kernel"] = jax.random.normal(jax.random.key(key), shape) / shape[0] ** 0.5
     rng = np.random.default_rng(0)
     x, y = (jnp.asarray(rng.normal(size=(1, 16, 24, 3)), jnp.float32) for _ in range(2))
     base = {"x_t": x, "t": jnp.ones(1), "input": y, "mask": jnp.ones((1, 16, 24)), "task": jnp.zeros(1, int)}
