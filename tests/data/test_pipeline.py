@@ -8,6 +8,7 @@ import pytest
 
 from uniser_jax.data.photos import open_photos, split
 from uniser_jax.data.pipeline import Examples, batches, random_crop, vary_colour
+from uniser_jax.effects import light
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.types import TASKS, Batch
 
@@ -79,7 +80,7 @@ def test_every_epoch_visits_all_photographs_in_a_new_order(monkeypatch: pytest.M
     visited: list[int] = []
     count = len(EXAMPLES.photos)
     monkeypatch.setattr(
-        Examples, "_view", lambda self, rng, index: visited.append(index) or np.zeros((8, 8, 3), np.uint8)
+        Examples, "_view", lambda self, rng, index, stops: visited.append(index) or np.zeros((8, 8, 3), np.float32)
     )
     quiet = EditSampling().__class__(mixture=type(EXAMPLES.sampling.mixture)(reflection=0.0))
     examples = Examples(EXAMPLES.photos, quiet, 8)
@@ -111,8 +112,8 @@ def test_crops_have_the_size_asked_for(shape: tuple[int, int]) -> None:
 
 def test_varied_colours_keep_grays_neutral_but_for_white_balance() -> None:
     gray = np.full((8, 8, 3), 100, np.uint8)
-    photo = EXAMPLES.photos[0]
+    photo = light.decode(EXAMPLES.photos[0])
     np.testing.assert_array_equal(vary_colour(np.random.default_rng(0), photo, 0.0), photo)
     for seed in range(5):
-        pixel = vary_colour(np.random.default_rng(seed), gray, 0.5)[0, 0].astype(int)
+        pixel = light.encode(vary_colour(np.random.default_rng(seed), light.decode(gray), 0.5))[0, 0].astype(int)
         assert np.ptp(pixel) < 40  # within half a stop of each other, in stored values

@@ -19,9 +19,9 @@ from jaxtyping import Float32, UInt8
 
 from uniser_jax.effects import light, masks
 from uniser_jax.effects.layer import Layer, Scene, see, support
-from uniser_jax.effects.light import Sensor
-from uniser_jax.effects.mixture import FAMILIES, Mixture
+from uniser_jax.effects.mixture import FAMILIES, Families, Mixture
 from uniser_jax.effects.mixture import sample as sample_mixture
+from uniser_jax.effects.sensor import Sensor
 from uniser_jax.types import EFFECTS, TASKS, Edit
 
 TARGETS = ("exact", "blend")
@@ -34,6 +34,7 @@ class EditSampling:
 
     Args:
       mixture: which effects meet, how strong.
+      families: what each family draws from.
       generic: share of removals that ask for "effects" instead of one by name.
       absent: share of requests for an effect that is not there; the answer is the input.
       add: share of requests in the reverse direction.
@@ -43,6 +44,8 @@ class EditSampling:
       mask_support: of the effect's own support.
       full_strength: share of requests with a = 1; the others are uniform in [0, 1].
       noise: share of photographs with sensor noise.
+      tone: share taken with another exposure, white balance and tone curve.
+      jpeg: share compressed.
       highlight_stops: clipped highlights get up to so many stops above white.
       target: one of TARGETS.
 
@@ -51,6 +54,7 @@ class EditSampling:
     """
 
     mixture: Mixture = Mixture()
+    families: Families = Families()
     generic: float = 0.4
     absent: float = 0.05
     add: float = 0.1
@@ -60,11 +64,13 @@ class EditSampling:
     mask_support: float = 0.1
     full_strength: float = 0.5
     noise: float = 0.5
+    tone: float = 0.3
+    jpeg: float = 0.2
     highlight_stops: float = 2.5
     target: str = "exact"
 
     def __post_init__(self) -> None:
-        for name in ("generic", "absent", "add", "full_strength", "noise"):
+        for name in ("generic", "absent", "add", "full_strength", "noise", "tone", "jpeg"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"edit.{name} = {getattr(self, name)}: expected in [0, 1]")
         if self.target not in TARGETS:
@@ -85,7 +91,7 @@ class Recipe:
     Args:
       effects: (name, parameters) in physical order.
       strengths: of each, in [0, 1].
-      sensor: noise.
+      sensor: the camera.
       task: one of TASKS.
       mask: one of masks.KINDS.
       mask_seed: of its form.
@@ -112,7 +118,7 @@ class Recipe:
         values = json.loads(text)
         values["effects"] = tuple((name, dict(parameters)) for name, parameters in values["effects"])
         values["strengths"] = tuple(values["strengths"])
-        return cls(**values | {"sensor": Sensor(**values["sensor"])})
+        return cls(**values | {"sensor": Sensor(**_tuples(values["sensor"]))})
 
 
 class Rendering:
@@ -131,8 +137,8 @@ class Rendering:
         self.radiance = sum(lamps, scene.radiance)  # a lamp belongs to the scene, whatever is removed
 
     def clean(self) -> UInt8[np.ndarray, "h w c"]:
-        """The photograph without any effect."""
-        return light.encode(self.radiance)
+        """The photograph without any effect, as the same camera takes it without noise."""
+        return self.recipe.sensor.expose(self.radiance, 0.0)
 
     def expose(
         self, strengths: Sequence[Float32[np.ndarray, "h w"] | float], noise: Float32[np.ndarray, "h w"] | float = 1.0
@@ -151,20 +157,33 @@ class Rendering:
         """
         strengths = self.recipe.strengths
         asked = asked_for(task, self.names)
-        degraded = self.expose(strengths)
         if not any(asked):
+            degraded = self.expose(strengths)
             return degraded, degraded
-        a = mask.astype(np.float32) / 255
+        first = asked.index(True)
+        a: Any = mask.astype(np.float32) / 255 if mask.min() < mask.max() else float(mask[0, 0]) / 255
+        without: list[Any] = [0.0 if ask else s for ask, s in zip(asked, strengths, strict=True)]
         if task.startswith("add"):
-            before = [0.0 if ask else s for ask, s in zip(asked, strengths, strict=True)]
             after = [s * a if ask else s for ask, s in zip(asked, strengths, strict=True)]
-            return self.expose(before), self.expose(after)  # (2)
-        if self.recipe.target == "blend":
-            clean = self.expose([0.0 if ask else s for ask, s in zip(asked, strengths, strict=True)], 0.0)
-            mixed = a[..., None] * clean + (1 - a[..., None]) * degraded
-            return degraded, np.round(mixed).astype(np.uint8)  # (3)
-        left = [s * (1 - a) if ask else s for ask, s in zip(asked, strengths, strict=True)]
-        return degraded, self.expose(left, 1 - a)  # (1)
+            degraded, target = self._expose_both(first, without, after, 1.0)  # (2)
+        elif self.recipe.target == "blend":
+            degraded, clean = self._expose_both(first, strengths, without, 0.0)
+            share = np.asarray(a, np.float32)[..., None]
+            target = np.round(share * clean + (1 - share) * degraded).astype(np.uint8)  # (3)
+        else:
+            left = [s * (1 - a) if ask else s for ask, s in zip(asked, strengths, strict=True)]
+            degraded, target = self._expose_both(first, strengths, left, 1 - a)  # (1)
+        if isinstance(a, np.ndarray):  # scattered light and JPEG blocks reach across the edge of a mask
+            target = np.where(mask[..., None] == 0, degraded, target)
+        return degraded, target
+
+    def _expose_both(
+        self, first: int, before: Sequence[Any], after: Sequence[Any], noise: Float32[np.ndarray, "h w"] | float
+    ) -> tuple[UInt8[np.ndarray, "h w c"], UInt8[np.ndarray, "h w c"]]:
+        """Two exposures that differ from layer `first` on, the second with a share of the noise."""
+        shared = see(self.radiance, self.layers[:first], before[:first])
+        seen, changed = (see(shared, self.layers[first:], strengths[first:]) for strengths in (before, after))
+        return self.recipe.sensor.expose(seen), self.recipe.sensor.expose(changed, noise)
 
     def edit(self) -> Edit:
         """The training example that the recipe describes."""
@@ -196,8 +215,9 @@ def scene_from_photo(
     photo: UInt8[np.ndarray, "h w c"], other: UInt8[np.ndarray, "h w c"] | None = None, stops: float = 0.0
 ) -> Scene:
     """Decodes a photograph, and the one a window may reflect, and lifts their clipped highlights by up to `stops`."""
-    expanded = light.expand_highlights(light.decode(photo), stops)
-    return Scene(expanded, None if other is None else light.expand_highlights(light.decode(other), stops))
+    return Scene(
+        light.expand_highlights(photo, stops), None if other is None else light.expand_highlights(other, stops)
+    )
 
 
 def sample(
@@ -221,18 +241,17 @@ def sample(
     """
     if task is not None and task not in TASKS:
         raise ValueError(f"task {task!r} is unknown; known: {', '.join(map(repr, TASKS))}")
-    drawn = sample_mixture(rng, scene, sampling.mixture, effects)
+    drawn = sample_mixture(rng, scene, sampling.mixture, sampling.families, effects)
     names = tuple(parameters.effect for parameters, _ in drawn)
     request = _sample_task(rng, sampling, names) if task is None else task
     weights = np.array(sampling.mask_weights())
     kind = str(rng.choice(masks.KINDS, p=weights / weights.sum()))
     if kind == "support" and not any(asked_for(request, names)):
         kind = "all"
-    noisy = rng.random() < sampling.noise
     return Recipe(
         effects=tuple((parameters.effect, dataclasses.asdict(parameters)) for parameters, _ in drawn),
         strengths=tuple(strength for _, strength in drawn),
-        sensor=Sensor.sample(rng) if noisy else Sensor(),
+        sensor=Sensor.sample(rng, sampling.noise, sampling.tone, sampling.jpeg),
         task=request,
         mask=kind,
         mask_seed=int(rng.integers(2**31)),

@@ -27,6 +27,11 @@ _REACH = 1.4  # the diffraction pattern's half width, in image sides
 
 
 @dataclasses.dataclass(frozen=True)
+class FlareSampling:
+    """What draws come from."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Flare:
     """One lens and its light sources.
 
@@ -64,7 +69,7 @@ class Flare:
     seed: int
 
     @classmethod
-    def sample(cls, rng: np.random.Generator, scene: Scene) -> Self:
+    def sample(cls, rng: np.random.Generator, scene: Scene, sampling: FlareSampling = FlareSampling()) -> Self:
         """Half of the sources lie in frame, most where the photograph is bright."""
         inside = rng.random() < 0.5
         count = 1 if rng.random() < 0.75 else 2

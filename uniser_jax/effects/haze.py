@@ -18,6 +18,11 @@ from uniser_jax.effects.layer import MediumLayer, Scene
 
 
 @dataclasses.dataclass(frozen=True)
+class HazeSampling:
+    """What draws come from."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Haze:
     """One medium.
 
@@ -45,7 +50,7 @@ class Haze:
     seed: int
 
     @classmethod
-    def sample(cls, rng: np.random.Generator, scene: Scene) -> Self:
+    def sample(cls, rng: np.random.Generator, scene: Scene, sampling: HazeSampling = HazeSampling()) -> Self:
         """Ranges of physics as measured: visibilities from kilometres to a dense tail (physics of RESIDE, NH-HAZE)."""
         dense = rng.random() < 0.15
         return cls(
@@ -71,7 +76,7 @@ class Haze:
         density = (1 - self.inhomogeneity) + self.inhomogeneity * 2 * fields.smoothstep(noise, 0.15, 0.85)
         tau = self.optical_depth * depth**self.depth_power * density  # (2)
         spectrum = (light.WAVELENGTHS / light.WAVELENGTHS[1]) ** -self.angstrom  # (3)
-        return MediumLayer("haze", tau[..., None] * spectrum.astype(np.float32), self._airlight(scene))
+        return MediumLayer("haze", tau, spectrum.astype(np.float32), self._airlight(scene))
 
     def _airlight(self, scene: Scene) -> Float32[np.ndarray, "c"]:
         """Equation (4)."""

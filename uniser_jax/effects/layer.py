@@ -16,7 +16,9 @@ import cv2
 import numpy as np
 from jaxtyping import Float32
 
-from uniser_jax.effects import light
+from uniser_jax.effects import kernels, light
+
+_SUPPORT_SIDE = 256
 
 Strength = Float32[np.ndarray, "h w"] | float
 
@@ -26,6 +28,7 @@ class Scene(NamedTuple):
 
     radiance: Float32[np.ndarray, "h w c"]
     other: Float32[np.ndarray, "h w c"] | None = None  # a second photograph, for what a window reflects
+    depth: Float32[np.ndarray, "h w"] | None = None  # 0 near, 1 far, where the photograph comes with one
 
 
 class Affine(NamedTuple):
@@ -49,8 +52,8 @@ class Layer(Protocol):
 
     effect: str
 
-    def at(self, strength: Strength) -> Affine:
-        """The affine map at a strength, one number or one per pixel."""
+    def __call__(self, radiance: Float32[np.ndarray, "h w c"], strength: Strength) -> Float32[np.ndarray, "h w c"]:
+        """The light behind the layer at a strength, one number or one per pixel; a new array."""
         ...
 
     @property
@@ -75,6 +78,12 @@ class LinearLayer:
     emission: Float32[np.ndarray, "..."]
     lamp: Float32[np.ndarray, "h w c"] | None = None
 
+    def __call__(self, radiance: Float32[np.ndarray, "h w c"], strength: Strength) -> Float32[np.ndarray, "h w c"]:
+        """Equation (1)."""
+        shape = radiance.shape
+        maps = np.broadcast_to(self.transmission, shape), np.broadcast_to(self.emission, shape)
+        return kernels.linear(radiance, *maps, per_pixel(strength, shape))
+
     def at(self, strength: Strength) -> Affine:
         """Equation (3)."""
         s = _per_channel(strength)
@@ -87,20 +96,30 @@ class MediumLayer:
 
     Args:
       effect: one of types.EFFECTS.
-      optical_depth: tau, [h w c].
-      airlight: A, [c] or broadcastable.
+      optical_depth: tau in green.
+      spectrum: tau of red, green and blue against it.
+      airlight: A, [c] or [h w c].
       lamp: see Layer.
     """
 
     effect: str
-    optical_depth: Float32[np.ndarray, "h w c"]
+    optical_depth: Float32[np.ndarray, "h w"]
+    spectrum: Float32[np.ndarray, "c"]
     airlight: Float32[np.ndarray, "..."]
     lamp: Float32[np.ndarray, "h w c"] | None = None
 
+    def __call__(self, radiance: Float32[np.ndarray, "h w c"], strength: Strength) -> Float32[np.ndarray, "h w c"]:
+        """Equation (1)."""
+        return kernels.toward(radiance, np.broadcast_to(self.airlight, radiance.shape), self._transmission(strength))
+
     def at(self, strength: Strength) -> Affine:
         """Equation (4)."""
-        transmission = cv2.exp(-_per_channel(strength) * self.optical_depth)
+        transmission = self._transmission(strength)
         return Affine(transmission, self.airlight * (1 - transmission))
+
+    def _transmission(self, strength: Strength) -> Float32[np.ndarray, "h w c"]:
+        tau = kernels.scaled(self.optical_depth, per_pixel(strength, self.optical_depth.shape), -self.spectrum)
+        return cv2.exp(tau, dst=tau)
 
 
 def see(
@@ -109,22 +128,32 @@ def see(
     """Light behind all layers, the first nearest to the scene; layers of strength 0 cost nothing."""
     for layer, strength in zip(layers, strengths, strict=True):
         if isinstance(strength, np.ndarray) or strength > 0:
-            radiance = layer.at(strength)(radiance)
+            radiance = layer(radiance, strength)
     return radiance
 
 
 def support(layer: Layer, radiance: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w"]:
     """Where a layer visibly changes a scene: its true mask, in [0, 1].
 
-    A change of 10 % of mid-grey's square root, about 12 of 255 levels, counts as full.
+    A change of 0.05 of white's square root, about 12 of 255 levels, counts as full. Seen at up to 256 px: masks are soft.
     """
-    seen = np.sqrt(np.clip(layer.at(1.0)(radiance), 0, 1)) - np.sqrt(np.clip(radiance, 0, 1))
-    return np.clip(np.abs(seen).max(-1) / 0.05, 0, 1)
+    shape = radiance.shape[:2]
+    size = tuple(max(1, round(n * min(1.0, _SUPPORT_SIDE / max(shape)))) for n in shape[::-1])
+    before, after = (
+        np.sqrt(np.clip(cv2.resize(light_of, size, interpolation=cv2.INTER_AREA), 0, 1))
+        for light_of in (radiance, layer(radiance, 1.0))
+    )
+    return cv2.resize(np.clip(np.abs(after - before).max(-1) / 0.05, 0, 1), shape[::-1])
 
 
 def mean_light(radiance: Float32[np.ndarray, "h w c"]) -> float:
     """Mean luminance of what the file can hold."""
-    return float(light.luminance(np.clip(radiance, 0, 1)).mean())
+    return float(cv2.mean(np.minimum(radiance, 1))[:3] @ light.LUMINANCE)
+
+
+def per_pixel(strength: Strength, shape: tuple[int, ...]) -> Float32[np.ndarray, "h w"]:
+    """A strength as a plane, without a copy."""
+    return np.broadcast_to(np.asarray(strength, np.float32), shape[:2])
 
 
 def _per_channel(strength: Strength) -> Any:

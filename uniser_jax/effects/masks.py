@@ -10,6 +10,7 @@ from jaxtyping import Float32
 from uniser_jax.effects import fields
 
 DRAWN = ("box", "ellipse", "polygon", "stroke")
+_SIDE = 192
 KINDS = ("all", *DRAWN, "support")
 
 
@@ -36,18 +37,21 @@ def draw(
         raise ValueError(f"mask kind {kind!r} is unknown; known: {', '.join(KINDS)}")
     if kind == "all":
         return np.ones(shape, np.float32)
-    size = fields.side(shape)
+    reduction = max(1, max(shape) // _SIDE)  # edges are soft: a mask is drawn small, and enlarged
+    drawn = (-(-shape[0] // reduction), -(-shape[1] // reduction))
+    size = fields.side(drawn)
     if kind == "support":
         if support is None:
             raise ValueError("mask kind 'support' needs the support of an effect")
-        hard = (support > 0.2).astype(np.uint8)
+        hard = (cv2.resize(support, drawn[::-1], interpolation=cv2.INTER_AREA) > 0.2).astype(np.uint8)
     else:
-        hard = np.zeros(shape, np.uint8)
+        hard = np.zeros(drawn, np.uint8)
         for _ in range(int(rng.integers(1, 4)) if count is None else count):
             _FORMS[kind](rng, hard, size)
     grow = max(1, round(rng.uniform(0.0, 0.02) * size))
     grown = cv2.dilate(hard, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * grow + 1,) * 2))
-    return np.clip(fields.blur(grown.astype(np.float32), max(0.5, rng.uniform(0.002, 0.03) * size)), 0, 1)
+    soft = np.clip(fields.blur(grown.astype(np.float32), max(0.5, rng.uniform(0.002, 0.03) * size)), 0, 1)
+    return cv2.resize(soft, shape[::-1]) if reduction > 1 else soft
 
 
 def _box(rng: np.random.Generator, mask: np.ndarray, size: float) -> None:

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from uniser_jax.effects.flare import Flare
-from uniser_jax.effects.haze import Haze
+from uniser_jax.effects.flare import Flare, FlareSampling
+from uniser_jax.effects.haze import Haze, HazeSampling
 from uniser_jax.effects.layer import Scene
-from uniser_jax.effects.occlusion import Occlusion
-from uniser_jax.effects.reflection import Reflection
-from uniser_jax.effects.shadow import Shadow
+from uniser_jax.effects.occlusion import Occlusion, OcclusionSampling
+from uniser_jax.effects.reflection import Reflection, ReflectionSampling
+from uniser_jax.effects.shadow import Shadow, ShadowSampling
 from uniser_jax.types import EFFECTS
 
 FAMILIES: dict[str, Any] = {
@@ -20,6 +20,17 @@ FAMILIES: dict[str, Any] = {
     "flare": Flare,
     "occlusion": Occlusion,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Families:
+    """What each family draws from; its kinds and their weights."""
+
+    shadow: ShadowSampling = ShadowSampling()
+    haze: HazeSampling = HazeSampling()
+    reflection: ReflectionSampling = ReflectionSampling()
+    flare: FlareSampling = FlareSampling()
+    occlusion: OcclusionSampling = OcclusionSampling()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +84,11 @@ def sample_effects(rng: np.random.Generator, mixture: Mixture) -> tuple[str, ...
 
 
 def sample(
-    rng: np.random.Generator, scene: Scene, mixture: Mixture, effects: tuple[str, ...] | None = None
+    rng: np.random.Generator,
+    scene: Scene,
+    mixture: Mixture,
+    families: Families = Families(),
+    effects: tuple[str, ...] | None = None,
 ) -> list[tuple[Any, float]]:
     """Draws parameters and a strength for each effect, in physical order.
 
@@ -81,6 +96,7 @@ def sample(
       rng: source of every draw.
       scene: what they will be rendered on; some ranges depend on it.
       mixture: weights.
+      families: what each draws from.
       effects: names that force which; None draws them.
 
     Raises:
@@ -91,4 +107,5 @@ def sample(
     if unknown:
         raise ValueError(f"effect {sorted(unknown)[0]!r} is unknown; known: {', '.join(EFFECTS)}")
     ordered = [name for name in EFFECTS if name in names]
-    return [(FAMILIES[name].sample(rng, scene), float(rng.uniform(mixture.strength_min, 1))) for name in ordered]
+    drawn = [FAMILIES[name].sample(rng, scene, getattr(families, name)) for name in ordered]
+    return [(parameters, float(rng.uniform(mixture.strength_min, 1))) for parameters in drawn]

@@ -20,6 +20,11 @@ _WEIGHTS = (0.2, 0.4, 0.2, 0.2)
 
 
 @dataclasses.dataclass(frozen=True)
+class OcclusionSampling:
+    """What draws come from."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Occlusion:
     """A group of patches of one material.
 
@@ -43,7 +48,7 @@ class Occlusion:
     seed: int
 
     @classmethod
-    def sample(cls, rng: np.random.Generator, scene: Scene) -> Self:
+    def sample(cls, rng: np.random.Generator, scene: Scene, sampling: OcclusionSampling = OcclusionSampling()) -> Self:
         """Alpha from 0.2 to 1, one to four patches."""
         material = str(rng.choice(MATERIALS, p=_WEIGHTS))
         return cls(

@@ -23,6 +23,11 @@ _INDEX = 1.52  # of window glass
 
 
 @dataclasses.dataclass(frozen=True)
+class ReflectionSampling:
+    """What draws come from."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Reflection:
     """One pane and what it reflects.
 
@@ -56,7 +61,9 @@ class Reflection:
     seed: int
 
     @classmethod
-    def sample(cls, rng: np.random.Generator, scene: Scene) -> Self:
+    def sample(
+        cls, rng: np.random.Generator, scene: Scene, sampling: ReflectionSampling = ReflectionSampling()
+    ) -> Self:
         """Invisible and overwhelming reflections are excluded by the range of `energy`."""
         return cls(
             yaw=float(rng.uniform(-1.05, 1.05)),

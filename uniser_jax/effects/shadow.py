@@ -24,6 +24,11 @@ _WEIGHTS = (0.2, 0.15, 0.15, 0.15, 0.1, 0.1, 0.15)
 
 
 @dataclasses.dataclass(frozen=True)
+class ShadowSampling:
+    """What draws come from."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Shadow:
     """One shadow.
 
@@ -53,7 +58,7 @@ class Shadow:
     seed: int
 
     @classmethod
-    def sample(cls, rng: np.random.Generator, scene: Scene) -> Self:
+    def sample(cls, rng: np.random.Generator, scene: Scene, sampling: ShadowSampling = ShadowSampling()) -> Self:
         """Mostly sun and sky, sometimes lamps indoors."""
         indoors = rng.random() < 0.25
         return cls(
