@@ -73,13 +73,15 @@ def flare(pair: Pair) -> Row:
 
 
 def exposure_drift(pair: Pair) -> Float[np.ndarray, "c"]:
-    """Gain of `seen` against `clean`: the median ratio where the scene is bright, for there an added veil weighs least."""
+    """Gain of `seen` against `clean` per channel: the median ratio where that is bright, for there added light weighs least."""
     seen, clean = _smooth(pair, 0.01)
     lit = (clean.max(-1) < _CLIPPED) & (seen.max(-1) < _CLIPPED)
     if not lit.any():
         return np.ones(3)
-    bright = lit & (clean.mean(-1) >= np.quantile(clean[lit].mean(-1), 0.75))
-    return np.maximum(np.median(seen[bright] / np.maximum(clean[bright], 1e-4), 0), 1e-3)
+    seen, clean = seen[lit], np.maximum(clean[lit], 1e-4)
+    bright = clean >= np.quantile(clean, 0.75, 0)
+    gains = [np.median(seen[bright[:, c], c] / clean[bright[:, c], c]) for c in range(3)]
+    return np.maximum(gains, 1e-3)
 
 
 def flare_centre(added: Plane, inside: Where) -> tuple[int, int]:
@@ -156,7 +158,7 @@ def shadow(pair: Pair) -> Row:
 def ratio_of_light(pair: Pair) -> Radiance:
     """`seen` over `clean`, 1 where both are clipped."""
     seen, clean = _smooth(pair, 0.004)
-    ratio = np.clip(seen / np.maximum(clean, 1e-3), 1e-3, 2)
+    ratio = np.clip((seen + 1e-4) / (clean + 1e-4), 1e-3, 2)
     ratio[(seen.max(-1) > _CLIPPED) & (clean.max(-1) > _CLIPPED)] = 1
     return ratio
 
