@@ -6,6 +6,7 @@ step can be computed alone, on any number of processes and workers.
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple, Self
 
@@ -59,6 +60,22 @@ class Examples:
             other = self._view(rng, int(rng.integers(len(self.photos))), stops)
             scene = scene._replace(other=other.radiance)
         return scene, recipe
+
+    def find(self, effect: str | None, count: int, limit: int = 10_000) -> list[int]:
+        """The first indices whose example shows an effect, any for None.
+
+        Raises:
+          ValueError: if none of the first `limit` examples does.
+        """
+        shows = (
+            index
+            for index in range(limit)
+            if effect is None or effect in [name for name, _ in self.recipe(index)[1].effects]
+        )
+        found = list(itertools.islice(shows, count))
+        if not found:
+            raise ValueError(f"none of the first {limit} examples shows {effect}: its weight in config.edit is zero")
+        return found
 
     def _view(self, rng: np.random.Generator, index: int, stops: float) -> Scene:
         """A part of a photograph, in linear light and other colours, with its depth if there is one."""
