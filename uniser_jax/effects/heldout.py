@@ -53,13 +53,13 @@ class Watermark:
         black = 0.3 if mean_light(scene.radiance) > 0.25 else 0.0
         layout = str(rng.choice(LAYOUTS))
         code = "".join(rng.choice(list("ABCDEFGHKLMNPRSTUVWXYZ0123456789"), 8))
-        extents = {"tiled": (0.18, 0.4), "single": (0.5, 0.85), "corner": (0.2, 0.45)}
+        extents = {"tiled": (0.18, 0.4), "single": (0.5, 0.85), "corner": (0.3, 0.5)}
         return cls(
             text=str(rng.choice([*_WORDS, f"© {code}", code])),
             layout=layout,
             extent=float(rng.uniform(*extents[layout])),
             angle=0.0 if layout == "corner" else float(rng.uniform(-0.8, 0.8)),
-            opacity=float(rng.uniform(0.2, 0.6)),
+            opacity=float(rng.uniform(0.3, 0.7)),
             ink=float(rng.choice([1.0, rng.uniform(0.3, 1), 0.0], p=[0.8 - black, 0.2, black])),
             outlined=bool(rng.random() < 0.25),
             place=(0.72, 0.93)

@@ -145,9 +145,9 @@ class Raindrops:
     @classmethod
     def sample(cls, rng: np.random.Generator, scene: Scene) -> Self:
         """Half of them in focus."""
-        size = float(np.exp(rng.uniform(np.log(0.02), np.log(0.07))))
+        size = float(np.exp(rng.uniform(np.log(0.03), np.log(0.08))))
         return cls(
-            count=int(np.exp(rng.uniform(np.log(15), np.log(160)))),
+            count=int(np.exp(rng.uniform(np.log(30), np.log(200)))),
             size=size,
             contact=float(rng.uniform(0.6, 1.0)),
             field_of_view=float(rng.uniform(0.7, 1.2)),
@@ -161,7 +161,7 @@ class Raindrops:
         shape = scene.radiance.shape[:2]
         coverage, passed, x, y = self.drops(shape)
         blur = self.defocus * fields.side(shape)
-        transmission = 1 - disc_blur(coverage, blur)[..., None]
+        transmission = np.clip(1 - disc_blur(coverage, blur), 0, 1)[..., None]
         reduction = max(1.0, fields.side(shape) / _PICTURE)
         size = tuple(max(2, round(n / reduction)) for n in shape[::-1])
         x, y = (x + 0.5) * np.float32(size[0] / shape[1]) - 0.5, (y + 0.5) * np.float32(size[1] / shape[0]) - 0.5

@@ -57,10 +57,10 @@ class Smudge:
         smear = kind == "smear"
         return cls(
             kind=kind,
-            count=int(rng.integers(1, 5)),
-            size=float(rng.uniform(0.12, 0.3) if smear else rng.uniform(0.12, 0.24)),
-            loss=float(rng.uniform(0.35, 0.8)),
-            returned=float(rng.uniform(0.8, 1.6)),
+            count=int(rng.integers(2, 6)),
+            size=float(rng.uniform(0.15, 0.35) if smear else rng.uniform(0.12, 0.24)),
+            loss=float(rng.uniform(0.5, 0.9)),
+            returned=float(rng.uniform(1.0, 2.0)),
             directed=float(rng.uniform(0.3, 0.8)),
             angle=float(rng.uniform(0, np.pi)),
             reach=float(rng.uniform(0.05, 0.25)),
@@ -150,11 +150,12 @@ def _fingerprint(rng: np.random.Generator, x: Plane, y: Plane, pixels: float) ->
     else:
         distance = y + 0.6 * np.exp(-2 * bent * bent)
     ridges = 0.5 + 0.5 * np.sin(np.float32(2 * np.pi * _RIDGES) * (distance + np.float32(0.35) * warp))
-    period = pixels / _RIDGES
-    ridges = 0.5 + (ridges - 0.5) * np.float32(np.clip((period - 2) / 2, 0, 1))  # finer than pixels: their mean
+    touching = fields.smoothstep(ridges + 0.5 * (pores - 0.5), 0.3, 0.8)
+    contrast = np.clip((pixels / _RIDGES - 2) / 2, 0, 1)  # ridges finer than pixels are seen as their mean
+    touching = np.float32(0.45) + np.float32(contrast) * (touching - np.float32(0.45))
     tip = fields.smoothstep(1 - np.hypot(x, 0.72 * y) + 0.35 * (patches - 0.5), 0, 0.25)
     pressed = fields.smoothstep(patches + 0.3 * pores, 0.3, 0.75)
-    return tip * (0.12 + 0.88 * pressed * fields.smoothstep(ridges + 0.5 * (pores - 0.5), 0.3, 0.8))
+    return tip * (0.12 + 0.88 * pressed * touching)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +189,7 @@ class Stain:
     def sample(cls, rng: np.random.Generator, scene: Scene) -> Self:
         """Mostly brown, as coffee, tea and mud are; sometimes any colour."""
         absorption = np.sort(rng.uniform(0.05, 1, 3)) if rng.random() < 0.75 else rng.uniform(0.05, 1, 3)
-        t = np.exp(-np.exp(rng.uniform(np.log(1.2), np.log(4.5))) * absorption)
+        t = np.exp(-np.exp(rng.uniform(np.log(2), np.log(6))) * absorption)
         r = rng.choice([0.0, rng.uniform(0.2, 0.8)]) * (1 - t) * np.exp(-absorption)
         return cls(
             count=int(rng.integers(2, 8)),
