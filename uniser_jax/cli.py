@@ -5,9 +5,8 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from uniser_jax.metrics import log_to_terminal
+from uniser_jax.types import EFFECTS
 
 Command = Callable[[argparse.Namespace, list[str]], None]
 
@@ -79,16 +78,21 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def preview(arguments: argparse.Namespace, rest: list[str]) -> None:
-    """`uniser preview --config=configs/tiny.py -o sheet.png`: what soft effects look like on the config's photographs."""
+    """`uniser preview --config=configs/tiny.py [--effect haze]`: what the trainer will see, with its parameters."""
     from uniser_jax import config as schema
-    from uniser_jax.data.photos import open_photos
+    from uniser_jax import train
     from uniser_jax.effects import gallery
 
     config = schema.read(arguments.config, rest)
-    photos = open_photos(config.data.photos, config.data.min_side)
-    chosen = np.linspace(0, len(photos) - 1, min(arguments.count, len(photos))).round().astype(int)
-    sheet = gallery.contact_sheet([photos[int(index)] for index in chosen], arguments.seed)
-    gallery.write_png(arguments.output, sheet)
+    if arguments.seed is not None:
+        config.seed = arguments.seed
+    examples, _ = train.open_examples(config)
+    indices = arguments.index or examples.find(arguments.effect, arguments.count)
+    gallery.write_png(
+        arguments.output, gallery.example_sheet([(i, examples[i], examples.recipe(i)[1]) for i in indices])
+    )
+    for index in indices:
+        print(f"{index}: {examples.recipe(index)[1].to_json()}")
     print(arguments.output)
 
 
@@ -127,12 +131,14 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--json", type=pathlib.Path)
     add.add_argument("--markdown", type=pathlib.Path)
 
-    add = commands.add_parser("preview", help="a contact sheet of the effects on a config's photographs")
+    add = commands.add_parser("preview", help="the examples a config trains on, with their parameters")
     add.set_defaults(command=preview)
     add.add_argument("--config", required=True)
-    add.add_argument("-o", "--output", type=pathlib.Path, default=pathlib.Path("contact_sheet.png"))
-    add.add_argument("--seed", type=int, default=0)
-    add.add_argument("--count", type=int, default=4, help="photographs")
+    add.add_argument("-o", "--output", type=pathlib.Path, default=pathlib.Path("preview.png"))
+    add.add_argument("--effect", choices=EFFECTS, help="only examples with this effect")
+    add.add_argument("--seed", type=int, help="of the stream (default: the config's)")
+    add.add_argument("--index", type=int, nargs="*", help="global indices of examples, such as a log names")
+    add.add_argument("--count", type=int, default=8, help="examples, where no index is given")
     return parser
 
 
