@@ -140,6 +140,15 @@ def test_evaluate_on_real_pairs(finished, photo: pathlib.Path) -> None:
     assert json.loads(table.read_text())["effects"]["haze"]["psnr_input"] == 100
 
 
+def test_evaluate_on_held_out_effects(finished, tmp_path: pathlib.Path, capsys) -> None:
+    command = ["evaluate", "--checkpoint", str(finished), "--held-out"]
+    assert cli.main([*command, "--count", "1", "--json", str(tmp_path / "t.json")]) == 0
+    table = json.loads((tmp_path / "t.json").read_text())
+    assert list(table["effects"]) == ["rain", "raindrops", "smudge", "stain", "watermark"]
+    assert cli.main([*command, "--pairs", "manifest.csv"]) == 2
+    assert "not --pairs" in capsys.readouterr().err
+
+
 def test_preview_shows_what_the_trainer_will_see(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "sheet.png"
     assert cli.main(["preview", "--config", CONFIG, "--effect", "haze", "--count", "2", "-o", str(out)]) == 0
