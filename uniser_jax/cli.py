@@ -5,9 +5,8 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from uniser_jax.metrics import log_to_terminal
+from uniser_jax.types import EFFECTS
 
 Command = Callable[[argparse.Namespace, list[str]], None]
 
@@ -49,8 +48,10 @@ def restore(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
-    """`uniser evaluate --checkpoint RUN [--pairs MANIFEST] --json PATH`."""
+    """`uniser evaluate --checkpoint RUN [--pairs MANIFEST | --held-out] --json PATH`."""
     _no_more(rest)
+    if arguments.pairs and arguments.held_out:
+        raise ValueError("--held-out renders its own effects: give --photos or nothing beside it, not --pairs")
     from uniser_jax.data.photos import open_photos, split
     from uniser_jax.evaluation import benchmarks, tables
     from uniser_jax.restore.restorer import Restorer
@@ -66,7 +67,8 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
         else:
             photos = split(open_photos(config.data.photos, config.data.min_side), config.data.holdout, "holdout")
         count = arguments.count or config.evaluation.count
-        items = benchmarks.rendered_edits(photos, config.data.size, count, config.evaluation.seed)
+        rendered = benchmarks.held_out_edits if arguments.held_out else benchmarks.rendered_edits
+        items = rendered(photos, config.data.size, count, config.evaluation.seed)
     results = benchmarks.evaluate(restorer, items)
     if arguments.json:
         tables.write(arguments.json, tables.to_json(results))
@@ -76,16 +78,21 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def preview(arguments: argparse.Namespace, rest: list[str]) -> None:
-    """`uniser preview --config=configs/tiny.py -o sheet.png`: what soft effects look like on the config's photographs."""
+    """`uniser preview --config=configs/tiny.py [--effect haze]`: what the trainer will see, with its parameters."""
     from uniser_jax import config as schema
-    from uniser_jax.data.photos import open_photos
+    from uniser_jax import train
     from uniser_jax.effects import gallery
 
     config = schema.read(arguments.config, rest)
-    photos = open_photos(config.data.photos, config.data.min_side)
-    chosen = np.linspace(0, len(photos) - 1, min(arguments.count, len(photos))).round().astype(int)
-    sheet = gallery.contact_sheet([photos[int(index)] for index in chosen], arguments.seed)
-    gallery.write_png(arguments.output, sheet)
+    if arguments.seed is not None:
+        config.seed = arguments.seed
+    examples, _ = train.open_examples(config)
+    indices = arguments.index or examples.find(arguments.effect, arguments.count)
+    gallery.write_png(
+        arguments.output, gallery.example_sheet([(i, examples[i], examples.recipe(i)[1]) for i in indices])
+    )
+    for index in indices:
+        print(f"{index}: {examples.recipe(index)[1].to_json()}")
     print(arguments.output)
 
 
@@ -117,16 +124,21 @@ def _parser() -> argparse.ArgumentParser:
         "--photos", help="photographs to render held-out edits on (default: the run's own held-out ones)"
     )
     source.add_argument("--pairs", type=pathlib.Path, help="a manifest.csv of real pairs")
+    add.add_argument(
+        "--held-out", action="store_true", help="render effects that no model is trained on: rain, smudges, stains, ..."
+    )
     add.add_argument("--count", type=int, help="edits per effect (default: the config's)")
     add.add_argument("--json", type=pathlib.Path)
     add.add_argument("--markdown", type=pathlib.Path)
 
-    add = commands.add_parser("preview", help="a contact sheet of the effects on a config's photographs")
+    add = commands.add_parser("preview", help="the examples a config trains on, with their parameters")
     add.set_defaults(command=preview)
     add.add_argument("--config", required=True)
-    add.add_argument("-o", "--output", type=pathlib.Path, default=pathlib.Path("contact_sheet.png"))
-    add.add_argument("--seed", type=int, default=0)
-    add.add_argument("--count", type=int, default=4, help="photographs")
+    add.add_argument("-o", "--output", type=pathlib.Path, default=pathlib.Path("preview.png"))
+    add.add_argument("--effect", choices=EFFECTS, help="only examples with this effect")
+    add.add_argument("--seed", type=int, help="of the stream (default: the config's)")
+    add.add_argument("--index", type=int, nargs="*", help="global indices of examples, such as a log names")
+    add.add_argument("--count", type=int, default=8, help="examples, where no index is given")
     return parser
 
 

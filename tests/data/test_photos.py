@@ -7,10 +7,11 @@ import pickle
 
 import numpy as np
 import pytest
+import skimage.data
 from PIL import Image
 
 from uniser_jax.data import photos
-from uniser_jax.data.photos import open_photos, split
+from uniser_jax.data.photos import decode, decode_depth, open_photos, split
 
 RNG = np.random.default_rng(0)
 
@@ -203,3 +204,44 @@ def test_tfds_without_tensorflow(tmp_path: pathlib.Path, monkeypatch: pytest.Mon
         open_photos("tfds:tiny_photos:train:picture")
     with pytest.raises(ValueError, match="Unknown split 'test'"):
         open_photos("tfds:tiny_photos:test")
+
+
+def test_a_jpeg_decodes_as_pillow_does_and_a_cut_one_is_refused() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(skimage.data.astronaut()).save(stream, "JPEG", quality=90)
+    data = stream.getvalue()
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.abs(decode(data).astype(int) - expected).max() <= 2
+    np.testing.assert_array_equal(decode(data + b"\0" * 7), expected)  # trailing bytes take the other path
+    with pytest.raises(OSError, match="truncated"):
+        decode(data[: len(data) // 2])
+
+
+def test_depth_lies_beside_a_photograph(tmp_path: pathlib.Path, caplog) -> None:
+    photo = Image.fromarray(skimage.data.astronaut()[:100, :120])
+    for name in ("a", "b", "c"):
+        photo.save(tmp_path / f"{name}.png")
+    photo.save(tmp_path / "odd_depth.png")  # no photograph is called odd: this is one
+    millimetres = np.linspace(1_000, 9_000, 12_000).reshape(100, 120).astype(np.uint16)
+    millimetres[40:60, 50:70] = 0  # unknown
+    Image.fromarray(millimetres).save(tmp_path / "a_depth.png")
+    (tmp_path / "b_depth.png").write_bytes(b"nonsense")
+    photos = open_photos(str(tmp_path))
+    assert [photos.name(i).split("/")[1] for i in range(len(photos))] == ["a.png", "b.png", "c.png", "odd_depth.png"]
+    depth = photos.depth(0)
+    assert depth.shape == (100, 120)
+    assert (np.diff(depth[:, 0]) >= 0).all()
+    assert depth[0, 0] == 0
+    assert depth[-1, -1] == 1
+    assert 0.3 < depth[50, 60] < 0.7
+    assert photos.depth(1) is None
+    assert "b_depth.png" in caplog.text
+    assert photos.depth(2) is None
+    assert split(photos, 0.5, "train").depth(0) is not None or split(photos, 0.5, "holdout").depth(0) is not None
+
+
+def test_an_empty_depth_map_is_one_line() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(stream, "PNG")
+    with pytest.raises(ValueError, match="empty"):
+        decode_depth(stream.getvalue())

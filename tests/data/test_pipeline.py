@@ -10,6 +10,7 @@ from uniser_jax.data.photos import open_photos, split
 from uniser_jax.data.pipeline import Examples, batches, random_crop, vary_colour
 from uniser_jax.effects import light
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
+from uniser_jax.effects.layer import Scene
 from uniser_jax.types import TASKS, Batch
 
 EXAMPLES = Examples(split(open_photos("samples"), 0.25, "train"), EditSampling(), 32, seed=5, colour=0.5)
@@ -80,7 +81,9 @@ def test_every_epoch_visits_all_photographs_in_a_new_order(monkeypatch: pytest.M
     visited: list[int] = []
     count = len(EXAMPLES.photos)
     monkeypatch.setattr(
-        Examples, "_view", lambda self, rng, index, stops: visited.append(index) or np.zeros((8, 8, 3), np.float32)
+        Examples,
+        "_view",
+        lambda self, rng, index, stops: visited.append(index) or Scene(np.zeros((8, 8, 3), np.float32)),
     )
     quiet = EditSampling().__class__(mixture=type(EXAMPLES.sampling.mixture)(reflection=0.0))
     examples = Examples(EXAMPLES.photos, quiet, 8)

@@ -6,13 +6,15 @@ step can be computed alone, on any number of processes and workers.
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterator
+from typing import NamedTuple, Self
 
 import cv2
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 
 from uniser_jax.data.photos import Photos
 from uniser_jax.effects import edit, light
@@ -52,16 +54,35 @@ class Examples:
         epoch, place = divmod(index, len(self.photos))
         order = np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.photos))
         stops = float(rng.uniform(0, self.sampling.highlight_stops))
-        scene = Scene(self._view(rng, int(order[place]), stops))
+        scene = self._view(rng, int(order[place]), stops)
         recipe = edit.sample(rng, scene, self.sampling)
         if any(name == "reflection" for name, _ in recipe.effects):  # only a window needs a second photograph
-            scene = scene._replace(other=self._view(rng, int(rng.integers(len(self.photos))), stops))
+            other = self._view(rng, int(rng.integers(len(self.photos))), stops)
+            scene = scene._replace(other=other.radiance)
         return scene, recipe
 
-    def _view(self, rng: np.random.Generator, index: int, stops: float) -> Float32[np.ndarray, "h w c"]:
-        """A part of a photograph, in linear light and other colours."""
-        crop = random_crop(rng, self.photos[index], self.size, self.smallest)
-        return vary_colour(rng, light.expand_highlights(crop, stops), self.colour)
+    def find(self, effect: str | None, count: int, limit: int = 1_000) -> list[int]:
+        """The first indices whose example shows an effect, any for None.
+
+        Raises:
+          ValueError: if none of the first `limit` examples does.
+        """
+        shows = (
+            index
+            for index in range(limit)
+            if effect is None or effect in [name for name, _ in self.recipe(index)[1].effects]
+        )
+        found = list(itertools.islice(shows, count))
+        if not found:
+            raise ValueError(f"none of the first {limit} examples shows {effect}: its weight in config.edit is zero")
+        return found
+
+    def _view(self, rng: np.random.Generator, index: int, stops: float) -> Scene:
+        """A part of a photograph, in linear light and other colours, with its depth if there is one."""
+        photo, depth = self.photos[index], self.photos.depth(index)
+        crop = Crop.sample(rng, photo.shape[:2], self.smallest)
+        radiance = vary_colour(rng, light.expand_highlights(crop.cut(photo, self.size), stops), self.colour)
+        return Scene(radiance, depth=None if depth is None else crop.cut(depth, self.size))
 
     def fingerprint(self) -> str:
         """A digest of what the stream depends on; equal on all hosts of a healthy run."""
@@ -70,24 +91,43 @@ class Examples:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+class Crop(NamedTuple):
+    """A square part of a photograph, as shares of its shorter side, and whether it is mirrored."""
+
+    top: float
+    left: float
+    side: float
+    mirrored: bool
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator, shape: tuple[int, int], smallest: float = 0.35) -> Self:
+        """Draws a part.
+
+        Args:
+          rng: source of place and size.
+          shape: (h, w) of the photograph.
+          smallest: area of the part, at least, as a share of the largest square. Large parts are the rule, because haze
+            and flare are recognised by the whole picture.
+        """
+        side = np.sqrt(rng.uniform(smallest, 1))
+        top, left = ((length / min(shape) - side) * rng.random() for length in shape)
+        return cls(float(top), float(left), float(side), bool(rng.random() < 0.5))
+
+    def cut(self, image: Shaped[np.ndarray, "h w *c"], size: int) -> Shaped[np.ndarray, "s s *c"]:
+        """The part, scaled to size x size pixels."""
+        short = min(image.shape[:2])
+        side = max(1, int(self.side * short))
+        top, left = (int(place * short) for place in (self.top, self.left))
+        part = image[top : top + side, left : left + side]
+        view = cv2.resize(part, (size, size), interpolation=_interpolation(side / size))
+        return cv2.flip(view, 1) if self.mirrored else view
+
+
 def random_crop(
     rng: np.random.Generator, photo: UInt8[np.ndarray, "h w c"], size: int, smallest: float = 0.35
 ) -> UInt8[np.ndarray, "s s c"]:
-    """A square part of the photograph, mirrored half of the time, scaled to size x size pixels.
-
-    Args:
-      rng: source of place and size.
-      photo: to crop.
-      size: side of the result in pixels.
-      smallest: area of a part, at least, as a share of the largest square. Large parts are the rule, because haze and
-        flare are recognised by the whole picture.
-    """
-    h, w = photo.shape[:2]
-    side = max(1, int(min(h, w) * np.sqrt(rng.uniform(smallest, 1))))
-    top, left = int(rng.integers(h - side + 1)), int(rng.integers(w - side + 1))
-    crop = photo[top : top + side, left : left + side]
-    view = cv2.resize(crop, (size, size), interpolation=_interpolation(side / size))
-    return cv2.flip(view, 1) if rng.random() < 0.5 else view
+    """A random square part of a photograph; see `Crop`."""
+    return Crop.sample(rng, photo.shape[:2], smallest).cut(photo, size)
 
 
 def _interpolation(ratio: float) -> int:

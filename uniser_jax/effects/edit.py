@@ -130,7 +130,7 @@ class Rendering:
     """
 
     def __init__(self, scene: Scene, recipe: Recipe):
-        self.recipe = recipe
+        self.scene, self.recipe = scene, recipe
         self.layers: list[Layer] = [FAMILIES[name](**_tuples(values)).render(scene) for name, values in recipe.effects]
         self.names = tuple(name for name, _ in recipe.effects)
         lamps = [layer.lamp for layer in self.layers if layer.lamp is not None]

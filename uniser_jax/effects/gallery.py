@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from uniser_jax.effects import edit
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.mixture import Mixture
-from uniser_jax.types import EFFECTS
+from uniser_jax.types import EFFECTS, Edit
 
 Image = UInt8[np.ndarray, "h w c"]
 _GAP, _HEAD, _FONT = 4, 22, cv2.FONT_HERSHEY_SIMPLEX
@@ -77,6 +77,16 @@ def effect_sheet(photos: Sequence[Image], effect: str, seed: int = 0, side: int 
             row.append(rendering.expose(rendering.recipe.strengths))
         rows.append(row)
     return grid(rows, ["clean", *[effect] * columns])
+
+
+def example_sheet(examples: Sequence[tuple[int, Edit, Recipe]]) -> Image:
+    """Training examples as the model gets them: input, mask, target, with index, task, effects and strengths."""
+    rows = [[edit.input, np.repeat(edit.mask[..., None], 3, -1), edit.target] for _, edit, _ in examples]
+    names = []
+    for index, _, recipe in examples:
+        effects = (f"{name} {s:.2f}" for (name, _), s in zip(recipe.effects, recipe.strengths, strict=True))
+        names.append(f"{index}: {recipe.task or '(nothing)'}, a = {recipe.alpha:.2f} | {', '.join(effects) or 'clean'}")
+    return grid(rows, ["input", "mask", "target"], names)
 
 
 def square(photo: Image, side: int) -> Image:

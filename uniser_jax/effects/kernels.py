@@ -6,7 +6,7 @@ Compiled code is cached on disk beside this file, or in numba's user cache where
 
 import numba
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Int16, UInt8
 
 Image = Float32[np.ndarray, "h w c"]
 Plane = Float32[np.ndarray, "h w"]
@@ -63,22 +63,28 @@ def all_white(stored: UInt8[np.ndarray, "h w c"]) -> Bool[np.ndarray, "h w"]:
 
 @_compiled
 def encode(
-    radiance: Image,
-    gain: Float32[np.ndarray, "c"],
-    lowest: UInt8[np.ndarray, "n"],
-    ends: Float32[np.ndarray, "256"],
+    radiance: Image, gain: Float32[np.ndarray, "c"], levels: Int16[np.ndarray, "n"], ends: Float32[np.ndarray, "256"]
 ) -> UInt8[np.ndarray, "h w c"]:
-    """The level of each value times its channel's gain; see `light.Curve` for the tables."""
-    bins = np.float32(len(lowest) - 1)
+    """The level of each value times its channel's gain, of a contiguous image; see `light.Curve` for the tables.
+
+    A row at a time, values first: flat loops without look-ups are vectorised.
+    """
+    height, width = radiance.shape[0], 3 * radiance.shape[1]
     out = np.empty(radiance.shape, np.uint8)
-    for i in range(radiance.shape[0]):
-        for j in range(radiance.shape[1]):
-            for c in range(3):
-                value = min(max(radiance[i, j, c] * gain[c], _ZERO), _ONE)
-                level = lowest[np.int32(value * bins)]
-                while value > ends[level]:
-                    level += np.uint8(1)
-                out[i, j, c] = level
+    gains, values, bins = _repeated(gain, width), np.empty(width, np.float32), np.empty(width, np.int32)
+    scale = np.float32(len(levels) - 1)
+    for i in range(height):
+        row, stored = radiance[i].reshape(-1), out[i].reshape(-1)
+        for j in range(width):
+            values[j] = min(max(row[j] * gains[j], _ZERO), _ONE)
+            bins[j] = np.int32(values[j] * scale)
+        for j in range(width):
+            level = levels[bins[j]]
+            if level < 0:
+                level = -level - 1
+                while values[j] > ends[level]:
+                    level += 1
+            stored[j] = np.uint8(level)
     return out
 
 
@@ -92,18 +98,25 @@ def with_noise(
     read: float,
     scale: Plane,
 ) -> Image:
-    """gain x + k sigma e, sigma^2 = shot * clip(gain x) + read^2, e from a table of normal numbers that is read in a ring."""
+    """gain x + k sigma e, sigma^2 = shot * clip(gain x) + read^2, e from a table of normal numbers, longer than a row."""
+    height, width = radiance.shape[0], 3 * radiance.shape[1]
     out = np.empty(radiance.shape, np.float32)
+    gains, spread = _repeated(gain, width), np.empty(width, np.float32)
     variance, slope = np.float32(read * read), np.float32(shot)
-    place = offset % len(normal)
-    for i in range(radiance.shape[0]):
+    for i in range(height):
+        start = (offset + i * width) % (len(normal) - width)
+        row, noise, noisy = radiance[i].reshape(-1), normal[start : start + width], out[i].reshape(-1)
         for j in range(radiance.shape[1]):
-            k = scale[i, j]
-            for c in range(3):
-                value = radiance[i, j, c] * gain[c]
-                sigma = np.sqrt(slope * min(max(value, _ZERO), _ONE) + variance)
-                out[i, j, c] = value + k * sigma * normal[place]
-                place += 1
-                if place == len(normal):
-                    place = 0
+            spread[3 * j] = spread[3 * j + 1] = spread[3 * j + 2] = scale[i, j]
+        for j in range(width):
+            value = row[j] * gains[j]
+            noisy[j] = value + spread[j] * np.sqrt(slope * min(max(value, _ZERO), _ONE) + variance) * noise[j]
+    return out
+
+
+@_compiled
+def _repeated(gain: Float32[np.ndarray, "c"], width: int) -> Float32[np.ndarray, "w"]:
+    out = np.empty(width, np.float32)
+    for j in range(width):
+        out[j] = gain[j % 3]
     return out

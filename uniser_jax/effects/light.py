@@ -9,35 +9,37 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float32, Float64, Int16, UInt8
 
 from uniser_jax.effects import fields, kernels
 
 _WHITE = np.ones(3, np.float32)
-_BINS = 16_384  # of a Curve; narrower than most levels, so that few steps are left to search
+_BINS = 65_536  # of a Curve; narrow, so that few hold the end of a level
 
 WAVELENGTHS = np.array([0.610, 0.550, 0.465])  # of red, green and blue, micrometres
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of linear Rec. 709
 
 
 class Curve(NamedTuple):
-    """From linear light in [0, 1] to a stored level, exactly: where each level ends, and where the search for it starts.
+    """From linear light in [0, 1] to a stored level, exactly.
 
     Args:
-      lowest: the lowest level with light in each of the equal bins of [0, 1].
+      levels: of each of the equal bins of [0, 1]; where a level ends within a bin, -1 - the lowest level there.
       ends: linear light at which a level ends; the last never does.
     """
 
-    lowest: UInt8[np.ndarray, "n"]
+    levels: Int16[np.ndarray, "n"]
     ends: Float32[np.ndarray, "256"]
 
     @classmethod
     def from_halves(cls, halves: Float64[np.ndarray, "255"]) -> "Curve":
         """The curve whose levels k and k + 1 meet at the linear light halves[k], ascending."""
         ends = np.append(halves, 2.0).astype(np.float32)
-        first = np.floor(np.clip(ends[:-1], 0, 1) * _BINS).astype(np.int64) + 1  # the first bin wholly above an end
-        counts = np.diff(np.concatenate([[0], first, [_BINS + 1]]))
-        return cls(np.repeat(np.arange(256, dtype=np.uint8), counts), ends)
+        last = np.floor(np.clip(ends[:-1], 0, 1) * _BINS).astype(np.int64)  # the bin in which each level ends
+        counts = np.diff(np.concatenate([[-1], last, [_BINS]]))
+        levels = np.repeat(np.arange(256, dtype=np.int16), counts)
+        levels[last] = -1 - levels[last]
+        return cls(levels, ends)
 
 
 def expand(stored: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
@@ -63,7 +65,7 @@ def decode(srgb: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
 
 def encode(linear: Float32[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
     """The inverse of (1): clips to [0, 1], encodes and rounds, exactly; `encode(decode(x)) == x`."""
-    return kernels.encode(linear.astype(np.float32, copy=False), _WHITE, *srgb())
+    return kernels.encode(np.ascontiguousarray(linear, np.float32), _WHITE, *srgb())
 
 
 def luminance(linear: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w"]:
@@ -86,7 +88,8 @@ def expand_highlights(photo: UInt8[np.ndarray, "h w c"], stops: float) -> Float3
     if stops <= 0 or not clipped.any():
         return linear
     inside = fields.blur(clipped.astype(np.float32), 0.01 * fields.side(clipped.shape))
-    linear[clipped] += (inside[clipped] ** 2 * np.float32(2**stops - 1))[:, None]
+    # 1/2 at a straight edge, where nothing is added: a step would show as a hard white patch under any shadow.
+    linear[clipped] += (np.maximum(2 * inside[clipped] - 1, 0) ** 2 * np.float32(2**stops - 1))[:, None]
     return linear
 
 

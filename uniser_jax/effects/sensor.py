@@ -81,7 +81,7 @@ class Sensor:
           radiance: linear light, white at 1; may exceed it.
           noise_scale: what remains of the noise, per pixel; 0 is a noise-free file.
         """
-        gains = self.gains()
+        gains, radiance = self.gains(), np.ascontiguousarray(radiance, np.float32)
         curve = light.srgb() if self.bias == self.gain == 0.5 else tone_curve(self.bias, self.gain)
         if (self.shot or self.read) and np.any(noise_scale):
             scale = np.broadcast_to(np.asarray(noise_scale, np.float32), radiance.shape[:2])

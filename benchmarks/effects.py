@@ -1,0 +1,217 @@
+"""How many training pairs one core renders per second: decode, crop, render, input and exact target.
+
+    python benchmarks/effects.py [--size 512] [--photos DIR] [--json PATH]
+
+Each family alone, the default mixture, and beside them on the same photographs: albumentations' three soft effects (if it is
+installed), and our own maths as anyone would first write it, in float64 NumPy. Rates are pairs per second of processor time
+on one core; threads are compared by the clock, in the same run.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from uniser_jax.data.photos import Photos, folder, samples
+from uniser_jax.data.pipeline import Examples, batches, random_crop
+from uniser_jax.effects.edit import EditSampling, Rendering, asked_for
+from uniser_jax.effects.layer import LinearLayer, MediumLayer
+from uniser_jax.effects.mixture import Mixture
+from uniser_jax.evaluation.tables import write
+from uniser_jax.types import EFFECTS
+
+_SECONDS = 3.0  # per measurement, after a warm-up
+_BATCH = 16
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--size", type=int, nargs="*", default=[256, 512], help="sides of the pairs in pixels")
+    parser.add_argument("--photos", help="a folder; default: scikit-image's samples as JPEG of 1024 x 768 px")
+    parser.add_argument("--seconds", type=float, default=_SECONDS, help="per measurement")
+    parser.add_argument("--json", type=pathlib.Path)
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        photos = folder(arguments.photos or _as_jpeg(scratch))
+        sizes = {size: measure(photos, size, arguments.seconds) for size in arguments.size}
+    for size, results in sizes.items():
+        sys.stdout.write(to_text(size, results))
+    if arguments.json:  # flat for the last size, and all of them
+        write(arguments.json, json.dumps({**sizes[arguments.size[-1]], "sizes": sizes}, indent=2) + "\n")
+
+
+def measure(photos: Photos, size: int, seconds: float) -> dict[str, Any]:
+    """Everything at one size."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    results: dict[str, Any] = {}
+    for name in ("default", *EFFECTS):
+        examples = Examples(photos, sampling_of(name), size, seed=1, colour=0.2)
+        results[name] = {"pairs_per_second": _rate(examples.__getitem__, seconds), "shares": _shares(examples)}
+    four = [1 / results[name]["pairs_per_second"] for name in EFFECTS[:4]]
+    results["mean_of_four"] = {"pairs_per_second": 4 / sum(four)}
+    results["numpy_float64"] = {"pairs_per_second": _rate(_plain(photos, size), seconds)}
+    peer = _albumentations(photos, size)
+    if peer is not None:
+        results["albumentations"] = {"pairs_per_second": _rate(peer, seconds)}
+    os.sched_setaffinity(0, cores)
+    results["threads"] = {str(n): _clocked(photos, size, n, seconds) for n in (1, 2) if n <= len(cores)}
+    results["memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return results
+
+
+def sampling_of(name: str) -> EditSampling:
+    """The default mixture, or one effect alone."""
+    if name == "default":
+        return EditSampling()
+    alone = {effect: float(effect == name) for effect in EFFECTS[:4]}
+    if name == "occlusion":
+        return EditSampling(mixture=Mixture(counts=(0, 1, 0, 0, 0), auxiliary=1.0))
+    return EditSampling(mixture=Mixture(counts=(0, 1, 0, 0, 0), auxiliary=0.0, **alone))
+
+
+def to_text(size: int, results: dict[str, Any]) -> str:
+    """A table for people."""
+    lines = [f"{size} x {size} px, one core", f"{'':16}{'pairs/s':>9}   share of time"]
+    for name in ("default", *EFFECTS):
+        shares = ", ".join(f"{step} {share:.0%}" for step, share in results[name]["shares"].items())
+        lines.append(f"{name:16}{results[name]['pairs_per_second']:9.1f}   {shares}")
+    for name in ("mean_of_four", "numpy_float64", "albumentations"):
+        if name in results:
+            rate = results[name]["pairs_per_second"]
+            ratio = results["mean_of_four"]["pairs_per_second"] / rate
+            lines.append(f"{name:16}{rate:9.1f}" + ("" if name == "mean_of_four" else f"   ours: {ratio:.1f} x"))
+    threads = results["threads"]
+    lines.append("threads         " + ", ".join(f"{n}: {rate:.1f} pairs/s" for n, rate in threads.items()))
+    if "2" in threads:
+        lines[-1] += f", ratio {threads['2'] / threads['1']:.2f}"
+    lines.append(f"memory          {results['memory_mib']:.0f} MiB at most, so far")
+    return "\n".join(lines) + "\n\n"
+
+
+def _rate(call: Callable[[int], Any], seconds: float) -> float:
+    """Calls per second of processor time, over different indices."""
+    for index in range(20):  # compile, fill banks
+        call(index)
+    start, index = time.process_time(), 0
+    while time.process_time() - start < seconds:
+        call(index)
+        index += 1
+    return index / (time.process_time() - start)
+
+
+def _shares(examples: Examples, count: int = 60) -> dict[str, float]:
+    """Processor time of each step of a pair, as a share of them all."""
+    clock = dict.fromkeys(("decode", "crop and draw", "layers", "mask", "expose"), 0.0)
+    last = 0.0
+
+    def lap(step: str) -> None:
+        nonlocal last
+        now = time.process_time()
+        clock[step] += now - last
+        last = now
+
+    for index in range(count):
+        last = time.process_time()
+        examples.photos[index % len(examples.photos)]
+        lap("decode")
+        rendering = Rendering(*examples.recipe(index))
+        rendering.mask()
+        lap("crop and draw")
+        rendering = Rendering(rendering.scene, rendering.recipe)
+        lap("layers")
+        mask = rendering.mask()
+        lap("mask")
+        rendering.pair(rendering.recipe.task, mask)
+        lap("expose")
+    # `recipe` decodes too, and the first rendering was only a warm-up of the second.
+    clock["crop and draw"] -= clock["decode"] + clock["layers"] + clock["mask"]
+    total = sum(clock.values())
+    return {step: max(seconds, 0.0) / total for step, seconds in clock.items()}
+
+
+def _clocked(photos: Photos, size: int, threads: int, seconds: float) -> float:
+    """Pairs per second by the clock, through the pipeline."""
+    stream: Any = batches(Examples(photos, EditSampling(), size, seed=1, colour=0.2), _BATCH, threads=threads)
+    for _ in range(2):
+        next(stream)
+    start, count = time.monotonic(), 0
+    while time.monotonic() - start < 2 * seconds:
+        next(stream)
+        count += _BATCH
+    rate = count / (time.monotonic() - start)
+    stream.close()
+    return rate
+
+
+def _plain(photos: Photos, size: int) -> Callable[[int], Any]:
+    """Our pairs, composed and encoded in float64 NumPy from the same fields."""
+    examples = Examples(photos, EditSampling(noise=0, tone=0, jpeg=0), size, seed=1, colour=0.2)
+
+    def compose(rendering: Rendering, strengths: list[Any]) -> np.ndarray:
+        x = rendering.radiance.astype(np.float64)
+        for layer, strength in zip(rendering.layers, strengths, strict=True):
+            s = np.asarray(strength, np.float64)[..., None]
+            if isinstance(layer, MediumLayer):
+                t = np.exp(-s * layer.optical_depth[..., None].astype(np.float64) * layer.spectrum)
+                x = x * t + layer.airlight * (1 - t)
+            elif isinstance(layer, LinearLayer):
+                x = x * (1 - s * (1 - layer.transmission.astype(np.float64))) + s * layer.emission.astype(np.float64)
+            else:
+                x = np.asarray(layer(x.astype(np.float32), strength), np.float64)
+        x = np.clip(x, 0, 1)
+        return np.round(255 * np.where(x <= 0.0031308, 12.92 * x, 1.055 * x ** (1 / 2.4) - 0.055)).astype(np.uint8)
+
+    def pair(index: int) -> tuple[np.ndarray, np.ndarray]:
+        rendering = Rendering(*examples.recipe(index))
+        recipe = rendering.recipe
+        a = rendering.mask() / 255
+        asked = asked_for(recipe.task, rendering.names)
+        left = [s * (1 - a) if ask else s for ask, s in zip(asked, recipe.strengths, strict=True)]
+        return compose(rendering, list(recipe.strengths)), compose(rendering, left)
+
+    return pair
+
+
+def _albumentations(photos: Photos, size: int) -> Callable[[int], Any] | None:
+    """RandomFog, RandomSunFlare and RandomShadow together, after the same decoding and cropping."""
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it asks the network for newer versions otherwise
+    try:
+        import albumentations
+    except ImportError:
+        return None
+    effects = [getattr(albumentations, name)(p=1.0) for name in ("RandomFog", "RandomSunFlare", "RandomShadow")]
+    transform = albumentations.Compose(effects, seed=0)
+
+    def pair(index: int) -> tuple[np.ndarray, np.ndarray]:
+        clean = random_crop(np.random.default_rng(index), photos[index % len(photos)], size)
+        return transform(image=clean)["image"], clean
+
+    return pair
+
+
+def _as_jpeg(path: str) -> str:
+    """scikit-image's samples as the files that data sets are made of."""
+    source = samples()
+    for index in range(len(source)):
+        image = Image.fromarray(source[index])
+        scale = max(1024 / image.width, 768 / image.height)
+        large = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+        large.crop((0, 0, 1024, 768)).save(pathlib.Path(path) / f"{index:02d}.jpg", quality=90)
+    return path
+
+
+if __name__ == "__main__":
+    main()
