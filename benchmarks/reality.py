@@ -1,6 +1,6 @@
 """Statistics of rendered effects beside those of real ones, effect by effect.
 
-  python -m benchmarks.reality --pairs MANIFEST [--photos pairs|samples|DIR] [--count N] [--json PATH] [--markdown PATH]
+    python benchmarks/reality.py --pairs MANIFEST [--photos pairs|samples|DIR] [--count N] [--json PATH] [--markdown PATH]
 
 Real and rendered pairs pass the very same estimators at the same size, so that what an estimator gets wrong, it gets wrong on
 both sides. By default effects are rendered on the clean halves of the real pairs: the scenes are the same, too. Each effect is
