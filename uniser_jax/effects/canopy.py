@@ -9,6 +9,7 @@ that repeat without a seam, each softened by three discs; a draw turns, scales a
 import functools
 
 import cv2
+import numba
 import numpy as np
 from jaxtyping import Float32, UInt8
 
@@ -22,28 +23,39 @@ def dapples(rng: np.random.Generator, shape: tuple[int, int]) -> Float32[np.ndar
     """How much of the sun two or three layers of leaves take, in [0, 1]."""
     count = int(rng.integers(2, 4))
     zoom, disc = rng.uniform(0.7, 2.2), int(rng.integers(0, 2))
-    through: np.ndarray | None = None
+    through = np.ones(shape, np.float32)
     for layer in range(count):
-        softness = min(disc + layer, len(_DISCS) - 1)
-        tile = _bank()[int(rng.integers(_TILES))][softness]
-        passed = 255 - _turned(rng, tile, shape, zoom * rng.uniform(0.8, 1.2))
-        through = passed if through is None else cv2.multiply(through, passed, scale=1 / 255)
+        tile = _bank()[int(rng.integers(_TILES))][min(disc + layer, len(_DISCS) - 1)]
+        _pass(through, tile, _placed(rng, shape, zoom * rng.uniform(0.8, 1.2)))
         zoom *= 0.75
-    assert through is not None
-    brightest = max(float(np.quantile(through[::8, ::8], 0.97)), 90.0)  # a canopy with no gap at all would be no dapple
-    return np.clip(1 - through.astype(np.float32) * np.float32(1 / brightest), 0, 1)
+    brightest = max(float(np.quantile(through[::8, ::8], 0.97)), 0.35)  # a canopy with no gap at all would be no dapple
+    return np.maximum(1 - through * np.float32(1 / brightest), 0)
 
 
-def _turned(
-    rng: np.random.Generator, tile: UInt8[np.ndarray, "n n"], shape: tuple[int, int], zoom: float
-) -> UInt8[np.ndarray, "h w"]:
-    """A tile under a random rotation, squeeze and shift; `zoom` image sides of a tile's side."""
+def _placed(rng: np.random.Generator, shape: tuple[int, int], zoom: float) -> Float32[np.ndarray, "2 3"]:
+    """From pixels to those of a tile: a random rotation, squeeze and shift; a tile's side is `zoom` image sides."""
     turn, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.0)
     scale = _TILE / (zoom * fields.side(shape))
     c, s = np.cos(turn) * scale, np.sin(turn) * scale
-    matrix = np.array([[c, -s / squeeze, rng.uniform(0, _TILE)], [s, c / squeeze, rng.uniform(0, _TILE)]])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(tile, matrix, shape[::-1], flags=flags, borderMode=cv2.BORDER_WRAP)
+    shift = rng.uniform(0, _TILE, 2) + 64 * _TILE  # far from negative places, where rounding turns round
+    return np.array([[c, -s / squeeze, shift[0]], [s, c / squeeze, shift[1]]], np.float32)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _pass(light: Float32[np.ndarray, "h w"], tile: UInt8[np.ndarray, "n n"], place: Float32[np.ndarray, "2 3"]) -> None:
+    """Takes from the light, in place, what a tile of leaves holds back; tiles repeat, linearly interpolated."""
+    wrap, one = np.int32(tile.shape[0] - 1), np.float32(1)
+    for y in range(light.shape[0]):
+        left = place[0, 1] * np.float32(y) + place[0, 2]
+        top = place[1, 1] * np.float32(y) + place[1, 2]
+        for x in range(light.shape[1]):
+            u, v = left + place[0, 0] * np.float32(x), top + place[1, 0] * np.float32(x)
+            j, i = np.int32(u), np.int32(v)
+            a, b = v - np.float32(i), u - np.float32(j)
+            above, below, here, right = i & wrap, (i + np.int32(1)) & wrap, j & wrap, (j + np.int32(1)) & wrap
+            upper = np.float32(tile[above, here]) * (one - b) + np.float32(tile[above, right]) * b
+            lower = np.float32(tile[below, here]) * (one - b) + np.float32(tile[below, right]) * b
+            light[y, x] *= one - (upper * (one - a) + lower * a) * np.float32(1 / 255)
 
 
 @functools.cache
@@ -69,7 +81,7 @@ def _leaves(seed: int) -> Float32[np.ndarray, "n n"]:
 
 
 def _softened(leaves: Float32[np.ndarray, "n n"], radius: int) -> UInt8[np.ndarray, "n n"]:
-    disc = cv2.resize(mattes.polygons([casters.ellipse((0, 0), (0.5, 0.5), 48)], (2 * radius + 1,) * 2), None, fx=1, fy=1)
+    disc = mattes.polygons([casters.ellipse((0, 0), (0.5, 0.5), 48)], (2 * radius + 1,) * 2)
     wrapped = cv2.copyMakeBorder(leaves, *(radius,) * 4, cv2.BORDER_WRAP)
     soft = cv2.filter2D(wrapped, -1, disc / disc.sum())[radius:-radius, radius:-radius]
     return np.round(255 * np.clip(soft, 0, 1)).astype(np.uint8)

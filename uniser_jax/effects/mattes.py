@@ -17,9 +17,10 @@ from uniser_jax.effects import fields
 Plane = Float32[np.ndarray, "h w"]
 Points = Float32[np.ndarray, "n 2"]
 
-_LEVELS = 4
 _RESAMPLING = 0.25  # variance, in pixels of the smaller image, that averaging and linear enlargement add
+_ROUNDING = np.float32(1e-4)
 _compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
+_fast = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "ninf", "nsz"})  # min and max as SIMD
 
 
 def polygons(forms: list[np.ndarray], shape: tuple[int, int]) -> Plane:
@@ -54,7 +55,8 @@ def _areas(points: Points, ends: Int64[np.ndarray, "k"], rows: int, columns: int
         total = np.float32(0)
         for x in range(columns):
             total += out[y, x]
-            out[y, x] = min(abs(total), np.float32(1))
+            area = min(abs(total), np.float32(1))
+            out[y, x] = area if area > _ROUNDING else np.float32(0)
     return out
 
 
@@ -101,47 +103,49 @@ def soften(hard: Plane, contact: np.ndarray, direction: np.ndarray, sharp: float
     lowest, highest = max(sharp, 0.4), max(soft, 0.4)
     if highest < 1.2 * lowest:
         return blur(hard, highest)
-    sigmas = np.geomspace(lowest, highest, _LEVELS)
-    stack = np.stack([blur(hard, float(sigma)) for sigma in sigmas])
-    per_pixel = direction * (_LEVELS - 1) / max(float(direction @ direction), 1e-6) / fields.side(hard.shape)
+    levels = 4 if highest > 2.5 * lowest else 3
+    stack = np.empty((levels, *hard.shape), np.float32)
+    for level, sigma in enumerate(np.geomspace(lowest, highest, levels)):
+        blur(hard, float(sigma), stack[level])
+    per_pixel = direction * (levels - 1) / max(float(direction @ direction), 1e-6) / fields.side(hard.shape)
     origin = (contact * fields.side(hard.shape) + np.array(hard.shape[::-1]) / 2 - 0.5) @ per_pixel
     return _between(stack, np.float32(per_pixel[0]), np.float32(per_pixel[1]), np.float32(-origin))
 
 
-@_compiled
+@_fast
 def _between(stack: Float32[np.ndarray, "n h w"], along_x: float, along_y: float, start: float) -> Plane:
-    last = np.float32(stack.shape[0] - 1)
-    out = np.empty(stack.shape[1:], np.float32)
+    one, last = np.float32(1), np.float32(stack.shape[0] - 1)
+    out = np.zeros(stack.shape[1:], np.float32)
     for y in range(out.shape[0]):
-        for x in range(out.shape[1]):
-            position = min(max(start + along_x * x + along_y * y, np.float32(0)), last)
-            level = min(int(position), stack.shape[0] - 2)
-            share = position - level
-            out[y, x] = stack[level, y, x] * (1 - share) + stack[level + 1, y, x] * share
+        from_row = start + along_y * np.float32(y)
+        for level in range(stack.shape[0]):
+            for x in range(out.shape[1]):
+                position = min(max(from_row + along_x * np.float32(np.int32(x)), np.float32(0)), last)
+                out[y, x] += stack[level, y, x] * max(one - abs(position - np.float32(level)), np.float32(0))
     return out
 
 
-def blur(plane: Plane, sigma: float) -> Plane:
+def blur(plane: Plane, sigma: float, out: Plane | None = None) -> Plane:
     """Gaussian blur, sigma in pixels; from 3 on done on a smaller image, so that it costs no more than a narrow one."""
     factor = 2 ** int(np.log2(max(sigma / 1.5, 1)))
     h, w = plane.shape
     if factor == 1 or min(h, w) < 4 * factor:
-        return cv2.GaussianBlur(plane, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+        return cv2.GaussianBlur(plane, (0, 0), sigma, dst=out, borderType=cv2.BORDER_REPLICATE)
     small = cv2.resize(plane, (-(-w // factor), -(-h // factor)), interpolation=cv2.INTER_AREA)
     left = float(np.sqrt(sigma**2 / factor**2 - _RESAMPLING))
-    return cv2.resize(cv2.GaussianBlur(small, (0, 0), left, borderType=cv2.BORDER_REPLICATE), (w, h))
+    return cv2.resize(cv2.GaussianBlur(small, (0, 0), left, borderType=cv2.BORDER_REPLICATE), (w, h), dst=out)
 
 
-@_compiled
+@_fast
 def bent(plane: Plane, relief: Plane, along_x: float, along_y: float) -> Plane:
     """Equation (3), `along` in pixels per unit of relief."""
     rows, columns = plane.shape
     out = np.empty(plane.shape, np.float32)
     for y in range(rows):
         for x in range(columns):
-            u = min(max(x + relief[y, x] * along_x, np.float32(0)), np.float32(columns - 1))
-            v = min(max(y + relief[y, x] * along_y, np.float32(0)), np.float32(rows - 1))
-            i, j = min(int(v), rows - 2), min(int(u), columns - 2)
+            u = min(max(np.float32(x) + relief[y, x] * along_x, np.float32(0)), np.float32(columns - 1.001))
+            v = min(max(np.float32(y) + relief[y, x] * along_y, np.float32(0)), np.float32(rows - 1.001))
+            i, j = np.int32(v), np.int32(u)
             a, b = v - np.float32(i), u - np.float32(j)
             upper = plane[i, j] + b * (plane[i, j + 1] - plane[i, j])
             lower = plane[i + 1, j] + b * (plane[i + 1, j + 1] - plane[i + 1, j])
@@ -149,7 +153,7 @@ def bent(plane: Plane, relief: Plane, along_x: float, along_y: float) -> Plane:
     return out
 
 
-@_compiled
+@_fast
 def shaded(
     radiance: Float32[np.ndarray, "h w c"],
     coverage: Float32[np.ndarray, "n h w"],
@@ -157,16 +161,12 @@ def shaded(
     strength: Plane,
 ) -> Float32[np.ndarray, "h w c"]:
     """x (1 - s sum_i m_i d_i): each light's matte takes that light's share."""
-    out = np.empty(radiance.shape, np.float32)
+    out, one = np.empty(radiance.shape, np.float32), np.float32(1)
     for y in range(radiance.shape[0]):
         for x in range(radiance.shape[1]):
-            red = green = blue = np.float32(0)
-            for n in range(coverage.shape[0]):
-                taken = coverage[n, y, x] * strength[y, x]
-                red += taken * loss[n, 0]
-                green += taken * loss[n, 1]
-                blue += taken * loss[n, 2]
-            out[y, x, 0] = radiance[y, x, 0] * (np.float32(1) - red)
-            out[y, x, 1] = radiance[y, x, 1] * (np.float32(1) - green)
-            out[y, x, 2] = radiance[y, x, 2] * (np.float32(1) - blue)
+            for c in range(3):
+                taken = coverage[0, y, x] * loss[0, c]
+                for n in range(1, coverage.shape[0]):
+                    taken += coverage[n, y, x] * loss[n, c]
+                out[y, x, c] = radiance[y, x, c] * (one - strength[y, x] * taken)
     return out

@@ -35,7 +35,7 @@ _GROUPS = {
 }
 _FROM_BELOW = ("photographer", "hand")  # whoever holds the camera has the sun behind
 _RELIEF_SIDE = 128  # relief is smooth
-_COARSE = 1.6  # a matte is drawn at half size where its narrowest penumbra (sigma, pixels) is wider, and so on
+_COARSE = 1.2  # a matte is drawn at half size where its narrowest penumbra (sigma, pixels) is wider, and so on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ShadowSampling:
     indoors: float = 0.2
     several: float = 0.2
     bend: float = 0.4
-    penumbra: tuple[float, ...] = (0.0012, 0.02)
+    penumbra: tuple[float, ...] = (0.001, 0.013)
 
     def __post_init__(self) -> None:
         weights = tuple(getattr(self, group) for group in _GROUPS)
@@ -172,7 +172,7 @@ class Shadow:
         lit_from_behind = any(shape in _FROM_BELOW for shape in shapes)
         angle = rng.normal(-np.pi / 2, 0.6) if lit_from_behind else rng.uniform(0, 2 * np.pi)
         least, greatest = np.log(sampling.penumbra)
-        return cls(
+        drawn = cls(
             shapes=shapes,
             **(_lamps(rng) if indoors else _daylight(rng)),
             penumbra=float(np.exp(rng.uniform(least, greatest))),
@@ -182,6 +182,11 @@ class Shadow:
             bend=float(rng.uniform(0.004, 0.02)) if bends else 0.0,
             seed=int(rng.integers(2**31)),
         )
+        for _ in range(6):  # a shadow that misses the frame, or fills it, is none
+            if "relief" in shapes or 0.02 < float(drawn.coverage((32, 32)).mean()) < 0.9:
+                break
+            drawn = dataclasses.replace(drawn, seed=int(rng.integers(2**31)))
+        return drawn
 
     def render(self, scene: Scene) -> ShadowLayer:
         """The layer on one photograph."""
@@ -220,7 +225,8 @@ class Shadow:
         if name == "relief":
             return np.zeros(shape, np.float32) if relief is None else _attached(relief, rng, angle, shape)
         sharp = self.penumbra * fields.side(shape)
-        factor = 2 ** int(np.clip(np.log2(sharp / _COARSE) + 1, 0, 4)) if min(shape) > 64 else 1
+        narrowest = max(sharp, 0.004 * fields.side(shape)) if name in ("dapples", "blob") else sharp
+        factor = 2 ** int(np.clip(np.log2(narrowest / _COARSE) + 1, 0, 4)) if min(shape) > 64 else 1
         drawn = (-(-shape[0] // factor), -(-shape[1] // factor))
         sharp = np.sqrt(max(sharp**2 / factor**2 - (0.25 if factor > 1 else 0), 0.04))
         heading = np.array([np.cos(angle), np.sin(angle)])
@@ -253,14 +259,14 @@ class Shadow:
 
 def _daylight(rng: np.random.Generator) -> dict:
     """Sun and sky: skylight is blue, and bluer where it is scarce; now and then a thin cloud."""
-    cloud = rng.random() < 0.25
-    share = rng.uniform(0.3, 0.6) if cloud else np.exp(rng.uniform(np.log(0.08), np.log(0.3)))
+    cloud = rng.random() < 0.35
+    share = rng.uniform(0.3, 0.75) if cloud else np.exp(rng.uniform(np.log(0.08), np.log(0.3)))
     return {
         "lights": ((float(rng.uniform(4_800, 5_900)), float(1 - share), 0.0),),
         "sky_share": float(share),
         "sky_seen": float(rng.uniform(0.4, 1.0)),
-        "kelvin_sky": float(rng.uniform(6_000, 9_000) if cloud else np.exp(rng.uniform(np.log(6_500), np.log(18_000)))),
-        "tint": tuple(float(gain) for gain in rng.normal(0, 0.06, 2)),
+        "kelvin_sky": float(rng.uniform(6_000, 9_000) if cloud else np.exp(rng.uniform(np.log(6_500), np.log(22_000)))),
+        "tint": tuple(float(gain) for gain in rng.normal(0, 0.08, 2)),
     }
 
 
@@ -293,7 +299,7 @@ def _attached(
     relief: Float32[np.ndarray, "a b"], rng: np.random.Generator, angle: float, shape: tuple[int, int]
 ) -> Float32[np.ndarray, "h w"]:
     """Equation (5): large forms from noise, smaller ones from the relief; the terminator is soft."""
-    own = fields.fractal_noise(rng, relief.shape, rng.uniform(0.4, 0.9), 3, 0.4)
+    own = fields.fractal_noise(rng, relief.shape, rng.uniform(0.4, 0.9), 2, 0.4)
     broad = mattes.blur(relief, rng.uniform(0.006, 0.02) * fields.side(relief.shape) + 0.7)
     height = rng.uniform(0.06, 0.14) * broad + rng.uniform(0.15, 0.5) * own
     slope = np.float32(np.cos(angle)) * cv2.Sobel(height, cv2.CV_32F, 1, 0) + np.float32(np.sin(angle)) * cv2.Sobel(
