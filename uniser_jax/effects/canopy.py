@@ -23,11 +23,17 @@ def dapples(rng: np.random.Generator, shape: tuple[int, int]) -> Float32[np.ndar
     """How much of the sun two or three layers of leaves take, in [0, 1]."""
     count = int(rng.integers(2, 4))
     zoom, disc = rng.uniform(0.7, 2.2), int(rng.integers(0, 2))
-    through = np.ones(shape, np.float32)
+    finer = max(
+        1, round(_TILE / (2 * zoom * min(shape)))
+    )  # a small image sees each leaf in few pixels: average, do not skip
+    drawn = (shape[0] * finer, shape[1] * finer)
+    through = np.ones(drawn, np.float32)
     for layer in range(count):
         tile = _bank()[int(rng.integers(_TILES))][min(disc + layer, len(_DISCS) - 1)]
-        _pass(through, tile, _placed(rng, shape, zoom * rng.uniform(0.8, 1.2)))
+        _pass(through, tile, _placed(rng, drawn, zoom * rng.uniform(0.8, 1.2)))
         zoom *= 0.75
+    if finer > 1:
+        through = cv2.resize(through, shape[::-1], interpolation=cv2.INTER_AREA)
     brightest = max(float(np.quantile(through[::8, ::8], 0.97)), 0.35)  # a canopy with no gap at all would be no dapple
     return np.maximum(1 - through * np.float32(1 / brightest), 0)
 

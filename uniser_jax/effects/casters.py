@@ -5,6 +5,7 @@ them into the frame as a low sun lays a shadow on level ground: turned, sheared,
 fractions of the image side from the middle of the frame, y downwards.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -104,7 +105,9 @@ _ARMS = {  # elbow from the shoulder, hand from the elbow; x outwards
 
 def figure(rng: np.random.Generator, arms: tuple[str, str] | None = None) -> Polygons:
     """A person from the feet at y = 0 to the crown at 1, in any everyday pose."""
-    kinds = arms or tuple(rng.choice(["down", "away", "hip", "phone", "raised", "reach"], 2, p=[0.4, 0.2, 0.15, 0.1, 0.08, 0.07]))
+    kinds = arms or tuple(
+        rng.choice(["down", "away", "hip", "phone", "raised", "reach"], 2, p=[0.4, 0.2, 0.15, 0.1, 0.08, 0.07])
+    )
     girth, turned, lean = rng.uniform(0.8, 1.25), rng.uniform(0.55, 1.0), rng.normal(0, 0.02)
     stride = rng.uniform(0.02, 0.07) if rng.random() < 0.5 else rng.uniform(0.08, 0.17)
     hip, neck = np.array([0.0, 0.5]), np.array([lean, 0.84])
@@ -278,7 +281,9 @@ def blinds(rng: np.random.Generator, size: float, angle: float) -> Cast:
     count, duty = int(rng.integers(6, 22)), rng.uniform(0.3, 0.65)
     wide = rng.uniform(0.4, 1.6)
     bottoms = (np.arange(count) + rng.normal(0, 0.04, count)) / count * 2 - 1
-    bands = np.stack([box(-wide, 0, wide, duty * 2 / count)] * count) + np.stack([np.zeros(count), bottoms], -1)[:, None]
+    bands = (
+        np.stack([box(-wide, 0, wide, duty * 2 / count)] * count) + np.stack([np.zeros(count), bottoms], -1)[:, None]
+    )
     cords = [-wide * 0.6, wide * 0.6] if rng.random() < 0.5 else []
     forms = [bands * [1, 1]] if not cords else [np.concatenate([_piece(bands, a, b) for a, b in _between(cords, wide)])]
     return _opening(rng, size, angle).lay(forms, lit=True)
@@ -332,7 +337,7 @@ def _opening(rng: np.random.Generator, size: float, angle: float) -> Ground:
 
 def _between(cords: list[float], wide: float) -> list[tuple[float, float]]:
     ends = [-wide, *cords, wide]
-    return [(a + 0.012, b - 0.012) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [(a + 0.012, b - 0.012) for a, b in itertools.pairwise(ends)]
 
 
 def _piece(bands: np.ndarray, left: float, right: float) -> np.ndarray:

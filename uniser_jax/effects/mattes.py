@@ -7,6 +7,8 @@
 Areas are exact, so a form looks the same at any size, and each pixel row is one pass without Python's lock.
 """
 
+from typing import Any
+
 import cv2
 import numba
 import numpy as np
@@ -16,8 +18,10 @@ from uniser_jax.effects import fields
 
 Plane = Float32[np.ndarray, "h w"]
 Points = Float32[np.ndarray, "n 2"]
+Stack = Float32[np.ndarray, "n h w"]
+Number = Any  # float32 in compiled code
 
-_RESAMPLING = 0.25  # variance, in pixels of the smaller image, that averaging and linear enlargement add
+RESAMPLING = 0.25  # variance, in pixels of the smaller image, that averaging and linear enlargement add
 _ROUNDING = np.float32(1e-4)
 _compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 _fast = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "ninf", "nsz"})  # min and max as SIMD
@@ -61,7 +65,7 @@ def _areas(points: Points, ends: Int64[np.ndarray, "k"], rows: int, columns: int
 
 
 @_compiled
-def _add_edge(out: Plane, x0: float, y0: float, x1: float, y1: float, sign: float) -> None:
+def _add_edge(out: Plane, x0: Number, y0: Number, x1: Number, y1: Number, sign: Number) -> None:
     """Adds, for each row, the steps of the area right of an edge."""
     if y0 == y1:
         return
@@ -81,7 +85,7 @@ def _add_edge(out: Plane, x0: float, y0: float, x1: float, y1: float, sign: floa
 
 
 @_compiled
-def _mean_ramp(x: float, left: float, right: float) -> float:
+def _mean_ramp(x: Number, left: Number, right: Number) -> Number:
     """Mean of max(x - u, 0) for u uniform in [left, right]."""
     if x <= left:
         return np.float32(0)
@@ -113,9 +117,9 @@ def soften(hard: Plane, contact: np.ndarray, direction: np.ndarray, sharp: float
 
 
 @_fast
-def _between(stack: Float32[np.ndarray, "n h w"], along_x: float, along_y: float, start: float) -> Plane:
+def _between(stack: Stack, along_x: Number, along_y: Number, start: Number) -> Plane:
     one, last = np.float32(1), np.float32(stack.shape[0] - 1)
-    out = np.zeros(stack.shape[1:], np.float32)
+    out = np.zeros_like(stack[0])
     for y in range(out.shape[0]):
         from_row = start + along_y * np.float32(y)
         for level in range(stack.shape[0]):
@@ -132,12 +136,12 @@ def blur(plane: Plane, sigma: float, out: Plane | None = None) -> Plane:
     if factor == 1 or min(h, w) < 4 * factor:
         return cv2.GaussianBlur(plane, (0, 0), sigma, dst=out, borderType=cv2.BORDER_REPLICATE)
     small = cv2.resize(plane, (-(-w // factor), -(-h // factor)), interpolation=cv2.INTER_AREA)
-    left = float(np.sqrt(sigma**2 / factor**2 - _RESAMPLING))
+    left = float(np.sqrt(sigma**2 / factor**2 - RESAMPLING))
     return cv2.resize(cv2.GaussianBlur(small, (0, 0), left, borderType=cv2.BORDER_REPLICATE), (w, h), dst=out)
 
 
 @_fast
-def bent(plane: Plane, relief: Plane, along_x: float, along_y: float) -> Plane:
+def bent(plane: Plane, relief: Plane, along_x: Number, along_y: Number) -> Plane:
     """Equation (3), `along` in pixels per unit of relief."""
     rows, columns = plane.shape
     out = np.empty(plane.shape, np.float32)
@@ -156,7 +160,7 @@ def bent(plane: Plane, relief: Plane, along_x: float, along_y: float) -> Plane:
 @_fast
 def shaded(
     radiance: Float32[np.ndarray, "h w c"],
-    coverage: Float32[np.ndarray, "n h w"],
+    coverage: Stack,
     loss: Float32[np.ndarray, "n c"],
     strength: Plane,
 ) -> Float32[np.ndarray, "h w c"]:

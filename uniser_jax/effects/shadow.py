@@ -6,7 +6,7 @@
   (3) k = 1 - sum_i d_i = v E_a / (sum_j E_j + E_a)        left in full shadow; outdoors E_a is blue, so shadows are
   (4) penumbra = apparent size of the light * distance from what casts the shadow, sigma(x) as in `mattes`
   (5) attached: m = 1 - step(n . l), n the normals of depth or of a relief of brightness, the step soft
-  (6) dappled: 1 - m = product over layers of leaves (1 - leaves * disc)         each gap a pinhole, each spot an image of the sun
+  (6) dappled: 1 - m = product over layers of leaves (1 - leaves * disc)     each gap a pinhole, each spot the sun's image
 
 Linear in coverage because an area light is a sum of point lights, and never brighter than J. Colours of ratios do not depend
 on J. Skylight is 0.1-0.25 of daylight under a clear sky, 0.3-0.6 under thin cloud; ranges of what is drawn were set beside
@@ -182,8 +182,8 @@ class Shadow:
             bend=float(rng.uniform(0.004, 0.02)) if bends else 0.0,
             seed=int(rng.integers(2**31)),
         )
-        for _ in range(6):  # a shadow that misses the frame, or fills it, is none
-            if "relief" in shapes or 0.02 < float(drawn.coverage((32, 32)).mean()) < 0.9:
+        for _ in range(6):  # a shadow that misses the frame or its light, or takes it all, is none
+            if 0.03 < drawn._taken(scene) < 0.92:
                 break
             drawn = dataclasses.replace(drawn, seed=int(rng.integers(2**31)))
         return drawn
@@ -214,8 +214,8 @@ class Shadow:
     ) -> Float32[np.ndarray, "h w"]:
         """m of one light, turned against the first one's by `turn`; bent over `relief`, if any, in [-1, 1]."""
         parts = [self._cast(index, shape, turn, relief) for index in range(len(self.shapes))]
-        whole = parts[0] if len(parts) == 1 else np.maximum(*parts)
-        return whole if whole.shape == shape else cv2.resize(whole, shape[::-1])
+        whole = np.max(parts, 0) if len(parts) > 1 else parts[0]
+        return np.clip(whole, 0, 1, out=whole)  # filters round
 
     def _cast(
         self, index: int, shape: tuple[int, int], turn: float, relief: Float32[np.ndarray, "a b"] | None
@@ -225,24 +225,32 @@ class Shadow:
         if name == "relief":
             return np.zeros(shape, np.float32) if relief is None else _attached(relief, rng, angle, shape)
         sharp = self.penumbra * fields.side(shape)
-        narrowest = max(sharp, 0.004 * fields.side(shape)) if name in ("dapples", "blob") else sharp
+        narrowest = 0.004 * fields.side(shape) if name == "dapples" else sharp  # discs soften those by themselves
         factor = 2 ** int(np.clip(np.log2(narrowest / _COARSE) + 1, 0, 4)) if min(shape) > 64 else 1
         drawn = (-(-shape[0] // factor), -(-shape[1] // factor))
-        sharp = np.sqrt(max(sharp**2 / factor**2 - (0.25 if factor > 1 else 0), 0.04))
+        added = mattes.RESAMPLING if factor > 1 else 0.0
+        sigmas = [np.sqrt(max((sharp * k / factor) ** 2 - added, 0)) for k in (1, self.widening)]
         heading = np.array([np.cos(angle), np.sin(angle)])
         if name == "dapples":
             soft = canopy.dapples(rng, drawn)
         elif name == "blob":
-            soft = mattes.soften(_blob(rng, drawn, self.size), -heading / 2, heading, sharp, sharp * self.widening)
+            soft = mattes.soften(_blob(rng, drawn, self.size), -heading / 2, heading, *sigmas)
         else:
             cast = casters.FORMS[name](rng, self.size, angle)
             hard = mattes.polygons(cast.forms, drawn)
-            soft = mattes.soften(hard, cast.contact, cast.direction, sharp, sharp * self.widening)
+            soft = mattes.soften(hard, cast.contact, cast.direction, *sigmas)
             soft = 1 - soft if cast.lit else soft
         if relief is not None and self.bend:
             over = cv2.resize(relief, drawn[::-1])
             soft = mattes.bent(soft, over, *(self.bend * fields.side(drawn) * heading).astype(np.float32))
         return soft if factor == 1 else cv2.resize(soft, shape[::-1])
+
+    def _taken(self, scene: Scene) -> float:
+        """Share of the photograph's brightness that lies in shadow, from a glance at few pixels."""
+        step = max(1, min(scene.radiance.shape[:2]) // 32)
+        seen = np.sqrt(np.clip(light.luminance(np.ascontiguousarray(scene.radiance[::step, ::step])), 0, 1)) + 1e-3
+        relief = self._relief(scene) if "relief" in self.shapes else None
+        return float((self.coverage(seen.shape, relief=relief) * seen).sum() / seen.sum())
 
     def _relief(self, scene: Scene) -> Float32[np.ndarray, "a b"]:
         """Height towards the camera, in [-1, 1]: of the depth, or of brightness, which rises and falls with things."""
@@ -288,7 +296,7 @@ def _lamps(rng: np.random.Generator) -> dict:
 
 def _blob(rng: np.random.Generator, shape: tuple[int, int], size: float) -> Float32[np.ndarray, "h w"]:
     """Where fractal noise is high: foliage, clouds, things without a name."""
-    small = tuple(-(-n // 2) for n in shape)
+    small = (-(-shape[0] // 2), -(-shape[1] // 2))
     noise = fields.fractal_noise(rng, small, 0.25 + size, 5, rng.uniform(0.3, 0.6))
     level = float(np.quantile(noise[::4, ::4], 1 - rng.uniform(0.2, 0.55)))
     steep = cv2.resize((noise - np.float32(level)) * np.float32(0.5 * fields.side(shape) ** 0.5 + 20), shape[::-1])
