@@ -181,7 +181,7 @@ def test_leaves_repeat_without_a_seam_and_dapples_are_bright_and_dark() -> None:
 
 
 def test_weights_and_shares_are_obeyed() -> None:
-    none = {name: 0.0 for name in ("people", "trees", "dapples", "fences", "walls", "objects", "relief")}
+    none = dict.fromkeys(("people", "trees", "dapples", "fences", "walls", "objects", "relief"), 0.0)
     only = ShadowSampling(**none | {"walls": 1.0}, several=0.0, indoors=0.0, bend=0.0, penumbra=(0.002, 0.003))
     for seed in range(20):
         drawn = Shadow.sample(np.random.default_rng(seed), SCENE, only)

@@ -7,6 +7,7 @@ that repeat without a seam, each softened by three discs; a draw turns, scales a
 """
 
 import functools
+from typing import Any
 
 import cv2
 import numba
@@ -20,21 +21,22 @@ _DISCS = (3, 8, 16)  # radii in pixels of a tile
 
 
 def dapples(rng: np.random.Generator, shape: tuple[int, int]) -> Float32[np.ndarray, "h w"]:
-    """How much of the sun two or three layers of leaves take, in [0, 1]."""
-    count = int(rng.integers(2, 4))
+    """How much of the sun one to three layers of leaves take, in [0, 1]."""
+    count = int(rng.choice([1, 2, 3], p=[0.35, 0.45, 0.2]))
     zoom, disc = rng.uniform(0.7, 2.2), int(rng.integers(0, 2))
     finer = max(
         1, round(_TILE / (2 * zoom * min(shape)))
     )  # a small image sees each leaf in few pixels: average, do not skip
     drawn = (shape[0] * finer, shape[1] * finer)
-    through = np.ones(drawn, np.float32)
+    through: Any = np.ones(drawn, np.float32)
     for layer in range(count):
         tile = _bank()[int(rng.integers(_TILES))][min(disc + layer, len(_DISCS) - 1)]
         _pass(through, tile, _placed(rng, drawn, zoom * rng.uniform(0.8, 1.2)))
         zoom *= 0.75
+    glance = cv2.resize(through, (32, 32), interpolation=cv2.INTER_AREA)
+    brightest = max(float(np.quantile(glance, 0.98)), 0.3)  # a canopy with no gap at all would be no dapple
     if finer > 1:
         through = cv2.resize(through, shape[::-1], interpolation=cv2.INTER_AREA)
-    brightest = max(float(np.quantile(through[::8, ::8], 0.97)), 0.35)  # a canopy with no gap at all would be no dapple
     return np.maximum(1 - through * np.float32(1 / brightest), 0)
 
 

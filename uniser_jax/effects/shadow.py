@@ -33,6 +33,7 @@ _GROUPS = {
     "objects": ("polygon", "pole", "blob"),
     "relief": ("relief",),
 }
+_EVERYWHERE = ("blob", "dapples", "relief")  # in any frame
 _FROM_BELOW = ("photographer", "hand")  # whoever holds the camera has the sun behind
 _RELIEF_SIDE = 128  # relief is smooth
 _COARSE = 1.2  # a matte is drawn at half size where its narrowest penumbra (sigma, pixels) is wider, and so on
@@ -183,7 +184,7 @@ class Shadow:
             seed=int(rng.integers(2**31)),
         )
         for _ in range(6):  # a shadow that misses the frame or its light, or takes it all, is none
-            if 0.03 < drawn._taken(scene) < 0.92:
+            if set(shapes) & set(_EVERYWHERE) or 0.03 < drawn._taken(scene) < 0.92:
                 break
             drawn = dataclasses.replace(drawn, seed=int(rng.integers(2**31)))
         return drawn
@@ -220,37 +221,39 @@ class Shadow:
     def _cast(
         self, index: int, shape: tuple[int, int], turn: float, relief: Float32[np.ndarray, "a b"] | None
     ) -> Float32[np.ndarray, "h w"]:
-        """The shadow of one caster, drawn as small as its penumbra allows; softened by (4)."""
+        """The shadow of one caster, drawn as small as its penumbra allows; bent."""
         name, rng, angle = self.shapes[index], np.random.default_rng((self.seed, index)), self.angle + turn
         if name == "relief":
             return np.zeros(shape, np.float32) if relief is None else _attached(relief, rng, angle, shape)
-        sharp = self.penumbra * fields.side(shape)
-        narrowest = 0.004 * fields.side(shape) if name == "dapples" else sharp  # discs soften those by themselves
+        narrowest = (0.004 if name == "dapples" else self.penumbra) * fields.side(shape)
         factor = 2 ** int(np.clip(np.log2(narrowest / _COARSE) + 1, 0, 4)) if min(shape) > 64 else 1
         drawn = (-(-shape[0] // factor), -(-shape[1] // factor))
-        added = mattes.RESAMPLING if factor > 1 else 0.0
-        sigmas = [np.sqrt(max((sharp * k / factor) ** 2 - added, 0)) for k in (1, self.widening)]
-        heading = np.array([np.cos(angle), np.sin(angle)])
-        if name == "dapples":
-            soft = canopy.dapples(rng, drawn)
-        elif name == "blob":
-            soft = mattes.soften(_blob(rng, drawn, self.size), -heading / 2, heading, *sigmas)
-        else:
-            cast = casters.FORMS[name](rng, self.size, angle)
-            hard = mattes.polygons(cast.forms, drawn)
-            soft = mattes.soften(hard, cast.contact, cast.direction, *sigmas)
-            soft = 1 - soft if cast.lit else soft
+        soft = self._softened(name, rng, drawn, angle, mattes.RESAMPLING if factor > 1 else 0.0)
         if relief is not None and self.bend:
-            over = cv2.resize(relief, drawn[::-1])
-            soft = mattes.bent(soft, over, *(self.bend * fields.side(drawn) * heading).astype(np.float32))
+            along = self.bend * fields.side(drawn) * np.array([np.cos(angle), np.sin(angle)], np.float32)
+            soft = mattes.bent(soft, cv2.resize(relief, drawn[::-1]), *along.astype(np.float32))
         return soft if factor == 1 else cv2.resize(soft, shape[::-1])
+
+    def _softened(
+        self, name: str, rng: np.random.Generator, shape: tuple[int, int], angle: float, resampling: float
+    ) -> Float32[np.ndarray, "h w"]:
+        """A form behind equation (4); `resampling` is the variance, in pixels, that enlargement will add."""
+        if name == "dapples":
+            return canopy.dapples(rng, shape)
+        sharp = self.penumbra * fields.side(shape)
+        sigmas = [np.sqrt(max((sharp * wider) ** 2 - resampling, 0)) for wider in (1, self.widening)]
+        if name == "blob":
+            heading = np.array([np.cos(angle), np.sin(angle)])
+            return mattes.soften(_blob(rng, shape, self.size), -heading / 2, heading, *sigmas)
+        cast = casters.FORMS[name](rng, self.size, angle)
+        soft = mattes.soften(mattes.polygons(cast.forms, shape), cast.contact, cast.direction, *sigmas)
+        return 1 - soft if cast.lit else soft
 
     def _taken(self, scene: Scene) -> float:
         """Share of the photograph's brightness that lies in shadow, from a glance at few pixels."""
         step = max(1, min(scene.radiance.shape[:2]) // 32)
         seen = np.sqrt(np.clip(light.luminance(np.ascontiguousarray(scene.radiance[::step, ::step])), 0, 1)) + 1e-3
-        relief = self._relief(scene) if "relief" in self.shapes else None
-        return float((self.coverage(seen.shape, relief=relief) * seen).sum() / seen.sum())
+        return float((self.coverage(seen.shape) * seen).sum() / seen.sum())
 
     def _relief(self, scene: Scene) -> Float32[np.ndarray, "a b"]:
         """Height towards the camera, in [-1, 1]: of the depth, or of brightness, which rises and falls with things."""
