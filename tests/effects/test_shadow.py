@@ -141,6 +141,10 @@ def test_lamps_cast_shadows_apart_and_half_shadows_between() -> None:
     shadow = shadow_of("pole", 3, lights=lamps, bend=0.0)
     first, second = shadow.render(SCENE).coverage
     assert np.abs(first - second).max() > 0.5
+    cast = casters.FORMS["person"](np.random.default_rng(0), 0.5, 0.3)
+    turned = cast.turned(0.5)
+    np.testing.assert_array_equal(turned.contact, cast.contact)  # feet stay where they are
+    np.testing.assert_allclose(np.arctan2(*turned.direction[::-1]), 0.8)
     one, both = shadow.losses()[0], shadow.losses().sum(0)
     assert (one < both).all()
     assert (both < 1).all()

@@ -29,6 +29,13 @@ class Cast(NamedTuple):
     direction: np.ndarray
     lit: bool = False
 
+    def turned(self, angle: float) -> "Cast":
+        """The shadow in the light of another lamp: turned about the contact."""
+        c, s = np.cos(angle), np.sin(angle)
+        turn = np.array([[c, s], [-s, c]])
+        forms = [(form - self.contact) @ turn + self.contact for form in self.forms]
+        return self._replace(forms=forms, direction=self.direction @ turn)
+
 
 class Ground(NamedTuple):
     """How upright forms are laid down: x -> across, y -> along, in perspective.
@@ -168,13 +175,16 @@ def photographer(rng: np.random.Generator, size: float, angle: float) -> Cast:
     if rng.random() < 0.4:
         forms.append(box(-0.045, 0.9, 0.045, rng.uniform(0.94, 0.99)) + [rng.normal(0, 0.03), 0])
     heading = np.array([np.cos(angle), np.sin(angle)])
-    shown = rng.uniform(0.35, 1.0)  # the part of the shadow within the frame
-    height = size * rng.uniform(1.0, 1.6)
-    contact = -heading * (0.5 - shown * height + height) + rng.normal(0, 0.13) * heading[::-1] * [-1, 1]
+    shown = rng.uniform(0.3, 0.85)  # how far it reaches into the frame
+    edge = 0.5 / float(np.abs(heading).max())  # from the middle of the frame
+    ground = Ground.at(rng, np.zeros(2), angle, max(size * rng.uniform(1.2, 2.4), 1.6 * shown))
+    aside = rng.normal(0, 0.13) * heading[::-1] * [-1, 1]
+    contact = (shown - edge) * heading + aside - ground.along / (1 - ground.perspective)
     if rng.random() < 0.2:
         step = np.array([rng.choice([-1, 1]) * rng.uniform(0.35, 0.6), rng.normal(0, 0.05)])
-        forms = forms + [form * rng.uniform(0.8, 1.05) + step for form in figure(rng)]
-    return Ground.at(rng, contact, angle, height).lay(forms)
+        height = rng.uniform(0.8, 1.05)
+        forms = forms + [form * height + step for form in figure(rng)]
+    return ground._replace(contact=contact).lay(forms)
 
 
 def hand(rng: np.random.Generator, size: float, angle: float) -> Cast:
@@ -186,15 +196,15 @@ def hand(rng: np.random.Generator, size: float, angle: float) -> Cast:
     tips = knuckles + lengths[:, None] * np.stack([np.sin(turn), np.cos(turn)], -1)
     thumb = np.array([[-0.07, 0.86]]), np.array([[-0.17 * rng.uniform(0.6, 1.2), 0.98]])
     starts = np.concatenate([knuckles, thumb[0], [[0, -1.2], [0, 0.84]]])
-    ends = np.concatenate([tips, thumb[1], [[0, 0.72], [0, 0.98]]])
+    ends = np.concatenate([tips, thumb[1], [[0, 0.82], [0, 0.98]]])
     wide = thick * np.array([0.024, 0.025, 0.025, 0.022, 0.032, 0.1, 0.075])
     narrow = thick * np.array([0.019, 0.02, 0.02, 0.017, 0.024, 0.055, 0.09])
     forms = [capsules(starts, ends, wide, narrow)]
     if rng.random() < 0.25:
         forms.append(box(-0.09, 0.9, 0.09, 1.22) + [rng.normal(0, 0.03), 0])
     heading = np.array([np.cos(angle), np.sin(angle)])
-    contact = (rng.uniform(0.35, 0.7) - size) * heading - 0.5 * heading + rng.normal(0, 0.15, 2)
-    return Ground.at(rng, contact, angle, size).lay(forms)
+    reach = size * rng.uniform(0.9, 1.8)
+    return Ground.at(rng, rng.normal(0, 0.18, 2) - reach * heading, angle, reach).lay(forms)
 
 
 def _fingers(rng: np.random.Generator) -> np.ndarray:

@@ -228,14 +228,14 @@ class Shadow:
         narrowest = (0.004 if name == "dapples" else self.penumbra) * fields.side(shape)
         factor = 2 ** int(np.clip(np.log2(narrowest / _COARSE) + 1, 0, 4)) if min(shape) > 64 else 1
         drawn = (-(-shape[0] // factor), -(-shape[1] // factor))
-        soft = self._softened(name, rng, drawn, angle, mattes.RESAMPLING if factor > 1 else 0.0)
+        soft = self._softened(name, rng, drawn, turn, mattes.RESAMPLING if factor > 1 else 0.0)
         if relief is not None and self.bend:
             along = self.bend * fields.side(drawn) * np.array([np.cos(angle), np.sin(angle)], np.float32)
             soft = mattes.bent(soft, cv2.resize(relief, drawn[::-1]), *along.astype(np.float32))
         return soft if factor == 1 else cv2.resize(soft, shape[::-1])
 
     def _softened(
-        self, name: str, rng: np.random.Generator, shape: tuple[int, int], angle: float, resampling: float
+        self, name: str, rng: np.random.Generator, shape: tuple[int, int], turn: float, resampling: float
     ) -> Float32[np.ndarray, "h w"]:
         """A form behind equation (4); `resampling` is the variance, in pixels, that enlargement will add."""
         if name == "dapples":
@@ -243,9 +243,10 @@ class Shadow:
         sharp = self.penumbra * fields.side(shape)
         sigmas = [np.sqrt(max((sharp * wider) ** 2 - resampling, 0)) for wider in (1, self.widening)]
         if name == "blob":
-            heading = np.array([np.cos(angle), np.sin(angle)])
+            heading = np.array([np.cos(self.angle + turn), np.sin(self.angle + turn)])
             return mattes.soften(_blob(rng, shape, self.size), -heading / 2, heading, *sigmas)
-        cast = casters.FORMS[name](rng, self.size, angle)
+        cast = casters.FORMS[name](rng, self.size, self.angle)
+        cast = cast.turned(turn) if turn else cast
         soft = mattes.soften(mattes.polygons(cast.forms, shape), cast.contact, cast.direction, *sigmas)
         return 1 - soft if cast.lit else soft
 
