@@ -52,15 +52,15 @@ def _placed(rng: np.random.Generator, shape: tuple[int, int], zoom: float) -> Fl
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _pass(light: Float32[np.ndarray, "h w"], tile: UInt8[np.ndarray, "n n"], place: Float32[np.ndarray, "2 3"]) -> None:
     """Takes from the light, in place, what a tile of leaves holds back; tiles repeat, linearly interpolated."""
-    wrap, one = np.int32(tile.shape[0] - 1), np.float32(1)
+    wrap, one = np.uint32(tile.shape[0] - 1), np.float32(1)
     for y in range(light.shape[0]):
         left = place[0, 1] * np.float32(y) + place[0, 2]
         top = place[1, 1] * np.float32(y) + place[1, 2]
         for x in range(light.shape[1]):
             u, v = left + place[0, 0] * np.float32(x), top + place[1, 0] * np.float32(x)
-            j, i = np.int32(u), np.int32(v)
+            j, i = np.uint32(u), np.uint32(v)  # unsigned: no test for places counted from the end
             a, b = v - np.float32(i), u - np.float32(j)
-            above, below, here, right = i & wrap, (i + np.int32(1)) & wrap, j & wrap, (j + np.int32(1)) & wrap
+            above, below, here, right = i & wrap, (i + np.uint32(1)) & wrap, j & wrap, (j + np.uint32(1)) & wrap
             upper = np.float32(tile[above, here]) * (one - b) + np.float32(tile[above, right]) * b
             lower = np.float32(tile[below, here]) * (one - b) + np.float32(tile[below, right]) * b
             light[y, x] *= one - (upper * (one - a) + lower * a) * np.float32(1 / 255)
