@@ -119,7 +119,7 @@ class ShadowLayer:
 
     def at(self, strength: Strength) -> Affine:
         """The same as an affine map."""
-        s = strength[..., None] if isinstance(strength, np.ndarray) else np.float32(strength)
+        s = per_pixel(strength, self.coverage.shape[1:])[..., None]
         return Affine(1 - s * (1 - self.transmission), s * self.emission)
 
 
