@@ -130,14 +130,20 @@ def _between(stack: Stack, along_x: Number, along_y: Number, start: Number) -> P
 
 
 def blur(plane: Plane, sigma: float, out: Plane | None = None) -> Plane:
-    """Gaussian blur, sigma in pixels; from 3 on done on a smaller image, so that it costs no more than a narrow one."""
-    factor = 2 ** int(np.log2(max(sigma / 1.5, 1)))
+    """Gaussian blur, sigma in pixels; from 2.6 on done on a smaller image, so that it costs no more than a narrow one."""
+    factor = 2 ** int(np.log2(max(sigma / 1.3, 1)))
     h, w = plane.shape
     if factor == 1 or min(h, w) < 4 * factor:
-        return cv2.GaussianBlur(plane, (0, 0), sigma, dst=out, borderType=cv2.BORDER_REPLICATE)
+        return _gaussian(plane, sigma, out)
     small = cv2.resize(plane, (-(-w // factor), -(-h // factor)), interpolation=cv2.INTER_AREA)
     left = float(np.sqrt(sigma**2 / factor**2 - RESAMPLING))
-    return cv2.resize(cv2.GaussianBlur(small, (0, 0), left, borderType=cv2.BORDER_REPLICATE), (w, h), dst=out)
+    return cv2.resize(_gaussian(small, left), (w, h), dst=out)
+
+
+def _gaussian(plane: Plane, sigma: float, out: Plane | None = None) -> Plane:
+    """To three sigma, where OpenCV by itself would go to four."""
+    reach = (2 * int(np.ceil(3 * sigma)) + 1,) * 2
+    return cv2.GaussianBlur(plane, reach, sigma, dst=out, borderType=cv2.BORDER_REPLICATE)
 
 
 @_fast
