@@ -3,7 +3,7 @@
   (1) seen = T J + g (f S(x) + b S(x - d))                       mixed in linear light (Kee et al. 2025)
   (2) Rs = ((cos i - n cos r) / (cos i + n cos r))^2,  Rp the same with i and r exchanged,  sin i = n sin r     Fresnel 1823
   (3) R1 = (Rs + Rp) / 2,  R(m) = m R1 / (1 + (m - 1) R1)        m faces, incoherent: 2 of a pane, 4 of a double pane
-  (4) f = R(m / 2),  b = f (1 - f)^2 a^(2 / cos r)               the nearer half of the faces; the farther, seen twice through it
+  (4) f = R(m / 2),  b = f (1 - f)^2 a^(2 / cos r)               the nearer half of the faces; the farther, through it twice
   (5) T = (1 - R(m)) a^(1 / cos r)                               a: what colour of glass one straight passage leaves
   (6) x' = K Q K^-1 x                                            S through another camera, turned by Q; the mirror flips it
   (7) S (1 - k + k l^2)                                          l: light around; a photograph's tone curve has compressed it
@@ -71,7 +71,9 @@ class ReflectionSampling:
                 raise ValueError(f"reflection.{name} = {getattr(self, name)}: expected in [0, 1]")
         for name in ("energy", "defocus"):
             if len(getattr(self, name)) != 2 or not 0 < getattr(self, name)[0] <= getattr(self, name)[1]:
-                raise ValueError(f"reflection.{name} = {getattr(self, name)}: expected (least, most), 0 < least <= most")
+                raise ValueError(
+                    f"reflection.{name} = {getattr(self, name)}: expected (least, most), 0 < least <= most"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Reflection:
     def sample(
         cls, rng: np.random.Generator, scene: Scene, sampling: ReflectionSampling = ReflectionSampling()
     ) -> Self:
-        """Ranges: Kee et al. 2025 (most are sharp), pane thicknesses of 3 to 10 mm and gaps of 12 to 20 mm seen from 1 to 3 m."""
+        """Ranges: Kee et al. 2025 (most are sharp), panes of 3 to 10 mm and gaps of 12 to 20 mm, 1 to 3 m away."""
         yaw, pitch = float(rng.uniform(-1.05, 1.05)), float(rng.uniform(-0.35, 0.35))
         double, thick, tinted, night, occluded, sharp = rng.random(6) < (
             sampling.double,
@@ -150,7 +152,9 @@ class Reflection:
             panes=2 if double else 1,
             glass=_glass(rng, bool(tinted)),
             ghost=gap if double else thin if thick else 0.0,
-            direction=float(np.arctan2(pitch, yaw) + rng.normal(0, 0.3)),  # along the plane of incidence, but for a wedge
+            direction=float(
+                np.arctan2(pitch, yaw) + rng.normal(0, 0.3)
+            ),  # along the plane of incidence, but for a wedge
             energy=_log_uniform(rng, *sampling.energy),
             defocus=_log_uniform(rng, *sampling.defocus) * (not sharp),
             contrast=float(rng.uniform(0, 1)),
@@ -353,11 +357,10 @@ def _person(rng: np.random.Generator, shape: tuple[int, int], side: float) -> UI
     elbow, lean = rng.uniform(1.9, 2.7), rng.normal(0, 0.15)
     right = np.array([(0.45, 1.1), (0.6, 1.6), (1.9, 2.1), (2.3, 3.0), (2.2, 12), (0, 12)])
     arm = np.array([(1.7, 2.3), (elbow, 3.3), (0.9, 0.4), (0.5, 0.2), (0.4, 0.7), (1.5, 3.5)])
-    draw = {"color": 255, "lineType": cv2.LINE_AA, "shift": 4}
     for mirror in (-1, 1):
         for part in (right, arm):
             points = np.stack([x + unit * (mirror * part[:, 0] + lean * part[:, 1]), y + unit * part[:, 1]], -1)
-            cv2.fillPoly(plane, [np.round(points * 16).astype(np.int32)], **draw)
+            cv2.fillPoly(plane, [np.round(points * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
     head = tuple(int(16 * n) for n in (x, y)), tuple(int(16 * n) for n in (0.95 * unit, 1.3 * unit))
     cv2.ellipse(plane, *head, 8 * float(lean), 0, 360, 255, -1, cv2.LINE_AA, 4)
     return plane
@@ -379,7 +382,7 @@ def _curtain(rng: np.random.Generator, shape: tuple[int, int], side: float) -> U
 
 def _dark(rng: np.random.Generator, shape: tuple[int, int], side: float) -> UInt8[np.ndarray, "h w"]:
     """Foliage, furniture, a wall in the shade: whatever is dark before what is bright."""
-    small = tuple(max(2, -(-n // 4)) for n in shape)
+    small = max(2, -(-shape[0] // 4)), max(2, -(-shape[1] // 4))
     noise = fields.fractal_noise(rng, small, 0.8, 5, 0.5)
     threshold = rng.uniform(0.35, 0.6)
     return cv2.resize((255 * fields.smoothstep(noise, threshold, threshold + 0.06)).astype(np.uint8), shape[::-1])
