@@ -4,7 +4,7 @@
   (2) opaque: a = 1, Q = 0. semi-transparent: Q = 0. tint: P = 0. veil: Q = 1. film: any Q and P.    B is the identity
   (3) frosted: B a Gaussian blur, Q = 1, P = 0                                                 light is spread, not lost
 
-(2) spans the affine maps of one pixel, (3) adds its neighbours, so that "remove effects" carries over to effects that were never
+(2) spans the affine maps of one pixel, (3) adds its neighbours, so that "remove effects" carries over to what was never
 rendered. UniSER (arXiv 2511.14183) covers clean photographs with such patches, and gives no parameters.
 """
 
@@ -321,11 +321,13 @@ def _turn(angle: float) -> Float64[np.ndarray, "2 2"]:
 
 
 def _fill(canvas: Canvas, points: Float64[np.ndarray, "n 2"]) -> None:
-    cv2.fillPoly(canvas, [np.round(points * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    cv2.fillPoly(canvas, [np.round(points * 16 - 8).astype(np.int32)], 255, cv2.LINE_AA, 4)
 
 
 def _line(canvas: Canvas, points: Float64[np.ndarray, "n 2"], width: float) -> None:
-    cv2.polylines(canvas, [np.round(points * 16).astype(np.int32)], False, 255, max(1, round(width)), cv2.LINE_AA, 4)
+    cv2.polylines(
+        canvas, [np.round(points * 16 - 8).astype(np.int32)], False, 255, max(1, round(width)), cv2.LINE_AA, 4
+    )
 
 
 def _colour(rng: np.random.Generator) -> tuple[float, float, float]:

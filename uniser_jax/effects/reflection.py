@@ -2,9 +2,9 @@
 
   (1) seen = T J + g (f S(x) + b S(x - d))                       mixed in linear light (Kee et al. 2025)
   (2) Rs = ((cos i - n cos r) / (cos i + n cos r))^2,  Rp the same with i and r exchanged,  sin i = n sin r     Fresnel 1823
-  (3) R1 = (Rs + Rp) / 2,  R(m) = m R1 / (1 + (m - 1) R1)        m faces, incoherent: 2 of a pane, 4 of a double pane
+  (3) R(m) = m R / (1 + (m - 1) R)                               m faces, incoherent: 2 of a pane, 4 of a double pane
   (4) f = R(m / 2),  b = f (1 - f)^2 a^(2 / cos r)               the nearer half of the faces; the farther, through it twice
-  (5) T = (1 - R(m)) a^(1 / cos r)                               a: what colour of glass one straight passage leaves
+  (5) T = (1 - R(m)) a^(1 / cos r)                               a: what a straight passage leaves; (3) to (5) mean s and p
   (6) x' = K Q K^-1 x                                            S through another camera, turned by Q; the mirror flips it
   (7) S (1 - k + k l^2)                                          l: light around; a photograph's tone curve has compressed it
   (8) |sqrt(T J + g R) - sqrt(T J)| at a quantile                how visible g makes it; solved for g, pixel by pixel
@@ -180,7 +180,7 @@ class Reflection:
         seen, margin = self._reflected(scene)
         inside = seen[margin : margin + shape[0], margin : margin + shape[1]]
         reflected = cv2.resize(inside, grid[::-1], interpolation=cv2.INTER_AREA)
-        around = cv2.blur(light.luminance(reflected), (3, 3))
+        around = np.minimum(cv2.blur(light.luminance(reflected), (3, 3)), 2)
         tone = (1 - self.contrast + self.contrast * around * around)[..., None] * light.black_body(self.kelvin)  # (7)
         near, far = near * tone, far * tone
         behind = cv2.resize(scene.radiance, grid[::-1]) * transmission
@@ -201,10 +201,12 @@ class Reflection:
         normal = np.array([np.sin(self.yaw), np.sin(self.pitch), np.cos(self.yaw) * np.cos(self.pitch)])
         normal = (normal / np.linalg.norm(normal)).astype(np.float32)
         cosine = np.abs(x * normal[0] + y * normal[1] + normal[2]) / np.sqrt(x * x + y * y + 1)
-        face, inner = fresnel(np.clip(cosine, _GRAZING, 1)[..., None])
-        near = several(face, self.panes)
-        once = np.exp(np.log(np.array(self.glass, np.float32)) / inner)
-        return near, near * (1 - near) ** 2 * (once * once), (1 - several(face, 2 * self.panes)) * once
+        faces, inner = fresnel(np.clip(cosine, _GRAZING, 1))
+        near = several(faces, self.panes)
+        far, through = near * (1 - near) ** 2, 1 - several(faces, 2 * self.panes)
+        once = np.exp(np.log(np.array(self.glass, np.float32)) / inner[..., None])
+        near, far, through = (polarised.mean(0)[..., None] for polarised in (near, far, through))
+        return near, far * (once * once), through * once
 
     def _gain(self, reflected: Plane, behind: Plane) -> float:
         """g of (1): the energy asked for, but no reflection that nobody sees, and none that hides the scene.
@@ -230,17 +232,17 @@ class Reflection:
         side = fields.side(shape)
         sigma, step = self.defocus * side, self.ghost * side
         factor = 1 + min(int(sigma / 1.1), 5) if min(shape) >= 48 else 1
-        margin = int(np.ceil(step)) + 1
+        margin = factor * int(np.ceil((step + 1) / factor))
         size = tuple(-(-(n + 2 * margin) // factor) for n in shape)
         other = scene.radiance[:, ::-1] if scene.other is None else scene.other
         if factor > 1:
             reduced = tuple(max(2, n // factor) for n in other.shape[1::-1])
             other = cv2.resize(other, reduced, interpolation=cv2.INTER_AREA)
-        view = self._view(other.shape[:2], tuple((n + 2 * margin) / factor for n in shape))
+        view = self._view(other.shape[:2], tuple(n / factor for n in shape), margin / factor)
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         seen = cv2.warpPerspective(other, view, size[::-1], flags=flags, borderMode=cv2.BORDER_REFLECT_101)
         if self.lamps or self.occluder != "none":
-            self._dress(seen, side / factor)
+            self._dress(seen, margin // factor, side / factor)
         # Reduction and enlargement blur by themselves, with about a third of a cell each way.
         left = np.sqrt(max(sigma**2 - (factor**2 / 4 if factor > 1 else 0), 0)) / factor
         if left > 0.2:
@@ -250,42 +252,42 @@ class Reflection:
             seen = cv2.resize(seen, (size[1] * factor, size[0] * factor))
         return seen, margin
 
-    def _view(self, source: tuple[int, ...], canvas: tuple[float, ...]) -> Float64[np.ndarray, "3 3"]:
-        """Equation (6): from pixels of the canvas to pixels of the reflected photograph, which fills it at zoom 1."""
-        scale = min(source[0] / canvas[0], source[1] / canvas[1]) / self.zoom
-        focal = max(canvas) / 2 / np.tan(self.field_of_view / 2)
+    def _view(self, source: tuple[int, ...], frame: tuple[float, ...], margin: float) -> Float64[np.ndarray, "3 3"]:
+        """Equation (6): from pixels of the frame and its margin to those of the reflected photograph, which fits at zoom 1."""
+        scale = min(source[0] / frame[0], source[1] / frame[1]) / self.zoom
+        focal = max(frame) / 2 / np.tan(self.field_of_view / 2)
         turned = np.diag([focal, focal, 1]) @ _rotation(*self.turn) @ np.diag([1 / focal, 1 / focal, 1])
         turned = _shift(*(-turned[:2, 2] / turned[2, 2])) @ turned  # what is in the middle stays there
-        free = [(n - m * scale) / 2 for n, m in zip(source, canvas, strict=True)]
+        free = [(n - m * scale) / 2 for n, m in zip(source, frame, strict=True)]
         middle = [(n - 1) / 2 + free_n * c for n, free_n, c in zip(source, free, self.centre[::-1], strict=True)]
         onto = _shift(middle[1], middle[0]) @ np.diag([-scale if self.mirrored else scale, scale, 1])
-        return onto @ turned @ _shift(-(canvas[1] - 1) / 2, -(canvas[0] - 1) / 2)
+        return onto @ turned @ _shift(*((1 - n) / 2 - margin for n in frame[::-1]))
 
-    def _dress(self, seen: Image, side: float) -> None:
+    def _dress(self, seen: Image, margin: int, side: float) -> None:
         """Lamps, and the occluder over all, in place."""
         rng = np.random.default_rng(self.seed)
-        h, w = seen.shape[:2]
-        lamps = blocked = np.broadcast_to(np.uint8(0), (h, w))
-        if self.lamps:
-            lamps = np.zeros((h, w), np.uint8)
-            for _ in range(self.lamps):
-                _lamp(rng, lamps, side)
-        if self.occluder != "none":
-            blocked = _FORMS[self.occluder](rng, (h, w), side)
+        shape = seen.shape[0] - 2 * margin, seen.shape[1] - 2 * margin
+        lamps = np.zeros(shape, np.uint8)
+        for _ in range(self.lamps):
+            _lamp(rng, lamps, side)
+        blocked = np.zeros(shape, np.uint8) if self.occluder == "none" else _FORMS[self.occluder](rng, shape, side)
+        lamps, blocked = (np.pad(plane, margin, "edge") for plane in (lamps, blocked))
         shine = (self.lamp_light * light.black_body(self.lamp_kelvin)).astype(np.float32)
         _dressed(seen, lamps, shine, blocked, self.cover, self.cloth)
 
 
-def fresnel(cosine: Float32[np.ndarray, "*shape"]) -> tuple[np.ndarray, np.ndarray]:
-    """Equation (2): unpolarised reflectance R1 of one face of glass, and cos r, for the cosine of the angle of incidence."""
+def fresnel(
+    cosine: Float32[np.ndarray, "*shape"],
+) -> tuple[Float32[np.ndarray, "2 *shape"], Float32[np.ndarray, "*shape"]]:
+    """Equation (2): reflectances s and p of one face of glass, and cos r, for the cosine of the angle of incidence."""
     inner = np.sqrt(1 - (1 - cosine * cosine) / _INDEX**2)
     s = (cosine - _INDEX * inner) / (cosine + _INDEX * inner)
     p = (inner - _INDEX * cosine) / (inner + _INDEX * cosine)
-    return (s * s + p * p) / 2, inner
+    return np.stack([s * s, p * p]), inner
 
 
 def several(face: np.ndarray, count: int) -> np.ndarray:
-    """Equation (3): reflectance of so many faces, all orders of light between them summed."""
+    """Equation (3): reflectance of so many faces in one polarisation, all orders of light between them summed."""
     return count * face / (1 + (count - 1) * face)
 
 
@@ -345,7 +347,7 @@ def _lamp(rng: np.random.Generator, plane: UInt8[np.ndarray, "h w"], side: float
     outline[:, 0] *= 1 + rng.uniform(-0.3, 0.3) * np.sign(outline[:, 1]) * (kind == 2)  # recedes
     cosine, sine = np.cos(angle), np.sin(angle)
     points = centre + outline @ np.array([[cosine, sine], [-sine, cosine]])
-    cv2.fillPoly(plane, [np.round(points * 16).astype(np.int32)], level, cv2.LINE_AA, 4)
+    cv2.fillPoly(plane, [np.round(points * 16 - 8).astype(np.int32)], level, cv2.LINE_AA, 4)
 
 
 def _person(rng: np.random.Generator, shape: tuple[int, int], side: float) -> UInt8[np.ndarray, "h w"]:
