@@ -170,7 +170,7 @@ def test_the_same_look_at_any_size(changes) -> None:
     reflection = plain(yaw=0.4, zoom=1.2, contrast=0.5, **changes)
     one, other = (reflection.render(scene).emission for scene in (small, large))
     reduced = cv2.resize(other, (96, 96), interpolation=cv2.INTER_AREA)
-    assert np.mean(np.abs(one - reduced) < 0.05) > 0.98  # lamps are few, and near a pixel at the smaller size
+    assert np.mean(np.abs(one - reduced) < 0.05) > 0.97  # lamps are few, and near a pixel at the smaller size
     assert np.median(np.abs(one - reduced)) < 0.05 * reduced.mean()
 
 
