@@ -57,8 +57,8 @@ class ReflectionSampling:
     """
 
     energy: tuple[float, float] = (0.04, 1.0)
-    sharp: float = 0.5
-    defocus: tuple[float, float] = (0.001, 0.008)
+    sharp: float = 0.6
+    defocus: tuple[float, float] = (0.0008, 0.006)
     double: float = 0.2
     ghost: float = 0.5
     tinted: float = 0.15
