@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from uniser_jax.effects import fields, light
-from uniser_jax.effects.layer import LinearLayer, Scene
+from uniser_jax.effects.layer import Affine, Scene, Strength, per_pixel
 
 Image = Float32[np.ndarray, "h w c"]
 Plane = Float32[np.ndarray, "h w"]
@@ -74,6 +74,57 @@ class ReflectionSampling:
                 raise ValueError(
                     f"reflection.{name} = {getattr(self, name)}: expected (least, most), 0 < least <= most"
                 )
+
+
+@dataclasses.dataclass(frozen=True)
+class PaneLayer:
+    """Equation (1), strength as in (3) of `layer`; kept as its parts, since whole images of T and C cost more than to use them.
+
+    Args:
+      near: g f over a few rows and all pixels times channels of a row.
+      far: g b, the same.
+      through: T, the same.
+      seen: S, rows of pixels times channels, wider than the photograph by a margin on each side.
+      height: of the photograph, in pixels.
+      margin: in pixels, at least the length of d.
+      shift: d, down and right in pixels.
+    """
+
+    near: Plane
+    far: Plane
+    through: Plane
+    seen: Plane
+    height: int
+    margin: int
+    shift: tuple[float, float]
+    lamp: None = None
+    effect: ClassVar[str] = "reflection"
+
+    def __call__(self, radiance: Image, strength: Strength) -> Image:
+        """Equation (1)."""
+        h, w = radiance.shape[:2]
+        rows = np.ascontiguousarray(radiance).reshape(h, 3 * w)
+        maps = self.near, self.far, self.through, self.seen
+        return _behind_glass(rows, *maps, self.margin, *self.shift, per_pixel(strength, (h, w))).reshape(h, w, 3)
+
+    def at(self, strength: Strength) -> Affine:
+        """(1) as images."""
+        s = strength[..., None] if isinstance(strength, np.ndarray) else np.float32(strength)
+        return Affine(1 - s * (1 - self.transmission), s * self.emission)
+
+    @property
+    def transmission(self) -> Image:
+        """T, [h w c]."""
+        return dataclasses.replace(self, seen=np.zeros_like(self.seen))(np.ones(self._shape, np.float32), 1.0)
+
+    @property
+    def emission(self) -> Image:
+        """g (f S(x) + b S(x - d)), [h w c]."""
+        return self(np.zeros(self._shape, np.float32), 1.0)
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return self.height, self.near.shape[1] // 3, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +223,7 @@ class Reflection:
             seed=int(rng.integers(2**31)),
         )
 
-    def render(self, scene: Scene) -> LinearLayer:
+    def render(self, scene: Scene) -> PaneLayer:
         """The layer on one photograph; without `scene.other` the pane mirrors the photograph itself."""
         shape = scene.radiance.shape[:2]
         grid = tuple(min(_GRID, n) for n in shape)
@@ -185,12 +236,13 @@ class Reflection:
         near, far = near * tone, far * tone
         behind = cv2.resize(scene.radiance, grid[::-1]) * transmission
         gain = np.float32(self._gain(light.luminance(reflected * (near + far)), light.luminance(behind)))
-        wide = shape[1], grid[0]  # the loop enlarges downwards itself: less memory to pass over
-        near, far = (cv2.resize(gain * field, wide).reshape(grid[0], -1) for field in (near, far))
+        wide = shape[1], grid[0]  # the loop over pixels enlarges downwards itself
+        near, far, through = (
+            cv2.resize(field, wide).reshape(grid[0], -1) for field in (gain * near, gain * far, transmission)
+        )
         step = self.ghost * fields.side(shape)
-        down, right = step * np.sin(self.direction), step * np.cos(self.direction)
-        emission = _twice(seen.reshape(len(seen), -1), near, far, shape[0], margin, down, right)
-        return LinearLayer("reflection", cv2.resize(transmission, shape[::-1]), emission.reshape(*shape, 3))
+        shift = float(step * np.sin(self.direction)), float(step * np.cos(self.direction))
+        return PaneLayer(near, far, through, seen.reshape(len(seen), -1), shape[0], margin, shift)
 
     def glazing(self, grid: tuple[int, ...]) -> tuple[Image, Image, Image]:
         """f [h w 1], b and T [h w c] of (4) and (5), at the centres of a grid of cells over the frame."""
@@ -292,27 +344,40 @@ def several(face: np.ndarray, count: int) -> np.ndarray:
 
 
 @_compiled
-def _twice(seen: Plane, near: Plane, far: Plane, height: int, margin: int, down: float, right: float) -> Plane:
-    """f S(x) + b S(x - d), at most _CAP. Rows are pixels times channels; `seen` is wider by the margin on each side.
-
-    f and b have few rows, for which those of the image are interpolated.
-    """
-    rows, width = near.shape
-    out = np.empty((height, width), np.float32)
+def _behind_glass(
+    radiance: Plane,
+    near: Plane,
+    far: Plane,
+    through: Plane,
+    seen: Plane,
+    margin: int,
+    down: float,
+    right: float,
+    strength: Plane,
+) -> Plane:
+    """J (1 - s (1 - T)) + s min(f S(x) + b S(x - d), _CAP); see PaneLayer for the maps, whose rows are interpolated."""
+    height, width = radiance.shape
+    rows = len(near)
+    out, of_row = np.empty((height, width), np.float32), np.empty(width, np.float32)
     top, left = int(np.floor(margin - down)), int(np.floor(margin - right))
     v, u = np.float32(margin - down - top), np.float32(margin - right - left)
     a, b, c, d = (1 - v) * (1 - u), (1 - v) * u, v * (1 - u), v * u
-    cap = np.float32(_CAP)
+    one, cap = np.float32(1), np.float32(_CAP)
     for i in range(height):
         place = min(max((i + 0.5) * rows / height - 0.5, 0.0), rows - 1.0)
-        row = min(int(place), rows - 2)
-        t = np.float32(place - row)
-        near_0, near_1, far_0, far_1 = near[row], near[row + 1], far[row], far[row + 1]
+        k = min(int(place), rows - 2)
+        t = np.float32(place - k)
+        near_0, near_1, far_0, far_1, through_0, through_1 = (
+            near[k], near[k + 1], far[k], far[k + 1], through[k], through[k + 1]
+        )  # fmt: skip
         first, above, below = seen[i + margin, 3 * margin :], seen[i + top, 3 * left :], seen[i + top + 1, 3 * left :]
+        for j in range(strength.shape[1]):
+            of_row[3 * j] = of_row[3 * j + 1] = of_row[3 * j + 2] = strength[i, j]
         for j in range(width):
             second = a * above[j] + b * above[j + 3] + c * below[j] + d * below[j + 3]
             f, g = near_0[j] + t * (near_1[j] - near_0[j]), far_0[j] + t * (far_1[j] - far_0[j])
-            out[i, j] = min(f * first[j] + g * second, cap)
+            lost, s = one - (through_0[j] + t * (through_1[j] - through_0[j])), of_row[j]
+            out[i, j] = radiance[i, j] * (one - s * lost) + s * min(f * first[j] + g * second, cap)
     return out
 
 
