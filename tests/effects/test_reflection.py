@@ -11,7 +11,8 @@ from uniser_jax.effects import edit, light
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.gallery import square
 from uniser_jax.effects.layer import Scene
-from uniser_jax.effects.reflection import OCCLUDERS, Reflection, ReflectionSampling, fresnel, several
+from uniser_jax.effects.pane import fresnel, several
+from uniser_jax.effects.reflection import OCCLUDERS, Reflection, ReflectionSampling
 
 PHOTO, OTHER = square(skimage.data.astronaut(), 96), square(skimage.data.coffee(), 96)
 SCENE = edit.scene_from_photo(PHOTO, OTHER, 2.0)
