@@ -156,7 +156,7 @@ class Reflection:
             ),  # along the plane of incidence, but for a wedge
             energy=_log_uniform(rng, *sampling.energy),
             defocus=_log_uniform(rng, *sampling.defocus) * (not sharp),
-            contrast=float(rng.uniform(0, 1)),
+            contrast=float(rng.uniform(0, 1)) * (not night),  # a lamp is no highlight of a photograph
             kelvin=float(rng.uniform(4_000, 9_000)),
             mirrored=bool(rng.random() < 0.5),
             zoom=float(rng.uniform(1, 1.6)),
@@ -179,7 +179,7 @@ class Reflection:
         seen, margin = self._reflected(scene)
         inside = seen[margin : margin + shape[0], margin : margin + shape[1]]
         reflected = cv2.resize(inside, grid[::-1], interpolation=cv2.INTER_AREA)
-        around = np.minimum(cv2.blur(light.luminance(reflected), (3, 3)), 2)
+        around = np.minimum(cv2.GaussianBlur(light.luminance(reflected), (7, 7), 1.4), 2)
         tone = (1 - self.contrast + self.contrast * around * around)[..., None] * light.black_body(self.kelvin)  # (7)
         near, far = near * tone, far * tone
         behind = cv2.resize(scene.radiance, grid[::-1]) * transmission
@@ -330,7 +330,7 @@ def _person(rng: np.random.Generator, shape: tuple[int, int], side: float) -> UI
 
 def _curtain(rng: np.random.Generator, shape: tuple[int, int], side: float) -> UInt8[np.ndarray, "h w"]:
     """Vertical folds from one side to an edge that hangs a little askew, or from both sides."""
-    small = tuple(max(2, -(-n // 2)) for n in shape)
+    small = min(shape[0], 160), min(shape[1], 160)
     y = np.linspace(0, 1, small[0], dtype=np.float32)[:, None]
     x = np.linspace(0, 1, small[1], dtype=np.float32)[None] + np.float32(rng.normal(0, 0.03)) * y
     edges = rng.uniform(0.2, 0.6), 2.0 if rng.random() < 0.5 else rng.uniform(0.65, 0.9)
@@ -344,7 +344,7 @@ def _curtain(rng: np.random.Generator, shape: tuple[int, int], side: float) -> U
 
 def _dark(rng: np.random.Generator, shape: tuple[int, int], side: float) -> UInt8[np.ndarray, "h w"]:
     """Foliage, furniture, a wall in the shade: whatever is dark before what is bright."""
-    small = max(2, -(-shape[0] // 4)), max(2, -(-shape[1] // 4))
+    small = min(shape[0], 128), min(shape[1], 128)
     noise = fields.fractal_noise(rng, small, 0.8, 5, 0.5)
     threshold = rng.uniform(0.35, 0.6)
     return cv2.resize((255 * fields.smoothstep(noise, threshold, threshold + 0.06)).astype(np.uint8), shape[::-1])
