@@ -25,18 +25,22 @@ def fractal_noise(
       octaves: each halves the size; those finer than a pixel are drawn, for replay at any size, but not added.
       persistence: amplitude of an octave against the one before.
     """
-    total = np.zeros(shape, np.float32)
     pixels = scale * side(shape)
+    aspect = np.sqrt(shape[1] / shape[0])
+    total: np.ndarray = np.zeros((2, 2), np.float32)
     for octave in range(octaves):
         cell = scale / 2**octave
-        aspect = np.sqrt(shape[1] / shape[0])
         rows, columns = (max(2, int(np.ceil(n / cell)) + 2) for n in (1 / aspect, aspect))
         lattice = rng.random((rows, columns), np.float32)
         if pixels / 2**octave >= 1:
-            interpolation = cv2.INTER_CUBIC if octave < 2 else cv2.INTER_LINEAR
-            total += persistence**octave * cv2.resize(lattice, shape[::-1], interpolation=interpolation)
-    low, high = float(total.min()), float(total.max())
-    return (total - low) / max(high - low, 1e-6)
+            # the coarser octaves ride on this finer lattice, so that only the finest is enlarged to the image
+            total = cv2.resize(total, (columns, rows), interpolation=cv2.INTER_CUBIC)
+            cv2.scaleAdd(lattice, persistence**octave, total, dst=total)
+    smooth = tuple(min(full, 4 * drawn) for full, drawn in zip(shape[::-1], total.shape[::-1], strict=True))
+    total = cv2.resize(total, smooth, interpolation=cv2.INTER_CUBIC)  # four samples a cell: from here on lines will do
+    low, high, _, _ = cv2.minMaxLoc(total)
+    reach = max(high - low, 1e-6)
+    return cv2.resize(np.clip((total - np.float32(low)) / np.float32(reach), 0, 1), shape[::-1])
 
 
 def smoothstep(x: Field, low: float, high: float) -> Field:
