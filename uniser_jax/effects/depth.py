@@ -1,0 +1,210 @@
+"""Depth of a photograph: the one it comes with, or a plausible one. 0 near, 1 far.
+
+(1) d = c / (c + y - y_horizon)                        ground below the horizon, a camera c above it; 1 on the horizon
+(2) f = a g + b,  a = cov(g, f) / (var(g) + epsilon)   in each window: f with the edges of a guide g (He, Sun & Tang 2013)
+(3) a, b found on a small grid and enlarged            at the price of that grid (He & Sun 2015)
+
+Everything but the last multiplication of (2) happens on a grid of at most `SIDE` squared, whatever the photograph.
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numba
+import numpy as np
+from jaxtyping import Float32
+
+from uniser_jax.effects import fields, kernels, light
+from uniser_jax.effects.fields import Field, Shape
+
+SIDE = 128  # of the grid, for a square photograph
+
+_RED, _GREEN, _BLUE = np.float32(0.2126), np.float32(0.7152), np.float32(0.0722)
+_ZERO, _ONE = np.float32(0), np.float32(1)
+_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+
+class Sketch(NamedTuple):
+    """A made-up depth.
+
+    Args:
+      depth: in [0, 1], on the grid.
+      horizon: its row, 0 at the top and 1 at the bottom; infinitely far things at the height of the camera are seen there.
+    """
+
+    depth: Field
+    horizon: float
+
+
+def grid(shape: Shape) -> Shape:
+    """Size of the small image for a photograph of this shape; never larger than the photograph."""
+    factor = min(1.0, SIDE / fields.side(shape))
+    return max(2, round(shape[0] * factor)), max(2, round(shape[1] * factor))
+
+
+def reduce(image: np.ndarray) -> np.ndarray:
+    """An image on its grid: means over areas."""
+    size = grid(image.shape[:2])[::-1]
+    while image.shape[1] == 2 * (image.shape[1] // 2) and image.shape[0] % 2 == 0 and image.shape[1] >= 2 * size[0]:
+        half = (image.shape[1] // 2, image.shape[0] // 2)
+        image = cv2.resize(image, half, interpolation=cv2.INTER_AREA)  # halves have a fast path
+    return image if image.shape[1::-1] == size else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def widen(small: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Enlarges a small image along its rows only; kernels go on between rows (`between_rows`), and no full image is stored."""
+    return small if small.shape[1] == shape[1] else cv2.resize(small, (shape[1], small.shape[0]))
+
+
+@_compiled
+def between_rows(i: int, h: int, rows: int) -> tuple[int, int, np.float32]:
+    """Where row i of h lies among fewer rows, as cv2.resize has it: row above, row below, share of the latter."""
+    y = max((i + 0.5) * rows / h - 0.5, 0.0)
+    above = min(int(y), rows - 1)
+    return above, min(above + 1, rows - 1), np.float32(y - above)
+
+
+def follow_light(
+    field: Field,
+    small: Float32[np.ndarray, "h w c"],
+    radiance: Float32[np.ndarray, "H W c"],
+    factor: Field | None = None,
+) -> Float32[np.ndarray, "H W"]:
+    """Enlarges a field from the grid along the edges of the photograph: equations (2) and (3); never below 0.
+
+    Args:
+      field: on the grid, not negative.
+      small: the photograph on the grid.
+      radiance: the photograph, linear; its guide is the square root of luminance, as bright in steps as an eye would see.
+      factor: multiplies the result; on the grid too, and enlarged without regard to edges.
+    """
+    line = _lines(field, np.sqrt(np.clip(light.luminance(small), 0, 1)), 0.06, 4e-3)
+    factor = np.ones((1, 1), np.float32) if factor is None else factor
+    return _along_light(widen(line, radiance.shape), radiance, widen(factor, radiance.shape))
+
+
+def follow_depth(field: Field, small: Field, depth: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
+    """The same along the edges of a given depth, of which the field is a smooth function: nearly exact."""
+    return _along_depth(widen(_lines(field, small, 0.02, 1e-5), depth.shape), depth)
+
+
+def _lines(field: Field, guide: Field, radius: float, epsilon: float) -> Float32[np.ndarray, "h w 2"]:
+    """a and b of (2): radius as a fraction of the image side, epsilon the variance below which the guide has no edge."""
+    size = (2 * max(1, round(radius * fields.side(field.shape))) + 1,) * 2
+    mean_g, mean_f = cv2.blur(guide, size), cv2.blur(field, size)
+    slope = (cv2.blur(guide * field, size) - mean_g * mean_f) / (cv2.blur(guide * guide, size) - mean_g**2 + epsilon)
+    return cv2.merge((cv2.blur(slope, size), cv2.blur(mean_f - slope * mean_g, size)))
+
+
+@_compiled
+def _along_light(line: kernels.Image, radiance: kernels.Image, factor: kernels.Plane) -> kernels.Plane:
+    h, w = radiance.shape[:2]
+    out = np.empty((h, w), np.float32)
+    for i in range(h):
+        k, below, a = between_rows(i, h, len(line))
+        m, under, b = between_rows(i, h, len(factor))
+        for j in range(w):
+            y = _RED * radiance[i, j, 0] + _GREEN * radiance[i, j, 1] + _BLUE * radiance[i, j, 2]
+            guide = np.sqrt(min(max(y, _ZERO), _ONE))
+            slope = line[k, j, 0] + a * (line[below, j, 0] - line[k, j, 0])
+            start = line[k, j, 1] + a * (line[below, j, 1] - line[k, j, 1])
+            out[i, j] = max(slope * guide + start, _ZERO) * (factor[m, j] + b * (factor[under, j] - factor[m, j]))
+    return out
+
+
+@_compiled
+def _along_depth(line: kernels.Image, depth: kernels.Plane) -> kernels.Plane:
+    h, w = depth.shape
+    out = np.empty((h, w), np.float32)
+    for i in range(h):
+        k, below, a = between_rows(i, h, len(line))
+        for j in range(w):
+            slope = line[k, j, 0] + a * (line[below, j, 0] - line[k, j, 0])
+            start = line[k, j, 1] + a * (line[below, j, 1] - line[k, j, 1])
+            out[i, j] = max(slope * depth[i, j] + start, _ZERO)
+    return out
+
+
+def sketch(rng: np.random.Generator, small: Float32[np.ndarray, "h w c"], horizon: float) -> Sketch:
+    """A plausible depth: ground under a sky, a slope, or a room; things that stand in it; what the photograph gives away.
+
+    Args:
+      rng: source of the scene.
+      small: the photograph, linear, on its grid.
+      horizon: where the horizon is, if the photograph shows no sky.
+    """
+    h, w = small.shape[:2]
+    y = np.linspace(0, 1, h, dtype=np.float32)[:, None]
+    x = np.linspace(0, 1, w, dtype=np.float32)[None]
+    kind, trusted, cue = rng.random(), rng.random() < 0.7, rng.uniform(0, 0.3)
+    tilt, camera, angle = rng.normal(0, 0.05), rng.uniform(0.03, 0.3), rng.uniform(-0.6, 0.6)
+    centre, rough = rng.uniform(0.3, 0.7, 2), rng.uniform(0.05, 0.3)
+    above, pale = signs(small)
+    share = float(above.mean())
+    seen = trusted and 0.04 < share < 0.75
+    if seen:
+        horizon = min(0.9, share + 0.02)  # the mean height of the skyline
+    if kind < 0.65 or seen:
+        d = camera / (camera + np.maximum(y - horizon - tilt * (x - 0.5), 0))  # (1)
+    elif kind < 0.85:
+        d = 1 - y * np.cos(angle) - (x - 0.5) * np.sin(angle)
+    else:
+        d = 1 - np.maximum(np.abs(x - centre[0]), np.abs(y - centre[1]))
+    d = d.astype(np.float32) + rough * (fields.fractal_noise(rng, (h, w), 0.5, 4) - 0.5)
+    d += np.float32(cue) * pale
+    d = _standing(rng, d, y, horizon)
+    if seen:
+        d = np.maximum(d, above * d.max())
+    low, high, _, _ = cv2.minMaxLoc(d)
+    return Sketch((d - np.float32(low)) / np.float32(max(high - low, 1e-6)), horizon)
+
+
+def signs(small: Float32[np.ndarray, "h w c"]) -> tuple[Field, Field]:
+    """What a photograph itself says of depth.
+
+    Args:
+      small: linear, on its grid.
+
+    Returns:
+      Where sky may be, in [0, 1]: bright, smooth, not warm, and nothing else above it; and brightness less saturation, a weak
+      sign of distance even in clear air (Zhu, Mai & Shao 2015).
+    """
+    above, pale = _signs(cv2.blur(np.sqrt(np.clip(small, 0, 1)), (3, 3)))
+    return cv2.blur(above, (3, 3)), cv2.blur(pale, (5, 5))
+
+
+@_compiled
+def _signs(root: kernels.Image) -> tuple[kernels.Plane, kernels.Plane]:
+    """The pixel loop of `signs`, on the square root of light."""
+    h, w = root.shape[:2]
+    above, pale, value = np.zeros((h, w), np.float32), np.empty((h, w), np.float32), np.empty((h, w), np.float32)
+    for i in range(h):
+        for j in range(w):
+            red, green, blue = root[i, j, 0], root[i, j, 1], root[i, j, 2]
+            value[i, j] = max(red, green, blue)
+            pale[i, j] = value[i, j] - _ONE + (min(red, green, blue) / max(value[i, j], np.float32(1e-3))) ** 2
+            smooth = i == 0 or abs(value[i, j] - value[i - 1, j]) + abs(value[i, j] - value[i, j - 1]) < np.float32(
+                0.06
+            )
+            if (
+                value[i, j] > np.float32(0.55)
+                and blue > np.float32(0.9) * red
+                and smooth
+                and (i == 0 or above[i - 1, j] > 0)
+            ):
+                above[i, j] = _ONE
+    return above, pale
+
+
+def _standing(rng: np.random.Generator, d: Field, y: Float32[np.ndarray, "h 1"], horizon: float) -> Field:
+    """Sets columns to the depth at their foot, as trees, houses and people stand on the ground."""
+    h, w = d.shape
+    for foot in np.sort(rng.uniform(horizon, 1.05, int(rng.integers(0, 7)))):  # from far to near
+        top, left, width = rng.uniform(0, 0.9) * foot, rng.uniform(-0.1, 0.9), rng.uniform(0.04, 0.35)
+        columns = slice(max(0, int(left * w)), max(1, min(w, int((left + width) * w) + 1)))
+        lattice = rng.random((1, 24), np.float32) + 0.5 * rng.random((1, 24), np.float32)
+        outline = np.float32(top) + np.float32(0.15) * (cv2.resize(lattice, (w, 1))[:, columns] - np.float32(0.75))
+        part = d[:, columns]
+        near = np.float32(np.median(d[min(int(foot * h), h - 1)]))
+        part[:] = np.where((y > outline) & (y < foot), np.minimum(part, near), part)
+    return d
