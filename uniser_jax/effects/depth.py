@@ -17,7 +17,7 @@ from jaxtyping import Float32
 from uniser_jax.effects import fields, kernels, light
 from uniser_jax.effects.fields import Field, Shape
 
-SIDE = 128  # of the grid, for a square photograph
+SIDE = 96  # of the grid, for a square photograph
 
 _RED, _GREEN, _BLUE = np.float32(0.2126), np.float32(0.7152), np.float32(0.0722)
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -183,15 +183,11 @@ def _signs(root: kernels.Image) -> tuple[kernels.Plane, kernels.Plane]:
             red, green, blue = root[i, j, 0], root[i, j, 1], root[i, j, 2]
             value[i, j] = max(red, green, blue)
             pale[i, j] = value[i, j] - _ONE + (min(red, green, blue) / max(value[i, j], np.float32(1e-3))) ** 2
-            smooth = i == 0 or abs(value[i, j] - value[i - 1, j]) + abs(value[i, j] - value[i, j - 1]) < np.float32(
-                0.06
-            )
-            if (
-                value[i, j] > np.float32(0.55)
-                and blue > np.float32(0.9) * red
-                and smooth
-                and (i == 0 or above[i - 1, j] > 0)
-            ):
+            if value[i, j] < np.float32(0.55) or blue < np.float32(0.9) * red:
+                continue
+            change = _ZERO if i == 0 else abs(value[i, j] - value[i - 1, j])
+            change += _ZERO if j == 0 else abs(value[i, j] - value[i, j - 1])
+            if i == 0 or (above[i - 1, j] > 0 and change < np.float32(0.06)):
                 above[i, j] = _ONE
     return above, pale
 
@@ -205,6 +201,6 @@ def _standing(rng: np.random.Generator, d: Field, y: Float32[np.ndarray, "h 1"],
         lattice = rng.random((1, 24), np.float32) + 0.5 * rng.random((1, 24), np.float32)
         outline = np.float32(top) + np.float32(0.15) * (cv2.resize(lattice, (w, 1))[:, columns] - np.float32(0.75))
         part = d[:, columns]
-        near = np.float32(np.median(d[min(int(foot * h), h - 1)]))
+        near = d[min(int(foot * h), h - 1)].mean()
         part[:] = np.where((y > outline) & (y < foot), np.minimum(part, near), part)
     return d

@@ -332,12 +332,15 @@ class Haze:
         return fields.smoothstep(noise, cut - 0.5 * half, cut + half) * (np.float32(0.4) + np.float32(0.6) * noise)
 
     def _airlight(self, small: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "..."]:
-        """Equation (7): [c], or on the grid where something makes it vary."""
+        """Equation (7): [c], or on half the grid where something makes it vary."""
         veil = self._veil(small)
-        sources = np.maximum(small - np.float32(_SOURCE), 0) if self.glow else np.zeros(1, np.float32)
-        if not (self.sun or self.lamps or sources.any()):
+        h, w = (max(2, n // 2) for n in small.shape[:2])  # it is smooth
+        sources: np.ndarray = np.zeros(1, np.float32)
+        if self.glow:
+            sources = cv2.resize(np.maximum(small - np.float32(_SOURCE), 0), (w, h), interpolation=cv2.INTER_AREA)
+        shines = bool(sources.any())
+        if not (self.sun or self.lamps or shines):
             return veil
-        h, w = small.shape[:2]
         airlight = np.broadcast_to(veil, (h, w, 3)).copy()
         if self.sun:
             x, y, strength = self.sun
@@ -347,7 +350,7 @@ class Haze:
             halo = np.float32(0.4 * power) / (1 + r2 / np.float32((6 * size + 0.02) ** 2))
             halo += np.float32(0.06 * power) / (1 + r2 / np.float32(0.3**2))
             airlight += halo[..., None] * light.black_body(kelvin)
-        if sources.any():
+        if shines:
             for weight, sigma in _GLOW:
                 airlight += np.float32(self.glow * weight) * fields.blur(sources, sigma * fields.side((h, w)))
         return airlight
