@@ -7,6 +7,7 @@
 Everything but the last multiplication of (2) happens on a grid of at most `SIDE` squared, whatever the photograph.
 """
 
+import math
 from typing import NamedTuple
 
 import cv2
@@ -78,50 +79,62 @@ def follow_light(
       radiance: the photograph, linear; its guide is the square root of luminance, as bright in steps as an eye would see.
       factor: multiplies the result; on the grid too, and enlarged without regard to edges.
     """
-    line = _lines(field, np.sqrt(np.clip(light.luminance(small), 0, 1)), 0.06, 4e-3)
+    slope, start = _lines(field, np.sqrt(np.clip(light.luminance(small), 0, 1)), 0.06, 4e-3)
     factor = np.ones((1, 1), np.float32) if factor is None else factor
-    return _along_light(widen(line, radiance.shape), radiance, widen(factor, radiance.shape))
+    return _along_light(
+        *(widen(plane, radiance.shape) for plane in (slope, start)), radiance, widen(factor, radiance.shape)
+    )
 
 
 def follow_depth(field: Field, small: Field, depth: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
     """The same along the edges of a given depth, of which the field is a smooth function: nearly exact."""
-    return _along_depth(widen(_lines(field, small, 0.02, 1e-5), depth.shape), depth)
+    slope, start = _lines(field, small, 0.02, 1e-5)
+    return _along_depth(widen(slope, depth.shape), widen(start, depth.shape), depth)
 
 
-def _lines(field: Field, guide: Field, radius: float, epsilon: float) -> Float32[np.ndarray, "h w 2"]:
+def _lines(field: Field, guide: Field, radius: float, epsilon: float) -> tuple[Field, Field]:
     """a and b of (2): radius as a fraction of the image side, epsilon the variance below which the guide has no edge."""
     size = (2 * max(1, round(radius * fields.side(field.shape))) + 1,) * 2
     mean_g, mean_f = cv2.blur(guide, size), cv2.blur(field, size)
     slope = (cv2.blur(guide * field, size) - mean_g * mean_f) / (cv2.blur(guide * guide, size) - mean_g**2 + epsilon)
-    return cv2.merge((cv2.blur(slope, size), cv2.blur(mean_f - slope * mean_g, size)))
+    return cv2.blur(slope, size), cv2.blur(mean_f - slope * mean_g, size)
 
 
 @_compiled
-def _along_light(line: kernels.Image, radiance: kernels.Image, factor: kernels.Plane) -> kernels.Plane:
+def _along_light(
+    slope: kernels.Plane, start: kernels.Plane, radiance: kernels.Image, factor: kernels.Plane
+) -> kernels.Plane:
     h, w = radiance.shape[:2]
-    out = np.empty((h, w), np.float32)
+    out, guide = np.empty((h, w), np.float32), np.empty(w, np.float32)
     for i in range(h):
-        k, below, a = between_rows(i, h, len(line))
+        k, below, a = between_rows(i, h, len(slope))
         m, under, b = between_rows(i, h, len(factor))
+        scene, row = radiance[i], out[i]
         for j in range(w):
-            y = _RED * radiance[i, j, 0] + _GREEN * radiance[i, j, 1] + _BLUE * radiance[i, j, 2]
-            guide = np.sqrt(min(max(y, _ZERO), _ONE))
-            slope = line[k, j, 0] + a * (line[below, j, 0] - line[k, j, 0])
-            start = line[k, j, 1] + a * (line[below, j, 1] - line[k, j, 1])
-            out[i, j] = max(slope * guide + start, _ZERO) * (factor[m, j] + b * (factor[under, j] - factor[m, j]))
+            y = _RED * scene[j, 0] + _GREEN * scene[j, 1] + _BLUE * scene[j, 2]
+            y = y if y > _ZERO else _ZERO  # not max and min: these vectorise
+            guide[j] = y if y < _ONE else _ONE
+        slope0, slope1, start0, start1 = slope[k], slope[below], start[k], start[below]
+        factor0, factor1 = factor[m], factor[under]
+        for j in range(w):
+            value = (
+                (slope0[j] + a * (slope1[j] - slope0[j])) * np.sqrt(guide[j]) + start0[j] + a * (start1[j] - start0[j])
+            )
+            value = value if value > _ZERO else _ZERO
+            row[j] = value * (factor0[j] + b * (factor1[j] - factor0[j]))
     return out
 
 
 @_compiled
-def _along_depth(line: kernels.Image, depth: kernels.Plane) -> kernels.Plane:
+def _along_depth(slope: kernels.Plane, start: kernels.Plane, depth: kernels.Plane) -> kernels.Plane:
     h, w = depth.shape
     out = np.empty((h, w), np.float32)
     for i in range(h):
-        k, below, a = between_rows(i, h, len(line))
+        k, below, a = between_rows(i, h, len(slope))
+        slope0, slope1, start0, start1 = slope[k], slope[below], start[k], start[below]
         for j in range(w):
-            slope = line[k, j, 0] + a * (line[below, j, 0] - line[k, j, 0])
-            start = line[k, j, 1] + a * (line[below, j, 1] - line[k, j, 1])
-            out[i, j] = max(slope * depth[i, j] + start, _ZERO)
+            value = (slope0[j] + a * (slope1[j] - slope0[j])) * depth[i, j] + start0[j] + a * (start1[j] - start0[j])
+            out[i, j] = value if value > _ZERO else _ZERO
     return out
 
 
@@ -138,7 +151,7 @@ def sketch(rng: np.random.Generator, small: Float32[np.ndarray, "h w c"], horizo
     x = np.linspace(0, 1, w, dtype=np.float32)[None]
     kind, trusted, cue = rng.random(), rng.random() < 0.7, rng.uniform(0, 0.3)
     tilt, camera, angle = rng.normal(0, 0.05), rng.uniform(0.03, 0.3), rng.uniform(-0.6, 0.6)
-    centre, rough = rng.uniform(0.3, 0.7, 2), rng.uniform(0.05, 0.3)
+    (left, top), rough = rng.uniform(0.3, 0.7, 2).tolist(), rng.uniform(0.05, 0.3)
     above, pale = signs(small)
     share = float(above.mean())
     seen = trusted and 0.04 < share < 0.75
@@ -147,10 +160,10 @@ def sketch(rng: np.random.Generator, small: Float32[np.ndarray, "h w c"], horizo
     if kind < 0.65 or seen:
         d = camera / (camera + np.maximum(y - horizon - tilt * (x - 0.5), 0))  # (1)
     elif kind < 0.85:
-        d = 1 - y * np.cos(angle) - (x - 0.5) * np.sin(angle)
+        d = 1 - y * math.cos(angle) - (x - 0.5) * math.sin(angle)
     else:
-        d = 1 - np.maximum(np.abs(x - centre[0]), np.abs(y - centre[1]))
-    d = d.astype(np.float32) + rough * (fields.fractal_noise(rng, (h, w), 0.5, 4) - 0.5)
+        d = 1 - np.maximum(np.abs(x - left), np.abs(y - top))
+    d = d + rough * (fields.fractal_noise(rng, (h, w), 0.5, 4) - 0.5)
     d += np.float32(cue) * pale
     d = _standing(rng, d, y, horizon)
     if seen:

@@ -50,6 +50,7 @@ class MediumLayer:
 
     def __call__(self, radiance: Float32[np.ndarray, "h w c"], strength: Strength) -> Float32[np.ndarray, "h w c"]:
         """Equation (2); G acts on the light that arrives at the layer."""
+        radiance = np.ascontiguousarray(radiance)
         s, airlight = per_pixel(strength, radiance.shape), depth.widen(self.veil(), radiance.shape)
         if not self.forward:
             return _through(radiance, airlight, self.optical_depth, s, self.spectrum)
@@ -59,7 +60,7 @@ class MediumLayer:
 
     def veil(self) -> Float32[np.ndarray, "rows columns c"]:
         """A as an image of any size, linear between its pixels."""
-        return np.broadcast_to(self.airlight, (1, 1, 3)) if self.airlight.ndim == 1 else self.airlight
+        return self.airlight.reshape(1, 1, 3) if self.airlight.ndim == 1 else self.airlight
 
     def at(self, strength: Strength) -> Affine:
         """Equation (2) where the scene is flat, so that G * J = J: pointwise."""
@@ -100,24 +101,20 @@ def _through(
     strength: kernels.Plane,
     spectrum: Float32[np.ndarray, "c"],
 ) -> kernels.Image:
-    """Equation (1), row by row: exponentials run along a row of one channel."""
+    """Equation (1). Channels lie flat in a row, so that every loop but the first is over neighbours in memory."""
     h, w = optical_depth.shape
-    out = np.empty((h, w, 3), np.float32)
-    t, direct = np.empty(w, np.float32), np.empty((3, w), np.float32)
+    out = np.empty((h, 3 * w), np.float32)
+    behind, veils = radiance.reshape(h, 3 * w), airlight.reshape(len(airlight), 3 * w)
+    direct = np.empty(3 * w, np.float32)
     for i in range(h):
-        k, below, a = depth.between_rows(i, h, len(airlight))
-        for j in range(w):
-            t[j] = -optical_depth[i, j] * strength[i, j]
-        for c in range(3):
-            rate = spectrum[c]
-            for j in range(w):
-                direct[c, j] = _exp(t[j] * rate)
-        for j in range(w):
-            for c in range(3):
-                share = direct[c, j]
-                veil = airlight[k, j, c] + a * (airlight[below, j, c] - airlight[k, j, c])
-                out[i, j, c] = radiance[i, j, c] * share + veil * (_ONE - share)
-    return out
+        k, below, a = depth.between_rows(i, h, len(veils))
+        _exponents(optical_depth[i], strength[i], spectrum, direct)
+        scene, seen, veil, next_veil = behind[i], out[i], veils[k], veils[below]
+        for n in range(3 * w):
+            direct[n] = _exp(direct[n])
+        for n in range(3 * w):
+            seen[n] = scene[n] * direct[n] + (veil[n] + a * (next_veil[n] - veil[n])) * (_ONE - direct[n])
+    return out.reshape(h, w, 3)
 
 
 @_compiled
@@ -132,26 +129,47 @@ def _through_forward(
 ) -> kernels.Image:
     """Equation (2), `kept` = 1 - f."""
     h, w = optical_depth.shape
-    out = np.empty((h, w, 3), np.float32)
-    t, direct, reaches = np.empty(w, np.float32), np.empty((3, w), np.float32), np.empty((3, w), np.float32)
+    out = np.empty((h, 3 * w), np.float32)
+    behind, veils = radiance.reshape(h, 3 * w), airlight.reshape(len(airlight), 3 * w)
+    blurs = scattered.reshape(len(scattered), 3 * w)
+    direct, reaches = np.empty(3 * w, np.float32), np.empty(3 * w, np.float32)
     for i in range(h):
-        k, below, a = depth.between_rows(i, h, len(airlight))
-        m, under, b = depth.between_rows(i, h, len(scattered))
-        for j in range(w):
-            t[j] = -optical_depth[i, j] * strength[i, j]
-        for c in range(3):
-            rate, slower = spectrum[c], spectrum[c] * kept
-            for j in range(w):
-                direct[c, j] = _exp(t[j] * rate)
-            for j in range(w):
-                reaches[c, j] = _exp(t[j] * slower)
-        for j in range(w):
-            for c in range(3):
-                seen, share = direct[c, j], reaches[c, j]
-                veil = airlight[k, j, c] + a * (airlight[below, j, c] - airlight[k, j, c])
-                soft = scattered[m, j, c] + b * (scattered[under, j, c] - scattered[m, j, c])
-                out[i, j, c] = radiance[i, j, c] * seen + soft * (share - seen) + veil * (_ONE - share)
-    return out
+        k, below, a = depth.between_rows(i, h, len(veils))
+        m, under, b = depth.between_rows(i, h, len(blurs))
+        _exponents(optical_depth[i], strength[i], spectrum, direct)
+        scene, seen, veil, next_veil, soft, next_soft = (
+            behind[i],
+            out[i],
+            veils[k],
+            veils[below],
+            blurs[m],
+            blurs[under],
+        )
+        for n in range(3 * w):
+            reaches[n] = _exp(direct[n] * kept)
+        for n in range(3 * w):
+            direct[n] = _exp(direct[n])
+        for n in range(3 * w):
+            airlit = (veil[n] + a * (next_veil[n] - veil[n])) * (_ONE - reaches[n])
+            onward = (soft[n] + b * (next_soft[n] - soft[n])) * (reaches[n] - direct[n])
+            seen[n] = scene[n] * direct[n] + onward + airlit
+    return out.reshape(h, w, 3)
+
+
+@_compiled
+def _exponents(
+    optical_depth: Float32[np.ndarray, "w"],
+    strength: Float32[np.ndarray, "w"],
+    spectrum: Float32[np.ndarray, "c"],
+    out: Float32[np.ndarray, "3*w"],
+) -> None:
+    """Equation (3), negative, for a row."""
+    red, green, blue = spectrum[0], spectrum[1], spectrum[2]
+    for j in range(len(optical_depth)):
+        t = -optical_depth[j] * strength[j]
+        out[3 * j] = t * red
+        out[3 * j + 1] = t * green
+        out[3 * j + 2] = t * blue
 
 
 @_compiled
