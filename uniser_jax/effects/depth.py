@@ -44,12 +44,40 @@ def grid(shape: Shape) -> Shape:
 
 
 def reduce(image: np.ndarray) -> np.ndarray:
-    """An image on its grid: means over areas."""
-    size = grid(image.shape[:2])[::-1]
-    while image.shape[1] == 2 * (image.shape[1] // 2) and image.shape[0] % 2 == 0 and image.shape[1] >= 2 * size[0]:
-        half = (image.shape[1] // 2, image.shape[0] // 2)
-        image = cv2.resize(image, half, interpolation=cv2.INTER_AREA)  # halves have a fast path
-    return image if image.shape[1::-1] == size else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    """An image or a plane on its grid: means over areas."""
+    h, w = image.shape[:2]
+    rows, columns = grid((h, w))
+    n = 1
+    while h % (2 * n) == w % (2 * n) == 0 and h >= 2 * n * rows and w >= 2 * n * columns:
+        n *= 2
+    if n > 1:
+        boxes = image.ndim == 3 and image.flags.c_contiguous
+        image = _boxes(image, n) if boxes else cv2.resize(image, (w // n, h // n), interpolation=cv2.INTER_AREA)
+    if image.shape[:2] == (rows, columns):
+        return image
+    return cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR if n > 1 else cv2.INTER_AREA)
+
+
+@_compiled
+def _boxes(image: kernels.Image, n: int) -> kernels.Image:
+    """Means over squares of n pixels, which divides both sides: rows are added first, in vector code."""
+    h, w, channels = image.shape[0] // n, image.shape[1] // n, image.shape[2]
+    rows = image.reshape(h * n, w * n * channels)
+    out, total = np.empty((h, w, channels), np.float32), np.empty(w * n * channels, np.float32)
+    share = np.float32(1 / (n * n))
+    for i in range(h):
+        total[:] = rows[i * n]
+        for k in range(1, n):
+            row = rows[i * n + k]
+            for j in range(len(total)):
+                total[j] += row[j]
+        for j in range(w):
+            for c in range(channels):
+                value = _ZERO
+                for k in range(n):
+                    value += total[(j * n + k) * channels + c]
+                out[i, j, c] = value * share
+    return out
 
 
 def widen(small: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -81,9 +109,8 @@ def follow_light(
     """
     slope, start = _lines(field, np.sqrt(np.clip(light.luminance(small), 0, 1)), 0.06, 4e-3)
     factor = np.ones((1, 1), np.float32) if factor is None else factor
-    return _along_light(
-        *(widen(plane, radiance.shape) for plane in (slope, start)), radiance, widen(factor, radiance.shape)
-    )
+    slope, start, factor = (widen(plane, radiance.shape) for plane in (slope, start, factor))
+    return _along_light(slope, start, radiance, factor)
 
 
 def follow_depth(field: Field, small: Field, depth: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:

@@ -76,7 +76,7 @@ _RANGES = {
         forward=(0.2, 0.5),
     ),
     "smoke": _Ranges(  # finer still; patches that hide near and far alike
-        optical_depth=(1.2, 5),
+        optical_depth=(1, 4),
         depth_power=(0, 0.6),
         height=(0.5, 3),
         angstrom=(0.4, 1.6),
