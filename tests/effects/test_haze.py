@@ -154,7 +154,7 @@ def test_a_field_follows_the_edges_of_a_photograph() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_sketch_is_a_depth(seed: int) -> None:
-    made, horizon = depth.sketch(np.random.default_rng(seed), depth.reduce(SCENE.radiance), 0.3)
+    made, horizon = depth.sketch(np.random.default_rng(seed), SCENE.radiance, 0.3)
     assert made.min() == 0
     assert made.max() == pytest.approx(1)
     assert 0 <= horizon <= 1

@@ -18,7 +18,7 @@ from jaxtyping import Float32
 from uniser_jax.effects import fields, kernels, light
 from uniser_jax.effects.fields import Field, Shape
 
-SIDE = 96  # of the grid, for a square photograph
+SIDE = 96  # at most, of the grid of a square photograph; above 48 for all but the smallest
 
 _RED, _GREEN, _BLUE = np.float32(0.2126), np.float32(0.7152), np.float32(0.0722)
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -37,25 +37,22 @@ class Sketch(NamedTuple):
     horizon: float
 
 
-def grid(shape: Shape) -> Shape:
-    """Size of the small image for a photograph of this shape; never larger than the photograph."""
-    factor = min(1.0, SIDE / fields.side(shape))
-    return max(2, round(shape[0] * factor)), max(2, round(shape[1] * factor))
-
-
-def reduce(image: np.ndarray) -> np.ndarray:
-    """An image or a plane on its grid: means over areas."""
-    h, w = image.shape[:2]
-    rows, columns = grid((h, w))
+def cell(shape: Shape) -> int:
+    """Pixels along the side of a cell of the grid: a power of two, so that means over cells are quickly taken."""
     n = 1
-    while h % (2 * n) == w % (2 * n) == 0 and h >= 2 * n * rows and w >= 2 * n * columns:
+    while fields.side(shape) > SIDE * n:
         n *= 2
-    if n > 1:
-        boxes = image.ndim == 3 and image.flags.c_contiguous
-        image = _boxes(image, n) if boxes else cv2.resize(image, (w // n, h // n), interpolation=cv2.INTER_AREA)
-    if image.shape[:2] == (rows, columns):
+    return n
+
+
+def reduce(image: np.ndarray, n: int) -> np.ndarray:
+    """An image or a plane on the grid whose cells have n pixels: means over cells, or nearly so where n does not fit."""
+    h, w = image.shape[:2]
+    if n == 1:
         return image
-    return cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR if n > 1 else cv2.INTER_AREA)
+    if h % n == w % n == 0 and image.ndim == 3 and image.flags.c_contiguous:
+        return _boxes(image, n)
+    return cv2.resize(image, (max(2, round(w / n)), max(2, round(h / n))), interpolation=cv2.INTER_AREA)
 
 
 @_compiled

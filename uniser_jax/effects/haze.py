@@ -32,6 +32,7 @@ KINDS = ("fog", "haze", "smoke", "dust", "night")
 _ASYMMETRY = 0.8  # g of (8)
 _FIELD_OF_VIEW = 1.0  # tangent of the angle that one image side covers, about 53 degrees
 _GLOW = ((0.5, 0.03), (0.3, 0.08), (0.2, 0.2))  # of (9): weights, and sigmas as fractions of the image side
+_PLUME = 96  # side of the grid that plumes are drawn on; they have no sharper edges
 _SOURCE = 0.9  # light above which a pixel is a source
 
 Range = tuple[float, float]
@@ -146,7 +147,7 @@ class HazeSampling:
     sky: float = 0.5
     sun: float = 0.2
     glow: float = 0.3
-    scatter: float = 0.25
+    scatter: float = 0.2
 
     def __post_init__(self) -> None:
         if min(self.weights()) < 0 or sum(self.weights()) <= 0:
@@ -271,7 +272,8 @@ class Haze:
                 f"depth of shape {scene.depth.shape}: expected {scene.radiance.shape[:2]}, the photograph's"
             )
         rng = np.random.default_rng(self.seed)
-        small = depth.reduce(scene.radiance)
+        n = depth.cell(scene.radiance.shape[:2])
+        small = depth.reduce(scene.radiance, n)
         if self.kind == "uniser":
             return self._render_uniser(rng, scene, small)
         if self.kind not in KINDS:
@@ -299,9 +301,11 @@ class Haze:
         if scene.depth is None:
             d, horizon = depth.sketch(rng, small, self.horizon)
         else:
-            d, horizon = depth.reduce(scene.depth), self.horizon
+            d, horizon = depth.reduce(scene.depth, depth.cell(scene.depth.shape)), self.horizon
         path = np.float32(self.optical_depth) * self._path(d, horizon)
-        density = 1 - np.float32(self.mix) * (1 - self._plume(rng, d.shape)) if self.mix else None  # (4)
+        density = (
+            1 - np.float32(self.mix) * (1 - self._plume(rng, scene.radiance.shape[:2])) if self.mix else None
+        )  # (4)
         if scene.depth is None:
             return depth.follow_light(path, small, scene.radiance, density)
         tau = depth.follow_depth(path, d, scene.depth)
@@ -317,10 +321,10 @@ class Haze:
         q = np.where(np.abs(q) < 1e-3, np.float32(1e-3), q)
         return path * (1 - cv2.exp(-q)) / q
 
-    def _plume(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Field:
+    def _plume(self, rng: np.random.Generator, shape: tuple[int, int]) -> Field:
         """The plume of (4): noise, carried along the curl of another noise, then cut at a height that leaves `coverage`."""
-        h, w = shape
-        size = fields.side((h, w))
+        size = min(_PLUME, fields.side(shape))  # of a grid of its own
+        h, w = (max(2, round(n * size / fields.side(shape))) for n in shape)
         noise = fields.fractal_noise(rng, (h, w), self.scale, 6, 0.6)
         stream = fields.fractal_noise(rng, (h, w), 0.6 * self.scale, 4, 0.35)
         reach = 0.03 * self.scale**2 * size**2 / 8  # the curl is per pixel, and 8 the gain of the derivative
@@ -332,12 +336,12 @@ class Haze:
         return fields.smoothstep(noise, cut - 0.5 * half, cut + half) * (np.float32(0.4) + np.float32(0.6) * noise)
 
     def _airlight(self, small: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "..."]:
-        """Equation (7): [c], or on half the grid where something makes it vary."""
+        """Equation (7): [c], or on the grid where something makes it vary."""
         veil = self._veil(small)
-        h, w = (max(2, n // 2) for n in small.shape[:2])  # it is smooth
+        h, w = small.shape[:2]
         sources: np.ndarray = np.zeros(1, np.float32)
         if self.glow:
-            sources = cv2.resize(np.maximum(small - np.float32(_SOURCE), 0), (w, h), interpolation=cv2.INTER_AREA)
+            sources = np.maximum(small - np.float32(_SOURCE), 0)
         shines = bool(sources.any())
         if not (self.sun or self.lamps or shines):
             return veil
@@ -367,7 +371,7 @@ class Haze:
 
     def _night(self, radiance: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w c"]:
         """What the night adds to the scene by day, mostly less than nothing: darkness, lamps, and the light they cast."""
-        h, w = depth.grid(radiance.shape[:2])
+        h, w = (max(2, round(n / depth.cell(radiance.shape[:2]))) for n in radiance.shape[:2])
         lit = np.broadcast_to(np.float32(self.dark) * light.black_body(9_000), (h, w, 3)).copy()
         for x, y, kelvin, power, size in self.lamps:
             near = np.float32(0.25 * power) / (1 + _squared_distance((h, w), x, y) / np.float32((0.1 + 8 * size) ** 2))
@@ -394,7 +398,7 @@ def _relit(radiance: kernels.Image, lit: kernels.Image) -> kernels.Image:
 
 
 def _sample_sun(rng: np.random.Generator) -> tuple[float, ...]:
-    return float(rng.uniform(-0.3, 1.3)), float(rng.uniform(-0.3, 0.45)), float(np.exp(rng.uniform(-1, 0.9)))
+    return float(rng.uniform(-0.3, 1.3)), float(rng.uniform(-0.3, 0.45)), float(np.exp(rng.uniform(-1, 0.5)))
 
 
 def _sample_lamps(rng: np.random.Generator) -> tuple[Lamp, ...]:

@@ -69,14 +69,14 @@ class MediumLayer:
         return Affine(reaches, cv2.resize(self.veil(), self.optical_depth.shape[::-1]) * (1 - reaches))
 
     def scattered(self, radiance: Float32[np.ndarray, "h w c"], strength: Strength) -> Float32[np.ndarray, "h w c"]:
-        """G * J on the grid of `depth`, which is as fine as so soft an image needs: two blurs, and between them by (4)."""
-        small = depth.reduce(radiance)
-        s = depth.reduce(strength) if isinstance(strength, np.ndarray) else np.float32(strength)
-        cell = fields.side(radiance.shape[:2]) / fields.side(small.shape[:2])
-        own = 0.5 if cell > 1 else 0.0  # reducing and enlarging blur by half a cell
+        """G * J on a small grid, as fine as so soft an image needs: two blurs, and between them by (4)."""
+        n = max(1, depth.cell(radiance.shape[:2]) // 2)
+        small = depth.reduce(radiance, n)
+        s = depth.reduce(strength, n) if isinstance(strength, np.ndarray) else np.float32(strength)
+        own = 0.5 if n > 1 else 0.0  # reducing and enlarging blur by half a cell
         width = self.spread * fields.side(small.shape[:2])
         narrow, wide = (fields.blur(small, np.sqrt(max(width**2 * t - own**2, 0))) for t in (_NARROW, _WIDE))
-        walk = (np.sqrt(s * depth.reduce(self.optical_depth)) - np.float32(np.sqrt(_NARROW))) * np.float32(
+        walk = (np.sqrt(s * depth.reduce(self.optical_depth, n)) - np.float32(np.sqrt(_NARROW))) * np.float32(
             1 / (np.sqrt(_WIDE) - np.sqrt(_NARROW))
         )
         return _between(narrow, wide, walk)
