@@ -163,7 +163,7 @@ def _along_depth(slope: kernels.Plane, start: kernels.Plane, depth: kernels.Plan
 
 
 def sketch(rng: np.random.Generator, small: Float32[np.ndarray, "h w c"], horizon: float) -> Sketch:
-    """A plausible depth: ground under a sky, a slope, or a room; things that stand in it; what the photograph gives away.
+    """A plausible depth: ground under a sky, a slope, or an alley; things that stand in it; what the photograph gives away.
 
     Args:
       rng: source of the scene.
@@ -186,7 +186,7 @@ def sketch(rng: np.random.Generator, small: Float32[np.ndarray, "h w c"], horizo
     elif kind < 0.85:
         d = 1 - y * math.cos(angle) - (x - 0.5) * math.sin(angle)
     else:
-        d = 1 - np.maximum(np.abs(x - left), np.abs(y - top))
+        d = 1 - np.sqrt((x - left) ** 2 + (y - top) ** 2)
     d = d + rough * (fields.fractal_noise(rng, (h, w), 0.5, 4) - 0.5)
     d += np.float32(cue) * pale
     d = _standing(rng, d, y, horizon)
@@ -232,8 +232,8 @@ def _signs(root: kernels.Image) -> tuple[kernels.Plane, kernels.Plane]:
 def _standing(rng: np.random.Generator, d: Field, y: Float32[np.ndarray, "h 1"], horizon: float) -> Field:
     """Sets columns to the depth at their foot, as trees, houses and people stand on the ground."""
     h, w = d.shape
-    for foot in np.sort(rng.uniform(horizon, 1.05, int(rng.integers(0, 7)))):  # from far to near
-        top, left, width = rng.uniform(0, 0.9) * foot, rng.uniform(-0.1, 0.9), rng.uniform(0.04, 0.35)
+    for foot in np.sort(rng.uniform(horizon, 1.05, int(rng.integers(0, 5)))):  # from far to near
+        top, left, width = rng.uniform(0, 0.9) * foot, rng.uniform(-0.1, 0.9), rng.uniform(0.04, 0.25)
         columns = slice(max(0, int(left * w)), max(1, min(w, int((left + width) * w) + 1)))
         lattice = rng.random((1, 24), np.float32) + 0.5 * rng.random((1, 24), np.float32)
         outline = np.float32(top) + np.float32(0.15) * (cv2.resize(lattice, (w, 1))[:, columns] - np.float32(0.75))
