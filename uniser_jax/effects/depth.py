@@ -176,7 +176,7 @@ def sketch(rng: np.random.Generator, small: Float32[np.ndarray, "h w c"], horizo
     kind, trusted, cue = rng.random(), rng.random() < 0.7, rng.uniform(0, 0.3)
     tilt, camera, angle = rng.normal(0, 0.05), rng.uniform(0.03, 0.3), rng.uniform(-0.6, 0.6)
     (left, top), rough = rng.uniform(0.3, 0.7, 2).tolist(), rng.uniform(0.05, 0.3)
-    above, pale = signs(small)
+    above, pale, detail = signs(small)
     share = float(above.mean())
     seen = trusted and 0.04 < share < 0.75
     if seen:
@@ -189,48 +189,54 @@ def sketch(rng: np.random.Generator, small: Float32[np.ndarray, "h w c"], horizo
         d = 1 - np.sqrt((x - left) ** 2 + (y - top) ** 2)
     d = d + rough * (fields.fractal_noise(rng, (h, w), 0.5, 4) - 0.5)
     d += np.float32(cue) * pale
-    d = _standing(rng, d, y, horizon)
+    d = _standing(rng, d, y, horizon, detail)
     if seen:
         d = np.maximum(d, above * d.max())
     low, high, _, _ = cv2.minMaxLoc(d)
     return Sketch((d - np.float32(low)) / np.float32(max(high - low, 1e-6)), horizon)
 
 
-def signs(small: Float32[np.ndarray, "h w c"]) -> tuple[Field, Field]:
+def signs(small: Float32[np.ndarray, "h w c"]) -> tuple[Field, Field, Field]:
     """What a photograph itself says of depth.
 
     Args:
       small: linear, on its grid.
 
     Returns:
-      Where sky may be, in [0, 1]: bright, smooth, not warm, and nothing else above it; and brightness less saturation, a weak
-      sign of distance even in clear air (Zhu, Mai & Shao 2015).
+      Where sky may be, in [0, 1]: bright, smooth, not warm, and nothing else above it; brightness less saturation, in [-1, 1], a
+      weak sign of distance even in clear air (Zhu, Mai & Shao 2015); and in [0, 1] where there is detail: something may stand there.
     """
-    above, pale = _signs(cv2.blur(np.sqrt(np.clip(small, 0, 1)), (3, 3)))
-    return cv2.blur(above, (3, 3)), cv2.blur(pale, (5, 5))
+    above, pale, change = _signs(cv2.blur(np.sqrt(np.clip(small, 0, 1)), (3, 3)))
+    return (
+        cv2.blur(above, (3, 3)),
+        cv2.blur(pale, (5, 5)),
+        np.clip(25 * cv2.blur(change, (9, 9)) - np.float32(0.2), 0, 1),
+    )
 
 
 @_compiled
-def _signs(root: kernels.Image) -> tuple[kernels.Plane, kernels.Plane]:
+def _signs(root: kernels.Image) -> tuple[kernels.Plane, kernels.Plane, kernels.Plane]:
     """The pixel loop of `signs`, on the square root of light."""
     h, w = root.shape[:2]
-    above, pale, value = np.zeros((h, w), np.float32), np.empty((h, w), np.float32), np.empty((h, w), np.float32)
+    above, pale, change = np.zeros((h, w), np.float32), np.empty((h, w), np.float32), np.empty((h, w), np.float32)
+    value = np.empty((h, w), np.float32)
     for i in range(h):
         for j in range(w):
             red, green, blue = root[i, j, 0], root[i, j, 1], root[i, j, 2]
             value[i, j] = max(red, green, blue)
             pale[i, j] = value[i, j] - _ONE + (min(red, green, blue) / max(value[i, j], np.float32(1e-3))) ** 2
-            if value[i, j] < np.float32(0.55) or blue < np.float32(0.9) * red:
-                continue
-            change = _ZERO if i == 0 else abs(value[i, j] - value[i - 1, j])
-            change += _ZERO if j == 0 else abs(value[i, j] - value[i, j - 1])
-            if i == 0 or (above[i - 1, j] > 0 and change < np.float32(0.06)):
+            up, left = value[max(i - 1, 0), j], value[i, max(j - 1, 0)]
+            change[i, j] = abs(value[i, j] - up) + abs(value[i, j] - left)
+            bright = value[i, j] > np.float32(0.55) and blue > np.float32(0.9) * red
+            if bright and (i == 0 or (above[i - 1, j] > 0 and change[i, j] < np.float32(0.06))):
                 above[i, j] = _ONE
-    return above, pale
+    return above, pale, change
 
 
-def _standing(rng: np.random.Generator, d: Field, y: Float32[np.ndarray, "h 1"], horizon: float) -> Field:
-    """Sets columns to the depth at their foot, as trees, houses and people stand on the ground."""
+def _standing(
+    rng: np.random.Generator, d: Field, y: Float32[np.ndarray, "h 1"], horizon: float, detail: Field
+) -> Field:
+    """Sets columns to the depth at their foot, where there is detail, as trees, houses and people stand on the ground."""
     h, w = d.shape
     for foot in np.sort(rng.uniform(horizon, 1.05, int(rng.integers(0, 5)))):  # from far to near
         top, left, width = rng.uniform(0, 0.9) * foot, rng.uniform(-0.1, 0.9), rng.uniform(0.04, 0.25)
@@ -239,5 +245,5 @@ def _standing(rng: np.random.Generator, d: Field, y: Float32[np.ndarray, "h 1"],
         outline = np.float32(top) + np.float32(0.15) * (cv2.resize(lattice, (w, 1))[:, columns] - np.float32(0.75))
         part = d[:, columns]
         near = d[min(int(foot * h), h - 1)].mean()
-        part[:] = np.where((y > outline) & (y < foot), np.minimum(part, near), part)
+        part -= np.where((y > outline) & (y < foot), detail[:, columns] * np.maximum(part - near, 0), 0)
     return d
