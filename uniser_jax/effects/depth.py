@@ -203,8 +203,9 @@ def signs(small: Float32[np.ndarray, "h w c"]) -> tuple[Field, Field, Field]:
       small: linear, on its grid.
 
     Returns:
-      Where sky may be, in [0, 1]: bright, smooth, not warm, and nothing else above it; brightness less saturation, in [-1, 1], a
-      weak sign of distance even in clear air (Zhu, Mai & Shao 2015); and in [0, 1] where there is detail: something may stand there.
+      Where sky may be, in [0, 1]: bright, smooth, not warm, and nothing else above it. Brightness less saturation, in
+      [-1, 1], a weak sign of distance even in clear air (Zhu, Mai & Shao 2015). Where there is detail, in [0, 1]: something
+      may stand there.
     """
     above, pale, change = _signs(cv2.blur(np.sqrt(np.clip(small, 0, 1)), (3, 3)))
     return (

@@ -5,12 +5,9 @@
 (3) u = d^p (1 - e^-q) / q,  q = d sin(elevation) / H        density falls off as e^(-height / H), in closed form; q = 0 without
 (4) N = (1 - mix) + mix * plume                              plume: fractal noise carried along a flow, cut soft or sharp
 (5) tau_c = tau (l_c / l_green)^-a                           Angstrom 1929: a = 0 fog and dust, 1.3 fine haze
-(6) A0 = L ((1 - sky) black body(T) + sky * colour of the photograph's own sky)
-(7) A = A0 (1 + sun p(angle)) + glow K * sources + sum_i lamp_i k(|x - x_i|)
-(8) p = ((1 - g)^2 / (1 + g^2 - 2 g cos(angle)))^1.5         Henyey & Greenstein 1941, 1 towards the sun; g = 0.8
-(9) K: three Gaussians, sum 1                                in place of the point spread of air (Narasimhan & Nayar 2003)
+(6) A: equations (1) and (2) of `airlight`
 
-L carries the albedo: smoke that absorbs has a dark airlight. Lengths are in units of the farthest distance. By night the
+Lengths are in units of the farthest distance. By night the
 scene itself is dark and lit by its lamps, and stays so in the target; only the medium is removed.
 """
 
@@ -18,25 +15,20 @@ import dataclasses
 from typing import ClassVar, NamedTuple, Self
 
 import cv2
-import numba
 import numpy as np
 from jaxtyping import Float32
 
-from uniser_jax.effects import depth, fields, haze_presets, kernels, light
+from uniser_jax.effects import airlight, depth, fields, haze_presets, light
+from uniser_jax.effects.airlight import Lamp
 from uniser_jax.effects.fields import Field
 from uniser_jax.effects.haze_presets import UniserLayer
 from uniser_jax.effects.layer import Scene, mean_light
 from uniser_jax.effects.medium import MediumLayer
 
 KINDS = ("fog", "haze", "smoke", "dust", "night")
-_ASYMMETRY = 0.8  # g of (8)
-_FIELD_OF_VIEW = 1.0  # tangent of the angle that one image side covers, about 53 degrees
-_GLOW = ((0.5, 0.03), (0.3, 0.08), (0.2, 0.2))  # of (9): weights, and sigmas as fractions of the image side
 _PLUME = 96  # side of the grid that plumes are drawn on; they have no sharper edges
-_SOURCE = 0.9  # light above which a pixel is a source
 
 Range = tuple[float, float]
-Lamp = tuple[float, float, float, float, float]
 
 
 class _Ranges(NamedTuple):
@@ -176,19 +168,19 @@ class Haze:
       height: H of (3), in units of the farthest distance; 0 is no fall-off.
       horizon: its row in [0, 1], where the photograph shows no sky.
       angstrom: a of (5).
-      luminance: L of (6), linear, white at 1.
-      kelvin: T of (6).
+      luminance: L of `airlight`, linear, white at 1.
+      kelvin: T of `airlight`.
       tint: gain of green in the airlight, in stops.
-      sky: of (6).
+      sky: of `airlight`.
       mix: of (4).
       scale: of the plumes, as a fraction of the image side.
       coverage: share of the image that plumes cover.
       sharpness: of their edges, in [0, 1].
       forward: f of `medium`.
       spread: sigma_0 of `medium`, as a fraction of the image side.
-      sun: (x, y, strength) of (7), the place in fractions of the image, possibly outside it; () is none.
-      glow: of (7).
-      lamps: of (7): x, y, kelvin, power, size; places and sizes are fractions of the image.
+      sun: (x, y, strength), the place in fractions of the image, possibly outside it; () is none.
+      glow: share of the light of bright places that the medium spreads.
+      lamps: see airlight.Lamp.
       dark: by night, the gain of what the lamps do not light; 1 by day.
     """
 
@@ -280,9 +272,10 @@ class Haze:
             raise ValueError(f"haze kind {self.kind!r} is unknown; known: {', '.join(KINDS)}, uniser")
         tau = self._optical_depth(rng, scene, small)
         spectrum = (light.WAVELENGTHS / light.WAVELENGTHS[1]) ** -self.angstrom  # (5)
-        night = self._night(scene.radiance) if self.kind == "night" else None
-        airlight = self._airlight(small)
-        return MediumLayer("haze", tau, spectrum.astype(np.float32), airlight, self.forward, self.spread, night)
+        night = airlight.night(scene.radiance, self.dark, self.lamps) if self.kind == "night" else None
+        veil = airlight.veil(small, self.luminance, self.kelvin, self.tint, self.sky)
+        lit = airlight.field(small, veil, self.sun, self.glow, self.lamps)
+        return MediumLayer("haze", tau, spectrum.astype(np.float32), lit, self.forward, self.spread, night)
 
     def _render_uniser(
         self, rng: np.random.Generator, scene: Scene, small: Float32[np.ndarray, "h w c"]
@@ -316,7 +309,7 @@ class Haze:
         path = cv2.pow(d, self.depth_power) if self.depth_power != 1 else d
         if not self.height:
             return path
-        up = (horizon - np.linspace(0, 1, len(d), dtype=np.float32))[:, None] * np.float32(_FIELD_OF_VIEW)
+        up = (horizon - np.linspace(0, 1, len(d), dtype=np.float32))[:, None] * np.float32(airlight.FIELD_OF_VIEW)
         q = np.clip(d * (up / np.sqrt(1 + up * up)) / np.float32(self.height), -2, 20)  # a valley is at most so deep
         q = np.where(np.abs(q) < 1e-3, np.float32(1e-3), q)
         return path * (1 - cv2.exp(-q)) / q
@@ -334,67 +327,6 @@ class Haze:
         cut = float(np.quantile(noise[::4, ::4], 1 - self.coverage))
         half = 0.5 * (1 - self.sharpness) + 0.04
         return fields.smoothstep(noise, cut - 0.5 * half, cut + half) * (np.float32(0.4) + np.float32(0.6) * noise)
-
-    def _airlight(self, small: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "..."]:
-        """Equation (7): [c], or on the grid where something makes it vary."""
-        veil = self._veil(small)
-        h, w = small.shape[:2]
-        sources: np.ndarray = np.zeros(1, np.float32)
-        if self.glow:
-            sources = np.maximum(small - np.float32(_SOURCE), 0)
-        shines = bool(sources.any())
-        if not (self.sun or self.lamps or shines):
-            return veil
-        airlight = np.broadcast_to(veil, (h, w, 3)).copy()
-        if self.sun:
-            x, y, strength = self.sun
-            airlight *= (1 + np.float32(strength) * _phase(_squared_distance((h, w), x, y)))[..., None]
-        for x, y, kelvin, power, size in self.lamps:
-            r2 = _squared_distance((h, w), x, y)
-            halo = np.float32(0.4 * power) / (1 + r2 / np.float32((6 * size + 0.02) ** 2))
-            halo += np.float32(0.06 * power) / (1 + r2 / np.float32(0.3**2))
-            airlight += halo[..., None] * light.black_body(kelvin)
-        if shines:
-            for weight, sigma in _GLOW:
-                airlight += np.float32(self.glow * weight) * fields.blur(sources, sigma * fields.side((h, w)))
-        return airlight
-
-    def _veil(self, small: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "c"]:
-        """Equation (6)."""
-        colour = light.black_body(self.kelvin) * np.array([1, 2**self.tint, 1], np.float32)
-        above = depth.signs(small)[0] if self.sky else np.zeros(1, np.float32)
-        if above.sum() > 0.02 * above.size:
-            own = np.array(cv2.mean(np.minimum(small, 1), (above > 0.5).astype(np.uint8))[:3], np.float32)
-            own = np.clip(own / max(float(own @ light.LUMINANCE), 1e-3), 0.6, 1.6)
-            colour = (1 - self.sky) * colour / float(colour @ light.LUMINANCE) + self.sky * own
-        return (self.luminance * colour / float(colour @ light.LUMINANCE)).astype(np.float32)
-
-    def _night(self, radiance: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w c"]:
-        """What the night adds to the scene by day, mostly less than nothing: darkness, lamps, and the light they cast."""
-        h, w = (max(2, round(n / depth.cell(radiance.shape[:2]))) for n in radiance.shape[:2])
-        lit = np.broadcast_to(np.float32(self.dark) * light.black_body(9_000), (h, w, 3)).copy()
-        for x, y, kelvin, power, size in self.lamps:
-            near = np.float32(0.25 * power) / (1 + _squared_distance((h, w), x, y) / np.float32((0.1 + 8 * size) ** 2))
-            lit += near[..., None] * light.black_body(kelvin)
-        night = _relit(radiance, depth.widen(lit, radiance.shape))
-        for lamp in self.lamps:
-            _light_up(night, lamp)
-        return night
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _relit(radiance: kernels.Image, lit: kernels.Image) -> kernels.Image:
-    """The scene in another light, less the scene; clipped highlights are no lamps by night."""
-    h, w = radiance.shape[:2]
-    out = np.empty((h, w, 3), np.float32)
-    for i in range(h):
-        k, below, a = depth.between_rows(i, h, len(lit))
-        for j in range(w):
-            for c in range(3):
-                value = radiance[i, j, c]
-                gain = lit[k, j, c] + a * (lit[below, j, c] - lit[k, j, c])
-                out[i, j, c] = min(value, np.float32(1)) * gain - value
-    return out
 
 
 def _sample_sun(rng: np.random.Generator) -> tuple[float, ...]:
@@ -419,31 +351,3 @@ def _sample_lamps(rng: np.random.Generator) -> tuple[Lamp, ...]:
 def _sample_dark(rng: np.random.Generator, scene: Scene) -> float:
     """The gain that takes a photograph to the light of a night, 1 if it was taken in one."""
     return float(min(1.0, np.exp(rng.uniform(np.log(0.003), np.log(0.05))) / max(mean_light(scene.radiance), 1e-3)))
-
-
-def _squared_distance(shape: tuple[int, int], x: float, y: float) -> Field:
-    """From a place given in fractions of the image, in image sides."""
-    h, w = shape
-    across = (np.arange(w, dtype=np.float32) + 0.5 - np.float32(x * w)) / np.float32(fields.side(shape))
-    down = (np.arange(h, dtype=np.float32) + 0.5 - np.float32(y * h)) / np.float32(fields.side(shape))
-    return across[None] ** 2 + down[:, None] ** 2
-
-
-def _phase(r2: Field) -> Field:
-    """Equation (8) at a squared distance from the sun."""
-    g = np.float32(_ASYMMETRY)
-    ratio = (1 - g) ** 2 / (1 + g * g - 2 * g / np.sqrt(1 + r2 * np.float32(_FIELD_OF_VIEW**2)))
-    return ratio * np.sqrt(ratio)
-
-
-def _light_up(night: Float32[np.ndarray, "h w c"], lamp: Lamp) -> None:
-    """Draws the glass of a lamp, a soft disc of several times white."""
-    x, y, kelvin, power, size = lamp
-    h, w = night.shape[:2]
-    radius = size * fields.side((h, w))
-    left, top = (max(0, int(place * n - 2 * radius - 1)) for place, n in ((x, w), (y, h)))
-    part = night[top : int(y * h + 2 * radius) + 2, left : int(x * w + 2 * radius) + 2]
-    rows, columns = (np.arange(n, dtype=np.float32) + 0.5 for n in part.shape[:2])
-    r = np.hypot(columns[None] + left - x * w, rows[:, None] + top - y * h) / radius
-    disc = np.clip(1.5 - r, 0, 1) if radius > 1 else np.exp(-(r**2)) * min(1.0, radius**2)
-    part += (np.float32(4 * power) * disc.astype(np.float32))[..., None] * light.black_body(kelvin)
