@@ -7,8 +7,8 @@
 (5) tau_c = tau (l_c / l_green)^-a                           Angstrom 1929: a = 0 fog and dust, 1.3 fine haze
 (6) A: equations (1) and (2) of `airlight`
 
-Lengths are in units of the farthest distance. By night the
-scene itself is dark and lit by its lamps, and stays so in the target; only the medium is removed.
+Lengths are in units of the farthest distance. By night the scene itself is dark and lit by its lamps, and stays so in the
+target; only the medium is removed.
 """
 
 import dataclasses
@@ -264,8 +264,7 @@ class Haze:
                 f"depth of shape {scene.depth.shape}: expected {scene.radiance.shape[:2]}, the photograph's"
             )
         rng = np.random.default_rng(self.seed)
-        n = depth.cell(scene.radiance.shape[:2])
-        small = depth.reduce(scene.radiance, n)
+        small = depth.reduce(scene.radiance, depth.cell(scene.radiance.shape[:2]))
         if self.kind == "uniser":
             return self._render_uniser(rng, scene, small)
         if self.kind not in KINDS:
@@ -296,9 +295,9 @@ class Haze:
         else:
             d, horizon = depth.reduce(scene.depth, depth.cell(scene.depth.shape)), self.horizon
         path = np.float32(self.optical_depth) * self._path(d, horizon)
-        density = (
-            1 - np.float32(self.mix) * (1 - self._plume(rng, scene.radiance.shape[:2])) if self.mix else None
-        )  # (4)
+        density = None
+        if self.mix:
+            density = 1 - np.float32(self.mix) * (1 - self._plume(rng, scene.radiance.shape[:2]))  # (4)
         if scene.depth is None:
             return depth.follow_light(path, small, scene.radiance, density)
         tau = depth.follow_depth(path, d, scene.depth)
