@@ -5,9 +5,9 @@
   (3) ghosts, mirror: images of aperture and lamps thrown back by pairs of surfaces: `ghosts` (1 to 4)
   (4) lamp(r) = P (1 + (r / r0)^2)^-b           a lamp hung into the scene and the lens's core: clipped within its radius
 
-Brightness is quoted as the veil at 5 % of the side from the source, which is what one sees, not as the radiance of the source, which
-no file holds; for a source out of frame, at 5 % of the side within. Ranges are those of measured pairs of phones at night
-(F = 0.015 to 0.2 at 5 %, falling as r^-2, nothing beyond 20 %) and of lenses in daylight. The source itself stays: the
+Brightness is quoted as the veil at 5 % of the side from the source, which is what one sees, not as the radiance of the source,
+which no file holds; for a source out of frame, at 5 % of the side within. Ranges are those of measured pairs of phones at night
+(F = 0.03 to 0.2 at 5 %, falling as r^-2, nothing beyond 20 %) and of lenses in daylight. The source itself stays: the
 photograph's own highlights do, and a lamp is added to the scene, not to the flare.
 """
 
@@ -39,7 +39,7 @@ class FlareSampling:
     Args:
       own: share of photographs with highlights whose flare comes from these.
       outside: share of the other flares whose sources lie out of frame.
-      phone: share of flares as a small lens with finger marks makes them: steep, thin rays; dark photographs are twice as often.
+      phone: share of flares of a small lens with finger marks: steep, with thin rays; twice that in dark photographs.
       phone_level: lowest and highest veil of these, linear, white at 1.
       lens_level: of the others.
       ghosts: share with ghosts.
@@ -52,11 +52,11 @@ class FlareSampling:
       ValueError: for a share outside [0, 1], levels that are no range, or `real` without `layers`.
     """
 
-    own: float = 0.6
+    own: float = 0.7
     outside: float = 0.4
-    phone: float = 0.45
-    phone_level: tuple[float, ...] = (0.015, 0.2)
-    lens_level: tuple[float, ...] = (0.05, 0.5)
+    phone: float = 0.4
+    phone_level: tuple[float, ...] = (0.03, 0.25)
+    lens_level: tuple[float, ...] = (0.06, 0.6)
     ghosts: float = 0.6
     mirror: float = 0.4
     streaks: float = 0.25
@@ -129,8 +129,9 @@ class Flare:
     @classmethod
     def sample(cls, rng: np.random.Generator, scene: Scene, sampling: FlareSampling = FlareSampling()) -> Self:
         """Draws lights, then a phone's lens or a camera's."""
-        lights, lamp = _lights(rng, scene, sampling)
-        phone = rng.random() < sampling.phone * (2 if mean_light(scene.radiance) < _NIGHT else 1)
+        small = sources.reduced(scene)
+        lights, lamp = _lights(rng, small, sampling)
+        phone = rng.random() < sampling.phone * (2 if mean_light(small) < _NIGHT else 1)
         bounds = sampling.phone_level if phone else sampling.lens_level
         level = float(np.exp(rng.uniform(*np.log(bounds))))
         body = _scatter(rng, phone) | _streaks(rng, sampling.streaks * (0.5 if phone else 1.0))
@@ -146,7 +147,7 @@ class Flare:
         return cls(
             sources=tuple((each.x, each.y, each.share, each.size) for each in lights),
             colours=tuple(each.colour for each in lights),
-            level=float(level / max(float(within(np.float64(farthest))), 0.03)),
+            level=float(level / max(float(within(np.array(farthest))), 0.03)),
             ghosts=count if with_ghosts else 0,
             ghost_level=float(brightest * level),
             blades=blades,
@@ -166,8 +167,7 @@ class Flare:
         h, w = scene.radiance.shape[:2]
         half = 2 if max(h, w) > _WHOLE else 1
         flare = np.zeros(((h + half - 1) // half, (w + half - 1) // half, 3), np.float32)
-        for place, source, colour in self._placed(flare.shape[:2]):
-            self._add(flare, place, source, colour)
+        self._add_template(flare) if self.layer else self._add_lens(flare)
         lamp = self._lamps((h, w), scene) if self.lamp else None
         if self.mirror:
             flare += self._mirrored(scene.radiance if lamp is None else scene.radiance + lamp, flare.shape[:2])
@@ -182,24 +182,26 @@ class Flare:
             for source, colour in zip(self.sources, self.colours, strict=True)
         ]
 
-    def _add(self, flare: Image, place: np.ndarray, source: Any, colour: Float32[np.ndarray, "c"]) -> None:
-        """Equations (2) and (3) for one source."""
+    def _add_lens(self, flare: Image) -> None:
+        """Equations (2) and (3)."""
         side = fields.side(flare.shape[:2])
-        _, _, share, size = source
-        lit = np.float32(self.level * share) * colour
-        if self.layer:
-            flare_layer = templates.read(self.layer, glare.QUOTED)
-            templates.add(flare, place, lit, flare_layer, self.turn, self.zoom)
-            return
-        falloff = Glare(self.falloff, self.core, self.bloom, self.veil)
+        table = Glare(self.falloff, self.core, self.bloom, self.veil).table()
         grain = Grain(self.pattern, self.formed, self.turn, self.zoom, self.mirrored)
-        glare.add(flare, place, size, lit, falloff, grain, side)
-        for strength, angle, width, length in self.streaks:
-            line = lit * np.float32(strength) * np.array(self.streak_colour, np.float32)
-            glare.add_streak(flare, place, line, angle, max(width, size), length, side)
-        thrown = np.float32(self.ghost_level * share) * colour
-        if self.ghosts and share > 0.1:
-            ghosts.add(flare, place, thrown, ghosts.lens(self.seed, self.ghosts), self.blades, self.turn, side)
+        lens = ghosts.lens(self.seed, self.ghosts, self.blades, self.turn)
+        for place, (_, _, share, size), colour in self._placed(flare.shape[:2]):
+            lit = np.float32(self.level * share) * colour
+            glare.add(flare, place, size, lit, table, grain, side)
+            for strength, angle, width, length in self.streaks:
+                line = lit * np.float32(strength) * np.array(self.streak_colour, np.float32)
+                glare.add_streak(flare, place, line, angle, max(width, size), length, side)
+            if self.ghosts and share > 0.1:
+                ghosts.add(flare, place, np.float32(self.ghost_level * share) * colour, lens, side)
+
+    def _add_template(self, flare: Image) -> None:
+        """A real flare at every source."""
+        template = templates.read(self.layer, glare.QUOTED)
+        for place, source, colour in self._placed(flare.shape[:2]):
+            templates.add(flare, place, np.float32(self.level * source[2]) * colour, template, self.turn, self.zoom)
 
     def _mirrored(self, radiance: Image, shape: fields.Shape) -> Image:
         """`ghosts` (4), cyan to green, as the coatings of infrared filters are."""
@@ -229,16 +231,16 @@ class Flare:
         return lamp
 
 
-def _lights(rng: np.random.Generator, scene: Scene, sampling: FlareSampling) -> tuple[list[Source], float]:
+def _lights(rng: np.random.Generator, small: Image, sampling: FlareSampling) -> tuple[list[Source], float]:
     """The sources, and the radius of lamps to be added."""
     own, out = rng.random(2) < (sampling.own, sampling.outside)
     count = int(rng.choice([1, 2, 3, 4], p=(0.65, 0.18, 0.1, 0.07)))
-    found = sources.highlights(scene, 6) if own else []
+    found = sources.highlights(small, 4) if own else []
     if found:
         return found, 0.0
     if out:
         return sources.outside(rng, min(count, 2)), 0.0
-    return sources.hung(rng, scene, count), float(np.exp(rng.uniform(np.log(0.003), np.log(0.012))))
+    return sources.hung(rng, small, count), float(np.exp(rng.uniform(np.log(0.003), np.log(0.012))))
 
 
 def _scatter(rng: np.random.Generator, phone: bool) -> dict[str, Any]:
@@ -269,6 +271,10 @@ def _streaks(rng: np.random.Generator, share: float) -> dict[str, Any]:
         strength, length = np.exp(rng.uniform(np.log(0.3), np.log(3))), np.exp(rng.uniform(np.log(0.08), np.log(0.5)))
         width = np.exp(rng.uniform(np.log(0.0015), np.log(0.012)))
         arms.append((float(strength), float(start + arm * rng.uniform(0.5, 1.6)), float(width), float(length)))
-    blue = (float(rng.uniform(0.15, 0.5)), float(rng.uniform(0.4, 0.8)), 1.0)  # coatings of cylindrical fronts shine blue
+    blue = (
+        float(rng.uniform(0.15, 0.5)),
+        float(rng.uniform(0.4, 0.8)),
+        1.0,
+    )  # coatings of cylindrical fronts shine blue
     colour = blue if anamorphic else (1.0, 1.0, 1.0)
     return {"streaks": tuple(arms) if rng.random() < share else (), "streak_colour": colour}

@@ -10,21 +10,26 @@ r and x are in image sides, from the source. A source with a size s acts at sqrt
 
 from typing import NamedTuple
 
+import cv2
 import numba
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64, UInt8
 
 from uniser_jax.effects import pupil
 
 QUOTED = 0.05  # q: brightness is quoted at this distance from the source
-FAINT = 5e-5  # of white: what is fainter is not drawn
+FAINT = 2e-4  # of white: what is fainter is not drawn
 
-_FARTHEST, _STEPS = 4.0, 1024  # image sides; of the table of G, even in the root of r
+_FARTHEST, _STEPS = 4.0, 4096  # image sides; of the table of G, even in the root of r
 
 Image = Float32[np.ndarray, "h w c"]
 Colour = Float32[np.ndarray, "c"]
+Falloff = Float32[np.ndarray, "n"]
 
 _compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
+_fast = numba.njit(
+    nogil=True, cache=True, error_model="numpy", fastmath=True
+)  # no NaN comes here; eight pixels at once
 
 
 class Glare(NamedTuple):
@@ -48,37 +53,37 @@ class Glare(NamedTuple):
         wings = ((1 + r / self.core) / (1 + QUOTED / self.core)) ** -self.falloff
         return (1 - b - v) * wings + b * np.exp((QUOTED - r) / s_b) + v * np.exp((QUOTED - r) / s_v)
 
-    def table(self) -> Float32[np.ndarray, "n"]:
+    def table(self) -> Falloff:
         """G at even steps of the root of r."""
-        return self(np.linspace(0, np.sqrt(_FARTHEST), _STEPS) ** 2).astype(np.float32)
+        return self(np.linspace(0, np.sqrt(_FARTHEST), _STEPS, dtype=np.float32) ** 2).astype(np.float32)
 
 
 class Grain(NamedTuple):
     """One pattern of the bank, as a lens holds it.
 
     Args:
-      index: of the pattern.
+      pattern: its index.
       share: d of (2).
       turn: radians.
       zoom: of its size.
       mirrored: left for right.
     """
 
-    index: int
+    pattern: int
     share: float
     turn: float
     zoom: float
     mirrored: bool
 
-    def matrix(self) -> Float32[np.ndarray, "2 2"]:
+    def matrix(self) -> Float64[np.ndarray, "2 2"]:
         """From image sides to pixels of the pattern."""
-        scale = len(pupil.pattern(self.index)) / (2 * pupil.REACH * self.zoom)
+        scale = len(pupil.pattern(self.pattern)) / (2 * pupil.REACH * self.zoom)
         c, s = np.cos(self.turn), np.sin(self.turn)
         turned = scale * np.array([[c, s], [-s, c]])
-        return (np.diag([-1.0, 1.0]) @ turned if self.mirrored else turned).astype(np.float32)
+        return np.diag([-1.0, 1.0]) @ turned if self.mirrored else turned
 
 
-def add(out: Image, place: np.ndarray, size: float, light: Colour, glare: Glare, grain: Grain, side: float) -> None:
+def add(out: Image, place: np.ndarray, size: float, light: Colour, table: Falloff, grain: Grain, side: float) -> None:
     """Adds equation (2) for one source.
 
     Args:
@@ -86,24 +91,34 @@ def add(out: Image, place: np.ndarray, size: float, light: Colour, glare: Glare,
       place: (x, y) of the source in pixels of `out`.
       size: its radius, in image sides.
       light: its light at q.
-      glare: G.
+      table: of G, see `Glare.table`.
       grain: C.
       side: of the image, in pixels of `out`.
     """
-    table = glare.table()
     strength = float(light.max())
     seen = np.flatnonzero(strength * table > FAINT)
     if not len(seen):
         return
-    reach = side * (seen[-1] / (_STEPS - 1)) ** 2 * _FARTHEST
+    reach = side * ((seen[-1] + 1) / (_STEPS - 1)) ** 2 * _FARTHEST
     h, w = out.shape[:2]
-    left, right = (int(np.clip(place[0] + sign * reach, 0, w)) for sign in (-1, 1))
-    top, bottom = (int(np.clip(place[1] + sign * reach, 0, h)) for sign in (-1, 1))
-    origin = np.array([left + 0.5 - place[0], top + 0.5 - place[1]], np.float32)
-    part = out[top : min(bottom + 1, h), left : min(right + 1, w)]
+    left, right = (int(np.clip(place[0] + sign * reach + (sign > 0), 0, w)) for sign in (-1, 1))
+    top, bottom = (int(np.clip(place[1] + sign * reach + (sign > 0), 0, h)) for sign in (-1, 1))
+    if left >= right or top >= bottom:
+        return
+    origin = np.array([left + 0.5, top + 0.5]) - place
+    form = _warped(grain, origin, side, (right - left, bottom - top))
     hue = (light / strength).astype(np.float32)
-    form = pupil.pattern(grain.index)
-    _scatter(part, origin, 1 / side, size, strength, hue, table, form, grain.matrix(), grain.share, pupil.PEAK)
+    part, origin = out[top:bottom, left:right], origin.astype(np.float32)
+    _scatter(part, origin, 1 / side, size**2, strength, hue, table, form, grain.share)
+
+
+def _warped(grain: Grain, origin: np.ndarray, side: float, size: tuple[int, int]) -> UInt8[np.ndarray, "h w c"]:
+    """The pattern as pixels of the image see it; `origin` is the first of them, from the source."""
+    pattern = pupil.pattern(grain.pattern)
+    to_pattern = grain.matrix() / side
+    offset = to_pattern @ origin + len(pattern) / 2
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(pattern, np.column_stack([to_pattern, offset]), size, flags=flags)
 
 
 def add_streak(
@@ -114,42 +129,34 @@ def add_streak(
     _streak(out, origin, 1 / side, light, np.cos(angle), np.sin(angle), width, length)
 
 
-@_compiled
-def _scatter(out, origin, pixel, size, strength, hue, table, form, matrix, share, peak):
-    pixel, size, strength = np.float32(pixel), np.float32(size), np.float32(strength)
+@_fast
+def _scatter(out, origin, pixel, size2, strength, hue, table, form, share):  # type: ignore[no-untyped-def]
+    pixel, size2, strength = np.float32(pixel), np.float32(size2), np.float32(strength)
+    faint, last = np.float32(FAINT), np.float32(len(table) - 1)
     steps = np.float32((len(table) - 1) / np.sqrt(_FARTHEST))
-    plain, formed = np.float32(1 - share), np.float32(share * peak / 255**2)
-    middle, last = np.float32(form.shape[0] / 2 - 0.5), form.shape[0] - 1
-    blurred = np.float32(9) * size * size
-    even = np.float32(share)
+    plain, formed, blurred = np.float32(1 - share), np.float32(share), np.float32(9) * size2 + np.float32(1e-12)
+    scale = np.float32(pupil.PEAK / 255**2)
+    columns = out.shape[1]
+    even, rays = np.empty(columns, np.float32), np.empty(columns, np.float32)
     for i in range(out.shape[0]):
         y = (origin[1] + np.float32(i)) * pixel
-        for j in range(out.shape[1]):
+        for j in range(columns):
             x = (origin[0] + np.float32(j)) * pixel
             near = x * x + y * y
-            place = min(np.sqrt(np.sqrt(near + size * size)) * steps, np.float32(len(table) - 2))
-            k = np.int32(place)
-            g = strength * (table[k] + (table[k + 1] - table[k]) * (place - np.float32(k))) - np.float32(FAINT)
-            if g <= 0:
-                continue
-            u = matrix[0, 0] * x + matrix[0, 1] * y + middle
-            v = matrix[1, 0] * x + matrix[1, 1] * y + middle
-            sharp = near / (near + blurred) if blurred > 0 else np.float32(1)
-            if u < 0 or v < 0 or u >= last or v >= last:
-                for c in range(3):
-                    out[i, j, c] += g * hue[c] * (plain + even * (np.float32(1) - sharp))
-                continue
-            a, b = np.int32(u), np.int32(v)
-            fu, fv = u - np.float32(a), v - np.float32(b)
+            g = max(
+                strength * table[np.int32(min(np.sqrt(np.sqrt(near + size2)) * steps, last))] - faint, np.float32(0)
+            )
+            sharp = formed * near / (near + blurred)
+            even[j] = g * (plain + formed - sharp)
+            rays[j] = g * sharp * scale
+        for j in range(columns):
             for c in range(3):
-                upper = form[b, a, c] + fu * (np.float32(form[b, a + 1, c]) - form[b, a, c])
-                lower = form[b + 1, a, c] + fu * (np.float32(form[b + 1, a + 1, c]) - form[b + 1, a, c])
-                code = upper + fv * (lower - upper)
-                out[i, j, c] += g * hue[c] * (plain + sharp * formed * code * code + even * (np.float32(1) - sharp))
+                code = np.float32(form[i, j, c])
+                out[i, j, c] += hue[c] * (even[j] + rays[j] * code * code)
 
 
 @_compiled
-def _streak(out, origin, pixel, light, cos, sin, width, length):
+def _streak(out, origin, pixel, light, cos, sin, width, length):  # type: ignore[no-untyped-def]
     pixel, cos, sin = np.float32(pixel), np.float32(cos), np.float32(sin)
     across_unit, along_unit = np.float32(1 / width), np.float32(1 / length)
     for i in range(out.shape[0]):

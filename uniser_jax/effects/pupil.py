@@ -1,4 +1,4 @@
-"""How the light of a point spreads by what stands in the lens: blades, dust, scratches, wiped grease; and by the sensor's relief.
+"""How what stands in the lens spreads the light of a point: blades, dust, scratches, wiped grease.
 
   (1) D = |FFT(P)|^2                                        Fraunhofer diffraction by a pupil P (Goodman; Wu et al. 2021)
   (2) D_l(x) = D(x l_green / l)                             one transform serves all wavelengths where P is the same in each
@@ -56,13 +56,15 @@ def _chromatic(form: Plane) -> Float32[np.ndarray, "512 512 3"]:
 
 def _diffracted(pupil: Plane, radius: Plane) -> Plane:
     """R of (3), from (1)."""
-    power = np.abs(np.fft.fftshift(np.fft.fft2(pupil))).astype(np.float32) ** 2
-    power = cv2.GaussianBlur(power, (0, 0), 0.7)  # the source has a size
+    transform = np.fft.fftshift(np.fft.fft2(pupil))
+    power = cv2.GaussianBlur(
+        (transform.real**2 + transform.imag**2).astype(np.float32), (0, 0), 0.7
+    )  # the source has a size
     ring = radius.astype(np.int32)
     mean = np.bincount(ring.ravel(), power.ravel()) / np.bincount(ring.ravel())
     smooth = np.convolve(np.pad(np.log(mean + 1e-12), 4, "edge"), np.ones(9) / 9, "valid")
     ratio = power / np.exp(np.interp(radius, np.arange(len(smooth)), smooth)).astype(np.float32)
-    return 1 + (ratio - 1) * np.clip(radius / 4, 0, 1)  # the lamp's own image has no form
+    return (1 + (ratio - 1) * np.clip(radius / 4, 0, 1)).astype(np.float32)  # the lamp's own image has no form
 
 
 def _shimmer(rng: np.random.Generator, radius: Plane) -> Plane:
@@ -102,8 +104,8 @@ def _pupil(rng: np.random.Generator, kind: str) -> Plane:
         if rng.random() < 0.6:
             cv2.circle(pupil, tuple(int(v) for v in place), max(1, int(rng.uniform(0.002, 0.014) * n)), shade, -1)
         else:
-            end = place + rng.normal(0, 0.12 * n, 2)
-            cv2.line(pupil, *(tuple(int(v) for v in p) for p in (place, end)), shade, 1, cv2.LINE_AA)
+            start, end = (tuple(int(v) for v in p) for p in (place, place + rng.normal(0, 0.12 * n, 2)))
+            cv2.line(pupil, start, end, shade, 1, cv2.LINE_AA)
     return pupil
 
 

@@ -12,8 +12,9 @@ from uniser_jax.effects.layer import Scene
 Rgb = tuple[float, float, float]
 
 _SEEN_AT = 192  # px, the longer side of the image on which highlights are looked for
-_BRIGHT, _RIM = 0.8, 0.4  # luminance of a highlight; of what still shows a clipped lamp's colour
+_BRIGHT, _RIM = 0.92, 0.4  # luminance of a highlight; of what still shows a clipped lamp's colour
 _LARGEST = 0.12  # of the frame; what is larger is sky
+_WEAKEST = 0.06  # share of a light worth drawing
 _LEDS = ((1.0, 0.06, 0.04), (0.1, 1.0, 0.35), (0.15, 0.3, 1.0), (1.0, 0.55, 0.1), (0.9, 0.2, 1.0))
 
 
@@ -35,43 +36,45 @@ class Source(NamedTuple):
     colour: Rgb
 
 
-def highlights(scene: Scene, most: int) -> list[Source]:
-    """The brightest connected highlights of a photograph: true centre, size and colour, up to `most`, brightest first."""
+def reduced(scene: Scene) -> Float32[np.ndarray, "h w c"]:
+    """The photograph at up to 192 px, where its lights are looked for."""
     h, w = scene.radiance.shape[:2]
-    factor = min(1.0, _SEEN_AT / max(h, w))
-    size = (max(1, round(w * factor)), max(1, round(h * factor)))
-    small = cv2.resize(scene.radiance, size, interpolation=cv2.INTER_AREA) if factor < 1 else scene.radiance
+    factor = -(-max(h, w) // _SEEN_AT)
+    return cv2.resize(scene.radiance, (max(1, w // factor), max(1, h // factor)), interpolation=cv2.INTER_AREA)
+
+
+def highlights(small: Float32[np.ndarray, "h w c"], most: int) -> list[Source]:
+    """The largest connected highlights of a photograph (see `reduced`): true centre, size and colour, the brightest first."""
     brightness = light.luminance(small)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats((brightness > _BRIGHT).astype(np.uint8))
+    bright = (brightness > _BRIGHT).astype(np.uint8)
+    count, _, stats, centres = cv2.connectedComponentsWithStats(bright)
+    parts = [part for part in range(1, count) if stats[part, cv2.CC_STAT_AREA] < _LARGEST * brightness.size]
+    parts.sort(key=lambda part: -stats[part, cv2.CC_STAT_AREA])
     found = []
-    for part in np.argsort(-stats[1:, cv2.CC_STAT_AREA])[: 3 * most] + 1 if count > 1 else ():
+    for part in parts[:most]:
         left, top, wide, high, area = stats[part]
-        if area > _LARGEST * brightness.size:
-            continue
-        rows, columns = (slice(max(0, a - 2), a + b + 2) for a, b in ((top, high), (left, wide)))
-        inside, near = labels[rows, columns] == part, brightness[rows, columns]
-        y, x = np.nonzero(inside)
-        weight = near[inside]
-        centre = (np.average(x, weights=weight) + columns.start + 0.5, np.average(y, weights=weight) + rows.start + 0.5)
-        rim = small[rows, columns][(near > _RIM) & (near < 1)]
+        box = np.s_[max(0, top - 2) : top + high + 2, max(0, left - 2) : left + wide + 2]
+        near = brightness[box]
+        rim = small[box][(near > _RIM) & (near < 1)]
         colour = _hue(rim.mean(0)) if len(rim) else (1.0, 1.0, 1.0)
+        x, y = (centres[part] + 0.5) / brightness.shape[::-1]
         radius = float(np.sqrt(area / np.pi)) / fields.side(brightness.shape)
-        found.append((float(weight.sum()), centre[0] / size[0], centre[1] / size[1], radius, colour))
-    found.sort(key=lambda each: -each[0])
-    return [
-        Source(float(x), float(y), (flux / found[0][0]) ** 0.7, radius, colour)  # the file hides how bright: a milder law
-        for flux, x, y, radius, colour in found[:most]
-    ]
+        found.append(Source(float(x), float(y), float(near[near > _BRIGHT].sum()), radius, colour))
+    brightest = max((each.share for each in found), default=1.0)
+    lights = [
+        each._replace(share=(each.share / brightest) ** 0.7) for each in found
+    ]  # a file hides how bright: a milder law
+    return sorted((each for each in lights if each.share > _WEAKEST), key=lambda each: -each.share)
 
 
-def hung(rng: np.random.Generator, scene: Scene, count: int) -> list[Source]:
-    """Lamps where the photograph is brightest, rather above than below; the first is the brightest."""
-    bright = light.luminance(cv2.resize(scene.radiance, (16, 16), interpolation=cv2.INTER_AREA))
-    weight = (0.01 + np.clip(bright, 0, 1) ** 3) * np.linspace(2, 0.1, 16)[:, None]  # lights hang, suns stand
+def hung(rng: np.random.Generator, small: Float32[np.ndarray, "h w c"], count: int) -> list[Source]:
+    """Lamps where the photograph (see `reduced`) is brightest, rather above than below; the first is the brightest."""
+    bright = light.luminance(cv2.resize(small, (16, 16), interpolation=cv2.INTER_AREA))
+    weight = (0.01 + np.clip(bright, 0, 1) ** 3) * np.linspace(1, 0.1, 16)[:, None] ** 3  # lights hang, suns stand
     cells = rng.choice(256, count, p=(weight / weight.sum()).ravel())
     first = lamp_colour(rng)
     alike = rng.random() < 0.6  # lamps of one street
-    sources = []
+    sources: list[Source] = []
     for cell in cells:
         row, column = divmod(int(cell), 16)
         x, y = (column + rng.random()) / 16, (row + rng.random()) / 16
@@ -83,7 +86,7 @@ def hung(rng: np.random.Generator, scene: Scene, count: int) -> list[Source]:
 
 def outside(rng: np.random.Generator, count: int) -> list[Source]:
     """Lights that shine in from beyond the frame, most from above."""
-    sources = []
+    sources: list[Source] = []
     for _ in range(count):
         distance, along = rng.uniform(0.01, 0.3), rng.uniform(0, 1)
         places = ((along, -distance), (-distance, along), (1 + distance, along), (along, 1 + distance))

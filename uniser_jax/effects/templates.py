@@ -77,7 +77,9 @@ def read(path: str, quoted: float) -> Template:
     return Template(flare / np.float32(max(ring, 0.02 * flare.max())), source)
 
 
-def add(out: Image, place: np.ndarray, gain: Float32[np.ndarray, "c"], template: Template, turn: float, zoom: float) -> None:
+def add(
+    out: Image, place: np.ndarray, gain: Float32[np.ndarray, "c"], template: Template, turn: float, zoom: float
+) -> None:
     """Adds a template turned (radians), scaled, its source at `place` (x, y) in pixels of `out`."""
     scale = zoom * fields.side(out.shape[:2]) / fields.side(template.light.shape[:2])
     c, s = scale * np.cos(turn), scale * np.sin(turn)
