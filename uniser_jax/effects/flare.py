@@ -6,9 +6,9 @@
   (4) lamp(r) = P (1 + (r / r0)^2)^-b           a lamp hung into the scene and the lens's core: clipped within its radius
 
 Brightness is quoted as the veil at 5 % of the side from the source, which is what one sees, not as the radiance of the source,
-which no file holds; for a source out of frame, at 5 % of the side within. Ranges are those of measured pairs of phones at night
-(F = 0.03 to 0.2 at 5 %, falling as r^-2, nothing beyond 20 %) and of lenses in daylight. The source itself stays: the
-photograph's own highlights do, and a lamp is added to the scene, not to the flare.
+which no file holds; counted from the edge of a large source, and from the edge of the frame for one beyond it. Ranges are those
+measured on pairs of phone photographs at night (F = 0.03 to 0.2 at 5 %, falling as r^-2, nothing beyond 20 %) and wider for lenses
+in daylight. The source itself stays: the photograph's own highlights do, and a lamp is added to the scene, not to the flare.
 """
 
 import dataclasses
@@ -136,7 +136,7 @@ class Flare:
         level = float(np.exp(rng.uniform(*np.log(bounds))))
         body = _scatter(rng, phone) | _streaks(rng, sampling.streaks * (0.5 if phone else 1.0))
         within = Glare(body["falloff"], body["core"], body["bloom"], body["veil"])
-        farthest = sources.beyond(lights[0], scene.radiance.shape[:2]) + glare.QUOTED
+        farthest = sources.beyond(lights[0], scene.radiance.shape[:2]) + lights[0].size + glare.QUOTED
         with_ghosts, with_mirror = rng.random(2) < (sampling.ghosts, sampling.mirror * phone)
         count = int(rng.integers(1, 5 if phone else 13))
         brightest = np.exp(rng.uniform(np.log(0.15), np.log(1.2)))
