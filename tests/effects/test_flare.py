@@ -35,6 +35,7 @@ def plain(**changes) -> Flare:
         "level": 0.2,
         "zoom": 1.0,
         "formed": 0.0,
+        "spectrum": 0.0,
     }
     return flare_of(0, **(bare | middle | changes))
 
@@ -86,7 +87,7 @@ def test_scatter_equals_a_float64_reference() -> None:
         a, b, fu, fv = int(u), int(v), u % 1, v % 1
         near = stored[b : b + 2, a : a + 2]
         code = np.einsum("i,j,ijc->c", [1 - fv, fv], [1 - fu, fu], near)
-        sharp = r2 / (r2 + 9 * size**2)
+        sharp = r2 / (r2 + 4 * size**2)
         form = 0.3 + 0.7 * (sharp * pupil.PEAK * (code / 255) ** 2 + 1 - sharp)
         expected = hue * wings(np.sqrt(r2 + size**2)) * form
         np.testing.assert_allclose(out[row, column], expected, rtol=0.06, atol=2 * glare.FAINT)

@@ -1,14 +1,15 @@
 """Lens flare: the lens spreads a little of a strong light over the frame.
 
-  (1) seen = J + F,  F = sum over sources of colour * share * (scatter + streaks + ghosts) + mirror
+  (1) seen = J + F,  F = sum over sources of colour * share * (l^-p scatter + streaks + ghosts) + mirror
   (2) scatter: G(r) (1 - d + d C_c(x))          glare, and what the pupil makes of it: `glare` (1, 2), `pupil` (1 to 4)
   (3) ghosts, mirror: images of aperture and lamps thrown back by pairs of surfaces: `ghosts` (1 to 4)
   (4) lamp(r) = P (1 + (r / r0)^2)^-b           a lamp hung into the scene and the lens's core: clipped within its radius
 
 Brightness is quoted as the veil at 5 % of the side from the source, which is what one sees, not as the radiance of the source,
-which no file holds; counted from the edge of a large source, and from the edge of the frame for one beyond it. Ranges are those
-measured on pairs of phone photographs at night (F = 0.03 to 0.2 at 5 %, falling as r^-2, nothing beyond 20 %) and wider for lenses
-in daylight. The source itself stays: the photograph's own highlights do, and a lamp is added to the scene, not to the flare.
+which no file holds; counted from the edge of the frame for a source beyond it. A phone's ranges are those measured on pairs of
+photographs at night: F of 0.003 to 0.1 there, a third of it at 12 %, blue against the lamp (p of (1)), four times as bright in
+its rays as on average. A camera's are wider. The source itself stays: the photograph's own highlights do, and a lamp is added
+to the scene, not to the flare.
 """
 
 import dataclasses
@@ -28,8 +29,9 @@ Image = Float32[np.ndarray, "h w c"]
 _WHOLE = 256  # px; larger photographs get a flare of half their resolution
 _PEAK, _STEEP = 30.0, 2.2  # P and b of (4)
 _BRIGHTEST = 8.0
-_NIGHT = 0.12  # mean light of a dark photograph
-_PHONE_KINDS, _LENS_KINDS = (0.15, 0.15, 0.6, 0.1), (0.3, 0.25, 0.15, 0.3)  # weights of pupil.KINDS
+_NIGHT = 0.2  # mean light of a dark photograph
+_SUN = 2  # times the veil of a lamp at night
+_PHONE_KINDS, _LENS_KINDS = (0.1, 0.1, 0.75, 0.05), (0.3, 0.25, 0.15, 0.3)  # weights of pupil.KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,7 @@ class FlareSampling:
       own: share of photographs with highlights whose flare comes from these.
       outside: share of the other flares whose sources lie out of frame.
       phone: share of flares of a small lens with finger marks: steep, with thin rays; twice that in dark photographs.
-      phone_level: lowest and highest veil of these, linear, white at 1.
+      phone_level: lowest and highest veil of these in the dark, linear, white at 1; twice that in daylight.
       lens_level: of the others.
       ghosts: share with ghosts.
       mirror: share of phone flares with mirrored lamps.
@@ -55,7 +57,7 @@ class FlareSampling:
     own: float = 0.7
     outside: float = 0.4
     phone: float = 0.4
-    phone_level: tuple[float, ...] = (0.03, 0.25)
+    phone_level: tuple[float, ...] = (0.008, 0.08)
     lens_level: tuple[float, ...] = (0.06, 0.6)
     ghosts: float = 0.6
     mirror: float = 0.4
@@ -92,6 +94,7 @@ class Flare:
       turn: of the pattern and the aperture, radians.
       zoom: of the pattern.
       mirrored: the pattern, left for right.
+      spectrum: p, scattered light goes as wavelength^-p: 0 large marks, 4 fine ones.
       streaks: (light against the level, angle in radians, width, length) of each.
       streak_colour: of them, times the source's.
       ghosts: how many.
@@ -116,6 +119,7 @@ class Flare:
     turn: float
     zoom: float
     mirrored: bool
+    spectrum: float
     streaks: tuple[tuple[float, float, float, float], ...]
     streak_colour: Rgb
     ghosts: int
@@ -131,12 +135,13 @@ class Flare:
         """Draws lights, then a phone's lens or a camera's."""
         small = sources.reduced(scene)
         lights, lamp = _lights(rng, small, sampling)
-        phone = rng.random() < sampling.phone * (2 if mean_light(small) < _NIGHT else 1)
+        dark = mean_light(small) < _NIGHT
+        phone = rng.random() < sampling.phone * (2.2 if dark else 1)
         bounds = sampling.phone_level if phone else sampling.lens_level
-        level = float(np.exp(rng.uniform(*np.log(bounds))))
+        level = float(np.exp(rng.uniform(*np.log(bounds)))) * (1 if dark or not phone else _SUN)
         body = _scatter(rng, phone) | _streaks(rng, sampling.streaks * (0.5 if phone else 1.0))
         within = Glare(body["falloff"], body["core"], body["bloom"], body["veil"])
-        farthest = sources.beyond(lights[0], scene.radiance.shape[:2]) + lights[0].size + glare.QUOTED
+        farthest = sources.beyond(lights[0], scene.radiance.shape[:2]) + np.hypot(glare.QUOTED, lights[0].size)
         with_ghosts, with_mirror = rng.random(2) < (sampling.ghosts, sampling.mirror * phone)
         count = int(rng.integers(1, 5 if phone else 13))
         brightest = np.exp(rng.uniform(np.log(0.15), np.log(1.2)))
@@ -187,10 +192,11 @@ class Flare:
         side = fields.side(flare.shape[:2])
         table = Glare(self.falloff, self.core, self.bloom, self.veil).table()
         grain = Grain(self.pattern, self.formed, self.turn, self.zoom, self.mirrored)
+        hue = ((light.WAVELENGTHS / light.WAVELENGTHS[1]) ** -self.spectrum).astype(np.float32)
         lens = ghosts.lens(self.seed, self.ghosts, self.blades, self.turn)
         for place, (_, _, share, size), colour in self._placed(flare.shape[:2]):
             lit = np.float32(self.level * share) * colour
-            glare.add(flare, place, size, lit, table, grain, side)
+            glare.add(flare, place, size, lit * hue, table, grain, side)
             for strength, angle, width, length in self.streaks:
                 line = lit * np.float32(strength) * np.array(self.streak_colour, np.float32)
                 glare.add_streak(flare, place, line, angle, max(width, size), length, side)
@@ -247,17 +253,18 @@ def _scatter(rng: np.random.Generator, phone: bool) -> dict[str, Any]:
     """A small lens with finger marks scatters steeply and in rays, a large one wide and evenly."""
     kind = int(rng.choice(4, p=_PHONE_KINDS if phone else _LENS_KINDS))
     bloom, veil = (0.25, 0.03) if phone else (0.4, 0.35)
-    low, high = (1.8, 2.6) if phone else (1.1, 2.3)
+    low, high = (2.0, 3.0) if phone else (1.1, 2.3)
     return {
         "falloff": float(rng.uniform(low, high)),
         "core": float(rng.uniform(0.008, 0.04)),
         "bloom": (float(rng.uniform(0, bloom)), float(rng.uniform(0.015, 0.06))),
         "veil": (float(rng.uniform(0, veil) ** 2 / veil), float(np.exp(rng.uniform(np.log(0.2), np.log(1.5))))),
         "pattern": kind + len(pupil.KINDS) * int(rng.integers(pupil.COUNT // len(pupil.KINDS))),
-        "formed": float(rng.uniform(0.65 if phone else 0.3, 1)),
+        "formed": float(rng.uniform(0.9 if phone else 0.3, 1)),
         "turn": float(rng.uniform(0, 2 * np.pi)),
         "zoom": float(np.exp(rng.uniform(np.log(0.7), np.log(1.8)))),
         "mirrored": bool(rng.random() < 0.5),
+        "spectrum": float(rng.uniform(1, 4.5) if phone else rng.uniform(-0.5, 1)),
     }
 
 

@@ -5,7 +5,7 @@
   (2) S_c = G(r) (1 - d + d C_c(x))                         d: share of the scattered light that the pupil forms (`pupil`)
   (3) L(x) = exp(-|across| / w) (1 + |along| / l)^-1.5      a streak of cylindrical glass or of parallel scratches
 
-r and x are in image sides, from the source. A source with a size s acts at sqrt(r^2 + s^2), and blurs C within a few s.
+r and x are in image sides, from the source. A source with a size s acts at sqrt(r^2 + s^2), and blurs C within 2 s.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from jaxtyping import Float32, Float64, UInt8
 from uniser_jax.effects import pupil
 
 QUOTED = 0.05  # q: brightness is quoted at this distance from the source
-FAINT = 2e-4  # of white: what is fainter is not drawn
+FAINT = 3e-4  # of white: what is fainter is not drawn
 
 _FARTHEST, _STEPS = 4.0, 4096  # image sides; of the table of G, even in the root of r
 
@@ -134,7 +134,7 @@ def _scatter(out, origin, pixel, size2, strength, hue, table, form, share):  # t
     pixel, size2, strength = np.float32(pixel), np.float32(size2), np.float32(strength)
     faint, last = np.float32(FAINT), np.float32(len(table) - 1)
     steps = np.float32((len(table) - 1) / np.sqrt(_FARTHEST))
-    plain, formed, blurred = np.float32(1 - share), np.float32(share), np.float32(9) * size2 + np.float32(1e-12)
+    plain, formed, blurred = np.float32(1 - share), np.float32(share), np.float32(4) * size2 + np.float32(1e-12)
     scale = np.float32(pupil.PEAK / 255**2)
     columns = out.shape[1]
     even, rays = np.empty(columns, np.float32), np.empty(columns, np.float32)

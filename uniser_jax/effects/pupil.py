@@ -95,8 +95,8 @@ def _pupil(rng: np.random.Generator, kind: str) -> Plane:
     bend = rng.uniform(0.3, 1) if kind == "aperture" else rng.uniform(0, 0.3)
     pupil = np.zeros((n, n), np.float32)
     cv2.fillPoly(pupil, [_outline(blades, bend, rng.uniform(0, np.pi))], 1, cv2.LINE_AA, shift=4)
-    if kind == "smear":
-        return pupil * _grease(rng)
+    if kind == "smear":  # phones have no blades: a round edge, far below the marks in what it scatters
+        return cv2.GaussianBlur(pupil, (0, 0), n / 60) * _grease(rng)
     marks = rng.integers(40, 200) if kind == "dirt" else rng.integers(0, 12)
     for _ in range(int(marks)):
         place = rng.uniform(n / 4, 3 * n / 4, 2)

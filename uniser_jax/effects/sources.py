@@ -14,7 +14,7 @@ Rgb = tuple[float, float, float]
 _SEEN_AT = 192  # px, the longer side of the image on which highlights are looked for
 _BRIGHT, _RIM = 0.92, 0.4  # luminance of a highlight; of what still shows a clipped lamp's colour
 _LARGEST = 0.12  # of the frame; what is larger is sky
-_WEAKEST = 0.06  # share of a light worth drawing
+_WEAKEST = 0.12  # share of a light worth drawing
 _LEDS = ((1.0, 0.06, 0.04), (0.1, 1.0, 0.35), (0.15, 0.3, 1.0), (1.0, 0.55, 0.1), (0.9, 0.2, 1.0))
 
 
