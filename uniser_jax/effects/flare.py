@@ -21,7 +21,7 @@ from jaxtyping import Float32
 
 from uniser_jax.effects import fields, ghosts, glare, light, pupil, sources, templates
 from uniser_jax.effects.glare import Glare, Grain
-from uniser_jax.effects.layer import LinearLayer, Scene, mean_light
+from uniser_jax.effects.layer import LinearLayer, Scene
 from uniser_jax.effects.sources import Rgb, Source
 
 Image = Float32[np.ndarray, "h w c"]
@@ -29,8 +29,8 @@ Image = Float32[np.ndarray, "h w c"]
 _WHOLE = 256  # px; larger photographs get a flare of half their resolution
 _PEAK, _STEEP = 30.0, 2.2  # P and b of (4)
 _BRIGHTEST = 8.0
-_NIGHT = 0.2  # mean light of a dark photograph
-_SUN = 2  # times the veil of a lamp at night
+_NIGHT = 0.07  # a dark photograph's median luminance
+_SUN = 4  # times the veil of a lamp at night
 _PHONE_KINDS, _LENS_KINDS = (0.1, 0.1, 0.75, 0.05), (0.3, 0.25, 0.15, 0.3)  # weights of pupil.KINDS
 
 
@@ -41,8 +41,8 @@ class FlareSampling:
     Args:
       own: share of photographs with highlights whose flare comes from these.
       outside: share of the other flares whose sources lie out of frame.
-      phone: share of flares of a small lens with finger marks: steep, with thin rays; twice that in dark photographs.
-      phone_level: lowest and highest veil of these in the dark, linear, white at 1; twice that in daylight.
+      phone: share of flares of a small lens with finger marks: steep, with thin rays; 2.5 times that in dark photographs.
+      phone_level: lowest and highest veil of these in the dark, linear, white at 1; four times that in daylight.
       lens_level: of the others.
       ghosts: share with ghosts.
       mirror: share of phone flares with mirrored lamps.
@@ -56,9 +56,9 @@ class FlareSampling:
 
     own: float = 0.7
     outside: float = 0.4
-    phone: float = 0.4
-    phone_level: tuple[float, ...] = (0.008, 0.08)
-    lens_level: tuple[float, ...] = (0.06, 0.6)
+    phone: float = 0.35
+    phone_level: tuple[float, ...] = (0.015, 0.1)
+    lens_level: tuple[float, ...] = (0.1, 0.8)
     ghosts: float = 0.6
     mirror: float = 0.4
     streaks: float = 0.25
@@ -135,8 +135,8 @@ class Flare:
         """Draws lights, then a phone's lens or a camera's."""
         small = sources.reduced(scene)
         lights, lamp = _lights(rng, small, sampling)
-        dark = mean_light(small) < _NIGHT
-        phone = rng.random() < sampling.phone * (2.2 if dark else 1)
+        dark = float(np.median(light.luminance(small)[::3, ::3])) < _NIGHT
+        phone = rng.random() < sampling.phone * (2.5 if dark else 1)
         bounds = sampling.phone_level if phone else sampling.lens_level
         level = float(np.exp(rng.uniform(*np.log(bounds)))) * (1 if dark or not phone else _SUN)
         body = _scatter(rng, phone) | _streaks(rng, sampling.streaks * (0.5 if phone else 1.0))
@@ -152,7 +152,7 @@ class Flare:
         return cls(
             sources=tuple((each.x, each.y, each.share, each.size) for each in lights),
             colours=tuple(each.colour for each in lights),
-            level=float(level / max(float(within(np.array(farthest))), 0.03)),
+            level=float(level / max(float(within(np.array(farthest))), 0.12)),
             ghosts=count if with_ghosts else 0,
             ghost_level=float(brightest * level),
             blades=blades,

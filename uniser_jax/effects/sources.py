@@ -88,7 +88,7 @@ def outside(rng: np.random.Generator, count: int) -> list[Source]:
     """Lights that shine in from beyond the frame, most from above."""
     sources: list[Source] = []
     for _ in range(count):
-        distance, along = rng.uniform(0.01, 0.3), rng.uniform(0, 1)
+        distance, along = rng.uniform(0.01, 0.2), rng.uniform(0, 1)
         places = ((along, -distance), (-distance, along), (1 + distance, along), (along, 1 + distance))
         x, y = places[int(rng.choice(4, p=(0.5, 0.22, 0.22, 0.06)))]
         share = float(rng.uniform(0.3, 1)) if sources else 1.0
