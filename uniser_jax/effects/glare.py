@@ -112,7 +112,7 @@ def add(out: Image, place: np.ndarray, size: float, light: Colour, table: Fallof
     _scatter(part, origin, 1 / side, size**2, strength, hue, table, form, grain.share)
 
 
-def _warped(grain: Grain, origin: np.ndarray, side: float, size: tuple[int, int]) -> UInt8[np.ndarray, "h w c"]:
+def _warped(grain: Grain, origin: np.ndarray, side: float, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 4"]:
     """The pattern as pixels of the image see it; `origin` is the first of them, from the source."""
     pattern = pupil.pattern(grain.pattern)
     to_pattern = grain.matrix() / side

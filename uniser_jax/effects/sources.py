@@ -11,7 +11,7 @@ from uniser_jax.effects.layer import Scene
 
 Rgb = tuple[float, float, float]
 
-_SEEN_AT = 192  # px, the longer side of the image on which highlights are looked for
+_SEEN_AT = 256  # px, the longer side of the image on which highlights are looked for
 _BRIGHT, _RIM = 0.92, 0.4  # luminance of a highlight; of what still shows a clipped lamp's colour
 _LARGEST = 0.12  # of the frame; what is larger is sky
 _WEAKEST = 0.12  # share of a light worth drawing
@@ -37,7 +37,7 @@ class Source(NamedTuple):
 
 
 def reduced(scene: Scene) -> Float32[np.ndarray, "h w c"]:
-    """The photograph at up to 192 px, where its lights are looked for."""
+    """The photograph at up to 256 px, where its lights are looked for."""
     h, w = scene.radiance.shape[:2]
     factor = -(-max(h, w) // _SEEN_AT)
     return cv2.resize(scene.radiance, (max(1, w // factor), max(1, h // factor)), interpolation=cv2.INTER_AREA)
