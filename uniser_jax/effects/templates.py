@@ -18,7 +18,7 @@ Image = Float32[np.ndarray, "h w c"]
 
 
 class Template(NamedTuple):
-    """A flare with 1 as the mean over the ring at 5 % of the side around its source.
+    """A flare with 1 as the mean over the ring at 5 % of the side around its source; fainter where that would lift its noise.
 
     Args:
       light: linear; 0 at the border.
@@ -65,7 +65,7 @@ def read(path: str, quoted: float) -> Template:
     h, w = flare.shape[:2]
     y, x = np.ogrid[:h, :w]
     margin = np.minimum(np.minimum(y, h - 1 - y) / h, np.minimum(x, w - 1 - x) / w).astype(np.float32)
-    background = np.median(flare[margin < 0.04], 0)  # sensor offset, sky glow
+    background = np.percentile(flare[margin < 0.05], 90, 0).astype(np.float32)  # sensor offset, sky glow, noise
     flare = np.maximum(flare - background, 0) * fields.smoothstep(margin, 0, 0.1)[..., None]
     bright = light.luminance(fields.blur(flare, 0.01 * fields.side((h, w)))) ** 4
     total = float(bright.sum())
@@ -74,7 +74,7 @@ def read(path: str, quoted: float) -> Template:
     source = float((bright * x).sum() / total) + 0.5, float((bright * y).sum() / total) + 0.5
     r = np.hypot(x + 0.5 - source[0], y + 0.5 - source[1]) / fields.side((h, w))
     ring = float(flare[(r > 0.8 * quoted) & (r < 1.2 * quoted)].mean())
-    return Template(flare / np.float32(max(ring, 0.02 * flare.max())), source)
+    return Template(flare / np.float32(max(ring, 0.1 * flare.max())), source)
 
 
 def add(
