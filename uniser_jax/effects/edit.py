@@ -203,13 +203,15 @@ class Rendering:
     def mask(self) -> UInt8[np.ndarray, "h w"]:
         """The recipe's soft mask aM, rounded to 8 bits."""
         shape = self.radiance.shape[:2]
+        if self.recipe.mask == "all":
+            return np.full(shape, round(255 * self.recipe.alpha), np.uint8)
         where = None
         if self.recipe.mask == "support":
             asked = asked_for(self.recipe.task, self.names)
             parts = [support(layer, self.radiance) for layer, ask in zip(self.layers, asked, strict=True) if ask]
             where = np.max(parts, 0) if parts else np.ones(shape, np.float32)
         drawn = masks.draw(np.random.default_rng(self.recipe.mask_seed), shape, self.recipe.mask, where)
-        return np.round(255 * np.float32(self.recipe.alpha) * drawn).astype(np.uint8)
+        return cv2.convertScaleAbs(drawn, alpha=255 * self.recipe.alpha)
 
 
 def scene_from_photo(

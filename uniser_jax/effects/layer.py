@@ -56,6 +56,10 @@ class Layer(Protocol):
         """The light behind the layer at a strength, one number or one per pixel; a new array."""
         ...
 
+    def at(self, strength: Strength) -> Affine:
+        """The affine map at a strength; of a layer that blurs, the map for a scene without detail."""
+        ...
+
     @property
     def lamp(self) -> Float32[np.ndarray, "h w c"] | None:
         """Light that the effect's cause adds to the scene itself, and that no removal takes away."""
