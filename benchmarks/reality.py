@@ -4,10 +4,12 @@
 
 Real and rendered pairs pass the very same estimators at the same size, so that what an estimator gets wrong, it gets wrong on
 both sides. By default effects are rendered on the clean halves of the real pairs: the scenes are the same, too. Each effect is
-alone, drawn with the default sampling, at its whole strength, through a camera drawn with the defaults.
+alone, drawn with the default sampling or with what --families changes of it, at its whole strength, through a camera drawn with
+the defaults.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import sys
@@ -51,9 +53,10 @@ def real(manifest: pathlib.Path) -> dict[str, list[Pair]]:
     return found
 
 
-def rendered(effect: str, scenes: Sequence[Image], count: int, seed: int) -> Iterator[Pair]:
+def rendered(
+    effect: str, scenes: Sequence[Image], count: int, seed: int, sampling: edit.EditSampling
+) -> Iterator[Pair]:
     """Pairs with one effect; photographs take turns, a window reflects any of them."""
-    sampling = edit.EditSampling()
     for index in range(count):
         rng = np.random.default_rng((seed, index))
         photo, other = scenes[index % len(scenes)], scenes[int(rng.integers(len(scenes)))]
@@ -122,6 +125,23 @@ def _number(value: float | None, form: str) -> str:
     return "?" if value is None else format(value, form)
 
 
+def sampling_with(text: str) -> edit.EditSampling:
+    """The default sampling with families changed: JSON such as {"flare": {"phone": 1}}.
+
+    Raises:
+      ValueError: for what is no JSON, no family, no field of one, or a value that it refuses.
+    """
+    families = edit.EditSampling().families
+    try:
+        for name, values in json.loads(text).items():
+            values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+            changed = dataclasses.replace(getattr(families, name), **values)
+            families = dataclasses.replace(families, **{name: changed})
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"--families {text}: {error}") from None
+    return edit.EditSampling(families=families)
+
+
 def _scenes(spec: str, effect: str, found: Sequence[Pair], count: int) -> list[Image]:
     if spec == "pairs":
         return [light.encode(pair.clean) for pair in found]
@@ -139,6 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--effect", choices=tuple(ESTIMATORS), help="only this one")
     parser.add_argument("--count", type=int, default=100, help="rendered pairs per effect")
+    parser.add_argument("--families", default="{}", help='another sampling, as JSON: {"flare": {"phone": 1}}')
     parser.add_argument("--seed", type=int, default=0, help="of everything rendered")
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--markdown", type=pathlib.Path)
@@ -160,11 +181,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _results(arguments: argparse.Namespace) -> dict[str, Table]:
     if arguments.count < 1:
         raise ValueError(f"--count {arguments.count}: expected at least 1")
-    results = {}
+    sampling, results = sampling_with(arguments.families), {}
     for effect, found in real(arguments.pairs).items():
         if found and arguments.effect in (None, effect):
             scenes = _scenes(arguments.photos, effect, found, arguments.count)
-            drawn = rendered(effect, scenes, arguments.count, arguments.seed)
+            drawn = rendered(effect, scenes, arguments.count, arguments.seed, sampling)
             measured = ([ESTIMATORS[effect](pair) for pair in side] for side in (found, drawn))
             results[effect] = compare(*measured)
     return results

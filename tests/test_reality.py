@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import reality
 from uniser_jax.data import photos
-from uniser_jax.effects import fields, gallery, light
+from uniser_jax.effects import edit, fields, gallery, light
 from uniser_jax.evaluation import estimators
 from uniser_jax.evaluation.estimators import ESTIMATORS, Pair
 
@@ -198,9 +198,15 @@ def test_program(manifest: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.
 
 def test_the_same_seed_renders_the_same_pairs() -> None:
     photo = gallery.square(photos.samples()[COFFEE], 64)
-    first, again = (list(reality.rendered("flare", [photo], 2, 5)) for _ in range(2))
+    first, again = (list(reality.rendered("flare", [photo], 2, 5, edit.EditSampling())) for _ in range(2))
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a.seen, b.seen)
+
+
+def test_families_change_what_is_drawn() -> None:
+    sampling = reality.sampling_with('{"flare": {"phone": 1, "phone_level": [0.02, 0.03]}}')
+    assert sampling.families.flare.phone_level == (0.02, 0.03)
+    assert sampling.families.haze == edit.EditSampling().families.haze
 
 
 @pytest.mark.parametrize(
@@ -209,6 +215,9 @@ def test_the_same_seed_renders_the_same_pairs() -> None:
         (["--pairs", "nowhere.csv"], "no manifest"),
         (["--pairs", "MANIFEST", "--photos", "nowhere"], "no folder of photographs"),
         (["--pairs", "MANIFEST", "--count", "0"], "--count 0"),
+        (["--pairs", "MANIFEST", "--families", "flare"], "Expecting value"),
+        (["--pairs", "MANIFEST", "--families", '{"flares": {}}'], "no attribute 'flares'"),
+        (["--pairs", "MANIFEST", "--families", '{"flare": {"phones": 1}}'], "'phones'"),
     ],
 )
 def test_mistakes_are_one_line(
