@@ -1,0 +1,101 @@
+"""Says what a run hangs on: a step that takes too long logs the stacks of all threads, and which host is behind."""
+
+import faulthandler
+import json
+import pathlib
+import threading
+import time
+from typing import Self
+
+from absl import logging
+
+from uniser_jax import hosts
+
+
+class Watchdog:
+    """Watches the steps of one process from a thread of its own; a context manager.
+
+    When no step comes for `seconds`, it writes `folder/process_00000.txt`: who and where on the first line, then the
+    stacks. In a run of many processes all hang when one does, for they wait for its part; the folder, which all hosts
+    see, then tells the one that is behind.
+
+    Args:
+      folder: for the reports, on a disk that all processes share.
+      seconds: without a step, after which to report; compiling must take less. 0 never reports.
+      process: the index of this process.
+      processes: how many there are.
+      step: where the run starts.
+    """
+
+    def __init__(self, folder: pathlib.Path, seconds: float, process: int = 0, processes: int = 1, step: int = 0):
+        self._folder, self._seconds = folder, seconds
+        self._process, self._processes = process, processes
+        self._step, self._time = step, time.monotonic()
+        self._reported = 0.0  # when, while it stalls
+        self._path = folder / f"process_{process:05d}.txt"
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def beat(self, step: int) -> None:
+        """Tells that `step` was done."""
+        if self._reported:
+            logging.info("moves again, at step %d after %.0f s", step, time.monotonic() - self._time)
+            self._clear()
+        self._step, self._time = step, time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._seconds > 0:
+            self._clear()  # of a run that was killed while it hung
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self) -> None:
+        tick = min(self._seconds / 4, 15)
+        compared = False
+        while not self._end.wait(tick):
+            now = time.monotonic()
+            if not self._reported and now - self._time > self._seconds:
+                self._report(now)
+                compared = False
+            elif self._reported and not compared and now - self._reported > 2 * tick:  # the others had time to report
+                logging.error("%s", behind(self._folder, self._processes))
+                compared = True
+
+    def _report(self, now: float) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        who = {"process": self._process, "host": hosts.host(), "step": self._step}
+        with self._path.open("w") as file:
+            file.write(json.dumps(who) + "\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+        self._reported = now
+        logging.error(
+            "process %d on %s has made no step for %.0f s, the last was %d; its threads:\n%s",
+            self._process,
+            hosts.host(),
+            now - self._time,
+            self._step,
+            self._path.read_text().partition("\n")[2],
+        )
+
+    def _clear(self) -> None:
+        self._reported = 0.0
+        self._path.unlink(missing_ok=True)
+
+
+def behind(folder: pathlib.Path, processes: int) -> str:
+    """One line that says, from the reports of stalled processes, which of them the others wait for."""
+    reports = [json.loads(path.read_text().partition("\n")[0]) for path in sorted(folder.glob("process_*.txt"))]
+    silent = sorted(set(range(processes)) - {report["process"] for report in reports})
+    first = min(report["step"] for report in reports)
+    late = [f"process {report['process']} on {report['host']}" for report in reports if report["step"] == first]
+    if silent:
+        return f"no report from process {', '.join(map(str, silent))}: dead, or still busy; the others wait"
+    if len(late) == len(reports):
+        return f"all {processes} processes wait at step {first}"
+    return f"behind: {', '.join(late)}, at step {first}; the others are at {max(r['step'] for r in reports)}"
