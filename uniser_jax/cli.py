@@ -1,4 +1,4 @@
-"""The command line: `uniser train | restore | evaluate | preview | status`. A mistake of the caller is one line, exit code 2."""
+"""The command line: `uniser train | restore | evaluate | preview | status`. The mistake of a caller is one line and code 2."""
 
 import argparse
 import pathlib
