@@ -30,7 +30,7 @@ class Policy:
     """When to start again, and how long to wait.
 
     Args:
-      restarts: failures in a row that are forgiven; a new checkpoint between two of them starts the count anew.
+      restarts: how many attempts in a row may end early; one that got further than the last starts the count anew.
       grace: seconds between a request to stop and SIGKILL.
       pause: seconds before the first restart; doubles with each further one, up to a minute.
     """
@@ -84,12 +84,11 @@ class Supervisor:
                 return STOPPED
             if code == MISTAKE:
                 return MISTAKE
-            failures = 0 if self._progress() > reached else failures
-            failures += code != 0  # 0: one process was asked to stop, and all saved
+            failures = (0 if self._progress() > reached else failures) + 1
             if failures > self._policy.restarts:
-                _say(f"gives up after {failures} failures in a row without a new checkpoint")
+                _say(f"attempt {attempt} ended with exit code {code}; gives up")
                 return 1
-            pause = min(60.0, self._policy.pause * 2 ** max(0, failures - 1))
+            pause = min(60.0, self._policy.pause * 2 ** (failures - 1))
             _say(f"attempt {attempt} ended with exit code {code}; again in {pause:.0f} s")
             self._sleep(pause)
             if self._asked is not None:
@@ -99,26 +98,29 @@ class Supervisor:
         """Runs all processes once; returns the exit code of the first that failed, or 0."""
         shown = _Follow(processes[0].log)
         running = [_start(process, self._keep) for process in processes]
-        forwarded, deadline = False, float("inf")
         try:
-            while True:
-                codes = [process.poll() for process in running]
-                shown.copy()
-                failed = [code for code in codes if code]
-                if failed or None not in codes:
-                    return abs(failed[0]) if failed else 0
-                if self._asked is not None and not forwarded:
-                    _signal_all(running, self._asked)
-                    forwarded = True
-                if (forwarded or 0 in codes) and deadline == float("inf"):
-                    deadline = time.monotonic() + self._policy.grace
-                if time.monotonic() > deadline:
-                    _say(f"{codes.count(None)} of {len(running)} processes still run after {self._policy.grace} s")
-                    return signal.SIGKILL
-                time.sleep(_POLL)
+            return self._watch(running, shown)
         finally:
             _kill_all(running)
+            shown.close()
+
+    def _watch(self, running: Sequence[subprocess.Popen], shown: "_Follow") -> int:
+        forwarded, deadline = False, float("inf")
+        while True:
+            codes = [process.poll() for process in running]
             shown.copy()
+            failed = [code for code in codes if code]
+            if failed or None not in codes:
+                return abs(failed[0]) if failed else 0
+            if self._asked is not None and not forwarded:
+                _signal_all(running, self._asked)
+                forwarded = True
+            if (forwarded or 0 in codes) and deadline == float("inf"):
+                deadline = time.monotonic() + self._policy.grace
+            if time.monotonic() > deadline:
+                _say(f"{codes.count(None)} of {len(running)} processes still run after {self._policy.grace} s")
+                return signal.SIGKILL
+            time.sleep(_POLL)
 
     def _ask(self, number: int, _: FrameType | None) -> None:
         self._asked = number
@@ -142,6 +144,11 @@ class _Follow:
         """Copies what is new."""
         sys.stderr.buffer.write(self._file.read())
         sys.stderr.flush()
+
+    def close(self) -> None:
+        """Copies the rest."""
+        self.copy()
+        self._file.close()
 
 
 def _start(process: Process, keep: Sequence[int]) -> subprocess.Popen:
