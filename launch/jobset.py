@@ -48,6 +48,7 @@ def manifest(
             "rules": [
                 {
                     "action": "FailJob",
+                    "onPodConditions": [],  # clusters before Kubernetes 1.31 ask for it
                     "onExitCodes": {"containerName": "train", "operator": "In", "values": [job.MISTAKE]},
                 }
             ]

@@ -218,7 +218,13 @@ _JOB = {
     "completionMode": ("Indexed", "NonIndexed"),
     "backoffLimit": int,
     "podFailurePolicy": {
-        "rules!": [{"action!": ("FailJob", "FailIndex", "Ignore", "Count"), "onExitCodes": _EXIT_CODES}],
+        "rules!": [
+            {
+                "action!": ("FailJob", "FailIndex", "Ignore", "Count"),
+                "onExitCodes": _EXIT_CODES,
+                "onPodConditions": [{"type!": str, "status!": str}],
+            }
+        ],
     },
     "template!": {"metadata": _METADATA, "spec": _POD},
 }

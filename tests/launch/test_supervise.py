@@ -91,7 +91,9 @@ def test_exit_code_0_before_the_end_is_a_preemption_and_goes_on(tmp_path) -> Non
 
 
 def test_logs_of_all_processes_and_attempts_are_kept(tmp_path, capfdbinary) -> None:
-    job = Job(tmp_path, "echo first; sleep 0.2; [ $ATTEMPT = 2 ] && touch done; exit 1", "echo second; sleep 0.5; exit 1")
+    job = Job(
+        tmp_path, "echo first; sleep 0.2; [ $ATTEMPT = 2 ] && touch done; exit 1", "echo second; sleep 0.5; exit 1"
+    )
     assert job.run() == 0
     assert job.log(0).read_text().count("first\n") == 2
     assert job.log(1).read_text().count("second\n") == 2
