@@ -102,49 +102,66 @@ def plot(rows: Sequence[Row], metric: str, best: str) -> Image:
 
 
 class _Panel:
-    """Axes in an image: data to pixels, ticks and lines."""
+    """Axes in an image, logarithmic where values are positive and span a lot: data to pixels, ticks and lines."""
 
-    def __init__(self, title: str, xs: Sequence[float], ys: Sequence[float], log_x: bool = False):
+    def __init__(self, title: str, xs: Sequence[float], ys: Sequence[float], linear_x: bool = False):
         self.image: Image = np.full((_HEIGHT, _WIDTH, 3), 255, np.uint8)
-        self._log = log_x
-        self._x, self._y = _range([self._scaled(x) for x in xs]), _range(ys)
+        self._x, self._y = _Scale(xs, linear_x), _Scale(ys)
         cv2.putText(self.image, title, (_LEFT, 19), _FONT, 0.45, _INK, 1, cv2.LINE_AA)
         for share in (0.0, 0.5, 1.0):
-            y = self._y[0] + share * (self._y[1] - self._y[0])
-            row = self._pixel(self._x[0], y)[1]
+            y = self._y.value(share)
+            row = self._pixel(xs[0], y)[1]
             cv2.line(self.image, (_LEFT, row), (_WIDTH - _RIGHT, row), _GRID, 1)
-            cv2.putText(self.image, _short(y), (4, row + 4), _FONT, 0.36, _INK, 1, cv2.LINE_AA)
+            cv2.putText(self.image, f"{y:.3g}", (4, row + 4), _FONT, 0.36, _INK, 1, cv2.LINE_AA)
 
     def tick(self, x: float, text: str) -> None:
         """A label under the axis."""
         (wide, _), _ = cv2.getTextSize(text, _FONT, 0.36, 1)
-        column = self._pixel(self._scaled(x), self._y[0])[0]
+        column = self._pixel(x, self._y.value(0))[0]
         left = min(max(2, column - wide // 2), _WIDTH - wide - 2)
         cv2.putText(self.image, text, (left, _HEIGHT - 12), _FONT, 0.36, _INK, 1, cv2.LINE_AA)
 
     def line(self, points: Sequence[Point], colour: tuple[int, ...]) -> None:
         """A curve."""
-        pixels = np.array([self._pixel(self._scaled(x), y) for x, y in points], np.int32)
+        pixels = np.array([self._pixel(x, y) for x, y in points], np.int32)
         cv2.polylines(self.image, [pixels], False, colour, 1, cv2.LINE_AA)
 
     def mark(self, x: float, y: float, colour: tuple[int, ...], filled: bool) -> None:
         """A dot or a ring."""
-        cv2.circle(self.image, self._pixel(self._scaled(x), y), 5, colour, -1 if filled else 1, cv2.LINE_AA)
-
-    def _scaled(self, x: float) -> float:
-        return math.log(x) if self._log else x
+        cv2.circle(self.image, self._pixel(x, y), 5, colour, -1 if filled else 1, cv2.LINE_AA)
 
     def _pixel(self, x: float, y: float) -> tuple[int, int]:
-        (left, right), (low, high) = self._x, self._y
-        return (
-            round(_LEFT + (x - left) / (right - left) * (_WIDTH - _LEFT - _RIGHT)),
-            round(_HEIGHT - _BOTTOM - (y - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)),
+        inner = 10  # marks at the edge stay whole
+        right = _LEFT + inner + self._x.share(x) * (_WIDTH - _LEFT - _RIGHT - 2 * inner)
+        return round(right), round(
+            _HEIGHT - _BOTTOM - inner - self._y.share(y) * (_HEIGHT - _TOP - _BOTTOM - 2 * inner)
         )
+
+
+class _Scale:
+    """Maps values to their share of an axis, and back."""
+
+    def __init__(self, values: Sequence[float], linear: bool = False):
+        self._log = not linear and min(values) > 0 and max(values) >= 8 * min(values)
+        low, high = self._in(min(values)), self._in(max(values))
+        self._low, self._span = (low, high - low) if high > low else (low - 0.5, 1.0)
+
+    def share(self, value: float) -> float:
+        """Of the axis, 0 at the least value and 1 at the largest."""
+        return (self._in(value) - self._low) / self._span
+
+    def value(self, share: float) -> float:
+        """The inverse of `share`."""
+        value = self._low + share * self._span
+        return math.exp(value) if self._log else value
+
+    def _in(self, value: float) -> float:
+        return math.log(value) if self._log else value
 
 
 def _curves(rows: Sequence[Row], colours: Sequence[tuple[int, ...]], metric: str) -> Image:
     points = [point for row in rows for point in row["curve"]]
-    panel = _Panel(f"{metric} by step", [x for x, _ in points], [y for _, y in points])
+    panel = _Panel(f"{metric} by step", [x for x, _ in points], [y for _, y in points], linear_x=True)
     for row, colour in zip(rows, colours, strict=True):
         if row["curve"]:
             panel.line(row["curve"], colour)
@@ -154,7 +171,7 @@ def _curves(rows: Sequence[Row], colours: Sequence[tuple[int, ...]], metric: str
 
 
 def _against(rows: Sequence[Row], colours: Sequence[tuple[int, ...]], key: str, title: str) -> Image:
-    """The metric against one parameter: on a logarithmic axis where its values span a lot, evenly where they are words."""
+    """The metric against one parameter; values that are words stand evenly."""
     shown = [
         (row, colour) for row, colour in zip(rows, colours, strict=True) if row["curve"] and key in row["overrides"]
     ]
@@ -163,8 +180,7 @@ def _against(rows: Sequence[Row], colours: Sequence[tuple[int, ...]], key: str, 
     order: list[Any] = sorted(set(values)) if numeric else sorted(set(map(str, values)))
     place = {str(value): float(value) if numeric else index for index, value in enumerate(order)}
     xs = [place[str(value)] for value in values]
-    log_x = numeric and min(xs) > 0 and max(xs) >= 8 * min(xs)
-    panel = _Panel(f"{title}, by {key}", xs, [row[name] for row, _ in shown for name in ("final", "best")], log_x)
+    panel = _Panel(f"{title}, by {key}", xs, [row[name] for row, _ in shown for name in ("final", "best")])
     for (row, colour), x in zip(shown, xs, strict=True):
         panel.mark(x, row["final"], colour, filled=False)
         panel.mark(x, row["best"], colour, filled=True)
@@ -172,12 +188,6 @@ def _against(rows: Sequence[Row], colours: Sequence[tuple[int, ...]], key: str, 
     for value in labelled:
         panel.tick(place[str(value)], str(value))
     return panel.image
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    margin = 0.05 * (high - low) or 0.5
-    return low - margin, high + margin
 
 
 def _colours(count: int) -> list[tuple[int, ...]]:
