@@ -61,7 +61,7 @@ class Supervisor:
     ):
         self._processes, self._finished, self._progress = processes, finished, progress
         self._policy, self._keep = policy, keep
-        self._asked: int | None = None  # the signal that asked us to stop
+        self._asked = False  # to stop
 
     def run(self) -> int:
         """Returns 0 when the work is done, 75 when stopped before, 2 for a mistake, else 1."""
@@ -80,7 +80,7 @@ class Supervisor:
             code = self._attempt(self._processes(attempt))
             if self._finished():
                 return 0
-            if self._asked is not None:
+            if self._asked:
                 return STOPPED
             if code == MISTAKE:
                 return MISTAKE
@@ -91,7 +91,7 @@ class Supervisor:
             pause = min(60.0, self._policy.pause * 2 ** (failures - 1))
             _say(f"attempt {attempt} ended with exit code {code}; again in {pause:.0f} s")
             self._sleep(pause)
-            if self._asked is not None:
+            if self._asked:
                 return STOPPED
 
     def _attempt(self, processes: Sequence[Process]) -> int:
@@ -112,8 +112,9 @@ class Supervisor:
             failed = [code for code in codes if code]
             if failed or None not in codes:
                 return abs(failed[0]) if failed else 0
-            if self._asked is not None and not forwarded:
-                _signal_all(running, self._asked)
+            if self._asked and not forwarded:
+                for process in running:  # Ctrl-C, too, becomes SIGTERM: only that finds a step common to all
+                    process.terminate()
                 forwarded = True
             if (forwarded or 0 in codes) and deadline == float("inf"):
                 deadline = time.monotonic() + self._policy.grace
@@ -122,12 +123,12 @@ class Supervisor:
                 return signal.SIGKILL
             time.sleep(_POLL)
 
-    def _ask(self, number: int, _: FrameType | None) -> None:
-        self._asked = number
+    def _ask(self, _: int, __: FrameType | None) -> None:
+        self._asked = True
 
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while self._asked is None and time.monotonic() < end:
+        while not self._asked and time.monotonic() < end:
             time.sleep(_POLL)
 
 
@@ -167,11 +168,6 @@ def _start(process: Process, keep: Sequence[int]) -> subprocess.Popen:
             start_new_session=True,
             pass_fds=keep,
         )
-
-
-def _signal_all(running: Sequence[subprocess.Popen], number: int) -> None:
-    for process in running:
-        process.send_signal(number)
 
 
 def _kill_all(running: Sequence[subprocess.Popen]) -> None:

@@ -158,7 +158,7 @@ class Sweep:
         self._started: dict[str, subprocess.Popen] = {}
         self._adopted: set[str] = set()
         self._failed: set[str] = set()
-        self._asked: int | None = None
+        self._asked = False  # to stop
 
     def run(self) -> int:
         """Returns the exit code of the sweep."""
@@ -167,15 +167,15 @@ class Sweep:
         waiting = [trial for trial in self._trials if trial.state() != "finished"]
         _say(f"{len(self._trials)} runs, {len(self._trials) - len(waiting)} of them finished")
         self._report()
-        while (waiting and self._asked is None) or self._started or self._adopted:
-            while waiting and self._asked is None and self._active() < self._arguments.parallel:
+        while (waiting and not self._asked) or self._started or self._adopted:
+            while waiting and not self._asked and self._active() < self._arguments.parallel:
                 self._start(waiting.pop(0))
             time.sleep(_POLL)
             ended = [self._ended(trial) for trial in self._trials]
             if any(ended):
                 self._report()
         self._report()
-        if self._asked is not None:
+        if self._asked:
             return job.STOPPED
         return 1 if self._failed else 0
 
@@ -207,7 +207,7 @@ class Sweep:
             del self._started[name]
         else:
             return False
-        if trial.state() != "finished" and self._asked is None:
+        if trial.state() != "finished" and not self._asked:
             self._failed.add(name)
         _say(f"{name}: {trial.state(name in self._failed)}")
         return True
@@ -222,11 +222,11 @@ class Sweep:
     def _metric(self) -> tuple[str, str]:
         return self._arguments.metric, self._arguments.best
 
-    def _ask(self, number: int, _: FrameType | None) -> None:
+    def _ask(self, _: int, __: FrameType | None) -> None:
         """Passes the wish to stop on; what an earlier sweep started is left alone."""
-        self._asked = number
+        self._asked = True
         for process in self._started.values():
-            process.send_signal(number)
+            process.terminate()
 
 
 def _say(text: str) -> None:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from absl import logging
@@ -50,10 +51,16 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     shapes = state_shapes(network, optimizer, mesh)
     examples, held_out = open_examples(config)
 
-    with jax.set_mesh(mesh), Checkpoints(workdir, config.checkpoint.every, config.checkpoint.keep) as checkpoints:
+    saving = config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every
+    with jax.set_mesh(mesh), Checkpoints(workdir, *saving) as checkpoints:
         # Resuming always wins over starting: the same command must never overwrite a run.
-        fresh = checkpoints.latest() is None
-        state = init_state(network, optimizer, shapes, config.seed) if fresh else checkpoints.restore(shapes)
+        if checkpoints.latest() is None:
+            state, pending = init_state(network, optimizer, shapes, config.seed), ()
+        else:
+            state = checkpoints.restore(shapes, config.checkpoint.on_corrupt)
+            record = checkpoints.record(int(state.step))
+            report_changes(record["config"], config)
+            pending = record["pending"]
         start = int(state.step)
         step = make_step(config, network, optimizer, shapes)
         grid = SampleGrid(config, network, held_out)
@@ -70,7 +77,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
             start,
         )
         manifest.write(workdir, config, mesh, examples.photos, start)
-        progress = Progress(start, config.steps, config.batch_size)
+        progress = Progress(start, config.steps, config.batch_size, config.optim.max_skipped, pending)
         watchdog = Watchdog(workdir / "stalled", config.stall_seconds, process, processes, start)
         with MetricsWriter(workdir, start) as writer, watchdog:
             try:
@@ -84,11 +91,15 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
                         writer.scalars(number, progress.report(number))
                     if config.sample_every and number % config.sample_every == 0:
                         writer.image(number, "held out", grid.write(workdir / "samples", number, state.ema))
+                    stop = checkpoints.preempted(number)
                     # Last of all: what a step has logged must lie before what its checkpoint continues from.
-                    checkpoints.save(number, state, config, force=number == config.steps)
+                    checkpoints.save(number, state, config, progress.pending, force=stop or number == config.steps)
+                    if stop:
+                        logging.info("asked to stop: saved step %d; the same command continues from there", number)
+                        break
                     watchdog.beat(number)
             except KeyboardInterrupt:
-                checkpoints.save(int(state.step), state, config, force=True)
+                checkpoints.save(int(state.step), state, config, progress.pending, force=True)
                 logging.info("interrupted at step %d; the same command continues from there", state.step)
                 raise
     return state
@@ -103,6 +114,14 @@ def open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
     training = Examples(parts[0], sampling, data.size, config.seed, data.colour, data.smallest)
     held_out = Examples(parts[1], sampling, data.size, config.evaluation.seed)
     return training, held_out
+
+
+def report_changes(saved: dict[str, Any], config: ConfigDict) -> None:
+    """Says which keys of a continued run's config differ from those it was saved with."""
+    before, now = schema.flat(saved), schema.flat(config.to_dict())
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            logging.warning("config.%s was %r in the checkpoint, now it is %r", key, before.get(key), now.get(key))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,6 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         sys.stderr.write(f"uniser train: {error}\n")
         return 2
+    except (OSError, FloatingPointError) as error:  # a full disk, a vanished folder; a run that diverged
+        sys.stderr.write(f"uniser train: {str(error).splitlines()[0]}; what was saved before is kept\n")
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0

@@ -21,7 +21,7 @@ class Job:
     """Shell scripts as the processes of a job; `done` counts as finished, `step` as the newest checkpoint."""
 
     def __init__(self, folder: pathlib.Path, *scripts: str, restarts: int = 3, grace: float = 5.0):
-        self.folder, self._scripts = folder, scripts
+        self.folder, self.scripts = folder, scripts
         self.attempts = 0
         policy = Policy(restarts=restarts, grace=grace, pause=0.01)
         self.supervisor = Supervisor(self._processes, self._finished, self._progress, policy)
@@ -32,7 +32,7 @@ class Job:
     def _processes(self, attempt: int) -> list[Process]:
         self.attempts = attempt
         environment = {"ATTEMPT": str(attempt)}
-        scripts = enumerate(self._scripts)
+        scripts = enumerate(self.scripts)
         return [Process(["bash", "-c", f"cd {self.folder}; {s}"], environment, self.log(i)) for i, s in scripts]
 
     def log(self, index: int) -> pathlib.Path:
@@ -101,10 +101,10 @@ def test_logs_of_all_processes_and_attempts_are_kept(tmp_path, capfdbinary) -> N
 
 
 def stop_when(job: Job, name: str, number: int = signal.SIGTERM) -> threading.Thread:
-    """Signals this process, as a scheduler would the supervisor, once the processes have written a file."""
+    """Signals this process, as a scheduler would the supervisor, once all processes have written a file."""
 
     def wait() -> None:
-        while not (job.folder / name).exists():
+        while len(list(job.folder.glob(name))) < len(job.scripts):
             time.sleep(0.02)
         signal.raise_signal(number)
 
@@ -113,11 +113,11 @@ def stop_when(job: Job, name: str, number: int = signal.SIGTERM) -> threading.Th
     return thread
 
 
-@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "TERM"), (signal.SIGINT, "INT")])
-def test_a_request_to_stop_reaches_all_and_they_may_save(tmp_path, number, name) -> None:
-    saves = f"trap 'sleep 0.3; echo saved >saved_%d; exit 0' {name}; touch ready; {ENDLESS}"
-    job = Job(tmp_path, saves % 0, saves % 1)
-    thread = stop_when(job, "ready", number)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_reaches_all_and_they_may_save(tmp_path, number) -> None:
+    saves = f"trap 'sleep 0.3; echo saved >saved_%d; exit 0' TERM; touch ready_%d; {ENDLESS}"
+    job = Job(tmp_path, saves % (0, 0), saves % (1, 1))
+    thread = stop_when(job, "ready_*", number)
     assert job.run() == 75
     thread.join()
     assert job.attempts == 1
