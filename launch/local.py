@@ -16,11 +16,14 @@ import pathlib
 import shlex
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from launch import job
 from launch.supervise import Policy, Process, Supervisor
 from uniser_jax import status
+
+_TRIES = 5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,10 +90,14 @@ def lock(workdir: pathlib.Path) -> Iterator[int]:
     workdir.mkdir(parents=True, exist_ok=True)
     # One per process of a larger job: its hosts share the folder.
     with (workdir / f".lock_{socket.gethostname()}_{_rank(0)}").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another launcher trains in {workdir}; wait for it, or stop it") from None
+        for attempt in range(_TRIES):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == _TRIES - 1:
+                    raise ValueError(f"another launcher trains in {workdir}; wait for it, or stop it") from None
+                time.sleep(0.1)  # `held` has it for a moment
         yield file.fileno()
 
 

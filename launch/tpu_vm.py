@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from launch import accelerators, job
 from launch.job import Command
+from uniser_jax import manifest
 
 _CODE = "uniser-jax"  # the folder in the home of each host
 _ARCHIVE = f"/tmp/{_CODE}.tar.gz"
@@ -87,8 +88,9 @@ def idle() -> str:
 def start(arguments: argparse.Namespace, overrides: Sequence[str], hosts: int | str) -> str:
     """Starts the supervisor of a host; jax finds its number and its peers itself."""
     supervisor = shlex.join(job.worker(arguments, overrides, ".venv/bin/python", arguments.restarts))
+    variables = f"UNISER_PROCESSES={hosts} UNISER_REVISION={manifest.revision() or ''}"
     # setsid: it outlives the connection, and $! is its own number.
-    started = f"UNISER_PROCESSES={hosts} setsid nohup {supervisor} >>run.log 2>&1 </dev/null & echo $! >{_PID}"
+    started = f"{variables} setsid nohup {supervisor} >>run.log 2>&1 </dev/null & echo $! >{_PID}"
     return f"cd {_CODE} && {{ {started}; }}"
 
 

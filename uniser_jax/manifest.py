@@ -68,7 +68,10 @@ def fingerprint(photos: Photos) -> str:
 
 
 def revision() -> str | None:
-    """The git commit of this code, with `+changes` where files differ from it; None outside a clone."""
+    """The git commit of this code, with `+changes` where files differ from it; None where nobody knows.
+
+    An image or a copy is no clone: there UNISER_REVISION tells.
+    """
     root = pathlib.Path(__file__).parent.parent
 
     def git(*arguments: str) -> str:
@@ -77,8 +80,8 @@ def revision() -> str | None:
         ).stdout.strip()
 
     try:
-        if not (root / ".git").exists():  # installed inside some other repository
-            return None
+        if not (root / ".git").exists():  # git would answer for some repository around us
+            return os.environ.get("UNISER_REVISION") or None
         changes = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
         return git("rev-parse", "HEAD") + changes
     except (OSError, subprocess.SubprocessError):
