@@ -24,23 +24,25 @@ class Command:
     Args:
       argv: its arguments.
       text: its standard input, such as a manifest.
+      may_fail: whether its failure is none, as when nothing is there to delete.
     """
 
     argv: tuple[str, ...]
     text: str | None = None
+    may_fail: bool = False
 
     def __str__(self) -> str:
-        line = shlex.join(self.argv)
+        line = shlex.join(self.argv) + (" || true" if self.may_fail else "")
         return line if self.text is None else f"{line} <<'END'\n{self.text.rstrip()}\nEND"
 
     def run(self, **options: Any) -> subprocess.CompletedProcess:
-        """Runs it; a failure raises CalledProcessError.
+        """Runs it; a failure that matters raises CalledProcessError.
 
         Raises:
           ValueError: if there is no such program here.
         """
         try:
-            return subprocess.run(self.argv, input=self.text, text=True, check=True, **options)
+            return subprocess.run(self.argv, input=self.text, text=True, check=not self.may_fail, **options)
         except FileNotFoundError:
             raise ValueError(f"{self.argv[0]} is not installed here; --dry-run shows what it would be asked") from None
 

@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import IO
 
 from launch import job
 from launch.supervise import Policy, Process, Supervisor
@@ -88,28 +89,36 @@ def lock(workdir: pathlib.Path) -> Iterator[int]:
       ValueError: if it is held.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    # One per process of a larger job: its hosts share the folder.
-    with (workdir / f".lock_{socket.gethostname()}_{_rank(0)}").open("w") as file:
-        for attempt in range(_TRIES):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with _lock_file(workdir).open("w") as file:
+        for _ in range(_TRIES):
+            if _take(file):
                 break
-            except BlockingIOError:
-                if attempt == _TRIES - 1:
-                    raise ValueError(f"another launcher trains in {workdir}; wait for it, or stop it") from None
-                time.sleep(0.1)  # `held` has it for a moment
+            time.sleep(0.1)  # `held` has it for a moment
+        else:
+            raise ValueError(f"another launcher trains in {workdir}; wait for it, or stop it")
         yield file.fileno()
 
 
 def held(workdir: pathlib.Path) -> bool:
     """Whether a launcher on this host trains in a run folder."""
-    if not workdir.is_dir():
-        return False
     try:
-        with lock(workdir):
-            return False
-    except ValueError:
-        return True
+        with _lock_file(workdir).open() as file:
+            return not _take(file)
+    except FileNotFoundError:
+        return False
+
+
+def _lock_file(workdir: pathlib.Path) -> pathlib.Path:
+    """One per process of a larger job: its hosts share the folder."""
+    return workdir / f".lock_{socket.gethostname()}_{_rank(0)}"
+
+
+def _take(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _environment(arguments: argparse.Namespace, index: int, coordinator: str) -> dict[str, str]:

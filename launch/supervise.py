@@ -97,8 +97,10 @@ class Supervisor:
     def _attempt(self, processes: Sequence[Process]) -> int:
         """Runs all processes once; returns the exit code of the first that failed, or 0."""
         shown = _Follow(processes[0].log)
-        running = [_start(process, self._keep) for process in processes]
+        running: list[subprocess.Popen] = []
         try:
+            for process in processes:  # one that cannot start ends those that did
+                running.append(_start(process, self._keep))
             return self._watch(running, shown)
         finally:
             _kill_all(running)

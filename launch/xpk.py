@@ -88,7 +88,8 @@ def xpk_plan(arguments: argparse.Namespace, accelerator: Accelerator, command: S
     ]
     plan = []
     if arguments.replace:
-        plan.append(Command(("xpk", "workload", "delete", *where, f"--workload={name}", "--force")))
+        delete = ("xpk", "workload", "delete", *where, f"--workload={name}", "--force")
+        plan.append(Command(delete, may_fail=True))
     plan.append(Command(tuple(create)))
     if arguments.wait:
         plan.append(Command(("xpk", "workload", "list", *where, f"--wait-for-job-completion={name}")))

@@ -59,7 +59,7 @@ def test_a_continued_run_counts_its_restarts_and_keeps_its_first_start(tmp_path)
     again = write(tmp_path, 40)
     assert (first["restarts"], again["restarts"], again["from_step"]) == (0, 1, 40)
     assert again["first_started"] == first["first_started"]
-    assert write(tmp_path, CONFIG.steps) == again  # a finished run is left alone
+    assert write(tmp_path, CONFIG.steps)["restarts"] == 1  # a finished run was not continued
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch) -> None:

@@ -34,13 +34,11 @@ def write(workdir: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, ph
         return
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     before = status.read_manifest(workdir)
-    if before and step >= config.steps:  # started again, but nothing is left to do
-        return
     manifest = {
         "command": [sys.executable, *sys.orig_argv[1:]],
         "first_started": before.get("first_started", now),
         "started": now,
-        "restarts": before["restarts"] + 1 if "restarts" in before else 0,
+        "restarts": before["restarts"] + (step < config.steps) if before else 0,  # a finished run is not continued
         "from_step": step,
         "host": hosts.host(),
         "processes": jax.process_count(),

@@ -66,6 +66,14 @@ def test_when_one_process_dies_all_end_with_their_children_and_start_again(tmp_p
     assert not alive(tmp_path / "worker")
 
 
+def test_a_process_that_cannot_start_ends_those_that_did(tmp_path) -> None:
+    first = Process(["bash", "-c", f"echo $$ >{tmp_path}/pid; {ENDLESS}"], {}, tmp_path / "0.log")
+    second = Process([str(tmp_path / "missing")], {}, tmp_path / "1.log")
+    with pytest.raises(FileNotFoundError):
+        Supervisor(lambda _: [first, second], lambda: False, lambda: 0, Policy()).run()
+    assert not (tmp_path / "pid").exists() or not alive(tmp_path / "pid")
+
+
 def test_it_gives_up_after_failures_without_progress(tmp_path) -> None:
     job = Job(tmp_path, "exit 3", restarts=2)
     assert job.run() == 1
