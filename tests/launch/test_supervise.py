@@ -47,7 +47,14 @@ class Job:
 
 
 def alive(pid_file: pathlib.Path) -> bool:
-    return pathlib.Path(f"/proc/{pid_file.read_text().strip()}").exists()
+    """Whether a process runs, half a second after it may have been killed; a zombie does not."""
+    time.sleep(0.5)
+    try:
+        return (
+            pathlib.Path(f"/proc/{pid_file.read_text().strip()}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_finished_job_is_over(tmp_path) -> None:
