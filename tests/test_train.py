@@ -85,7 +85,7 @@ def test_a_run_tells_what_it_is(run: pathlib.Path) -> None:
     manifest = status.read_manifest(run)
     assert schema.from_json(json.dumps(manifest["config"])) == config_of()
     assert (manifest["mesh"]["data"], manifest["photographs"]["count"], manifest["from_step"]) == (8, 8, 0)
-    assert not (run / "stalled").exists()
+    assert '"stalled": false' in (run / "watchdog/process_00000.txt").read_text()
 
 
 def test_a_continued_run_equals_an_uninterrupted_one(run: pathlib.Path, tmp_path: pathlib.Path) -> None:

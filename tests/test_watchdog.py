@@ -38,38 +38,40 @@ def test_a_stall_logs_all_stacks_once_and_the_end_of_it(tmp_path, caplog) -> Non
         assert json.loads(report.read_text().splitlines()[0])["step"] == 8
         watchdog.beat(9)
         assert "moves again, at step 9" in caplog.text
-        assert not report.exists()
-        wait_for(report.exists)  # it watches on
+        assert report.read_text().count("\n") == 1
+        wait_for(lambda: report.read_text().count("\n") > 1)  # it watches on
     release.set()
     stuck.join()
 
 
 def test_a_run_that_moves_says_nothing(tmp_path, caplog) -> None:
-    with Watchdog(tmp_path / "stalled", 0.4) as watchdog:
+    with Watchdog(tmp_path / "watchdog", 0.4) as watchdog:
         for step in range(12):
             time.sleep(0.05)
             watchdog.beat(step)
     assert not caplog.records
-    assert not (tmp_path / "stalled").exists()
+    assert json.loads((tmp_path / "watchdog/process_00000.txt").read_text())["stalled"] is False
 
 
-def test_zero_never_watches(tmp_path, caplog) -> None:
-    with Watchdog(tmp_path / "stalled", 0.0):
-        time.sleep(0.1)
-    assert threading.active_count() < 50
-    assert not (tmp_path / "stalled").exists()
+def test_zero_never_watches(tmp_path) -> None:
+    before = threading.active_count()
+    with Watchdog(tmp_path / "watchdog", 0.0):
+        assert threading.active_count() == before
+    assert not (tmp_path / "watchdog").exists()
 
 
 @pytest.mark.parametrize(
-    ("steps", "processes", "expected"),
+    ("steps", "busy", "processes", "expected"),
     [
-        ({0: 12, 1: 12, 2: 11, 3: 12}, 4, "behind: process 2 on host2, at step 11; the others are at 12"),
-        ({0: 12, 1: 12}, 2, "all 2 processes wait at step 12"),
-        ({0: 12, 2: 12}, 4, "no report from process 1, 3: dead, or still busy; the others wait"),
+        ({0: 12, 1: 12, 2: 11, 3: 12}, (), 4, "behind: process 2 on host2, at step 11; the others are at 12"),
+        ({0: 12, 1: 12}, (), 2, "all 2 processes wait at step 12"),
+        ({0: 12, 1: 9, 2: 12}, (1,), 3, "no report from process 1 on host1: dead, or still busy; the others wait"),
+        ({0: 12, 2: 12}, (), 3, "no report from process 1: dead, or still busy; the others wait"),
+        ({0: 12, 1: 12, 2: 3}, (), 2, "all 2 processes wait at step 12"),  # process 2 is of an earlier, larger run
     ],
 )
-def test_which_host_is_behind(steps, processes, expected, tmp_path) -> None:
+def test_which_host_is_behind(steps, busy, processes, expected, tmp_path) -> None:
     for process, step in steps.items():
-        line = json.dumps({"process": process, "host": f"host{process}", "step": step})
-        (tmp_path / f"process_{process:05d}.txt").write_text(line + "\nstacks\n")
+        who = {"process": process, "host": f"host{process}", "step": step, "stalled": process not in busy}
+        (tmp_path / f"process_{process:05d}.txt").write_text(json.dumps(who) + "\nstacks\n")
     assert behind(tmp_path, processes) == expected

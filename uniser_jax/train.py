@@ -78,7 +78,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         )
         manifest.write(workdir, config, mesh, examples.photos, start)
         progress = Progress(start, config.steps, config.batch_size, config.optim.max_skipped, pending)
-        watchdog = Watchdog(workdir / "stalled", config.stall_seconds, process, processes, start)
+        watchdog = Watchdog(workdir / "watchdog", config.stall_seconds, process, processes, start)
         with MetricsWriter(workdir, start) as writer, watchdog:
             try:
                 for number in range(start + 1, config.steps + 1):

@@ -15,9 +15,9 @@ from uniser_jax import hosts
 class Watchdog:
     """Watches the steps of one process from a thread of its own; a context manager.
 
-    When no step comes for `seconds`, it writes `folder/process_00000.txt`: who and where on the first line, then the
-    stacks. In a run of many processes all hang when one does, for they wait for its part; the folder, which all hosts
-    see, then tells the one that is behind.
+    Each process has a file, `folder/process_00000.txt`, with who and where it is on the first line. When no step comes for
+    `seconds`, the stacks of all threads follow there and in the log. In a run of many processes all hang when one does, for
+    they wait for its part; the folder, which all hosts see, then tells the one that is behind.
 
     Args:
       folder: for the reports, on a disk that all processes share.
@@ -38,14 +38,17 @@ class Watchdog:
 
     def beat(self, step: int) -> None:
         """Tells that `step` was done."""
-        if self._reported:
-            logging.info("moves again, at step %d after %.0f s", step, time.monotonic() - self._time)
-            self._clear()
+        seconds = time.monotonic() - self._time
         self._step, self._time = step, time.monotonic()
+        if self._reported:
+            logging.info("moves again, at step %d after %.0f s", step, seconds)
+            self._write(step)
+            self._reported = 0.0
 
     def __enter__(self) -> Self:
         if self._seconds > 0:
-            self._clear()  # of a run that was killed while it hung
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._write(self._step)
             self._thread.start()
         return self
 
@@ -67,12 +70,7 @@ class Watchdog:
                 compared = True
 
     def _report(self, now: float) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        who = {"process": self._process, "host": hosts.host(), "step": self._step}
-        with self._path.open("w") as file:
-            file.write(json.dumps(who) + "\n")
-            file.flush()
-            faulthandler.dump_traceback(file, all_threads=True)
+        self._write(self._step, stalled=True)
         self._reported = now
         logging.error(
             "process %d on %s has made no step for %.0f s, the last was %d; its threads:\n%s",
@@ -83,19 +81,26 @@ class Watchdog:
             self._path.read_text().partition("\n")[2],
         )
 
-    def _clear(self) -> None:
-        self._reported = 0.0
-        self._path.unlink(missing_ok=True)
+    def _write(self, step: int, stalled: bool = False) -> None:
+        with self._path.open("w") as file:
+            who = {"process": self._process, "host": hosts.host(), "step": step, "stalled": stalled}
+            file.write(json.dumps(who) + "\n")
+            file.flush()
+            if stalled:
+                faulthandler.dump_traceback(file, all_threads=True)
 
 
 def behind(folder: pathlib.Path, processes: int) -> str:
-    """One line that says, from the reports of stalled processes, which of them the others wait for."""
-    reports = [json.loads(path.read_text().partition("\n")[0]) for path in sorted(folder.glob("process_*.txt"))]
-    silent = sorted(set(range(processes)) - {report["process"] for report in reports})
-    first = min(report["step"] for report in reports)
-    late = [f"process {report['process']} on {report['host']}" for report in reports if report["step"] == first]
+    """One line that says, from the files of all processes, which of them the others wait for."""
+    files = [json.loads(path.read_text().partition("\n")[0]) for path in sorted(folder.glob("process_*.txt"))]
+    stalled = [one for one in files if one["stalled"] and one["process"] < processes]
+    busy = {one["process"]: f"process {one['process']} on {one['host']}" for one in files if not one["stalled"]}
+    silent = sorted(set(range(processes)) - {one["process"] for one in stalled})
     if silent:
-        return f"no report from process {', '.join(map(str, silent))}: dead, or still busy; the others wait"
-    if len(late) == len(reports):
+        names = ", ".join(busy.get(process, f"process {process}") for process in silent)
+        return f"no report from {names}: dead, or still busy; the others wait"
+    first, last = min(one["step"] for one in stalled), max(one["step"] for one in stalled)
+    if first == last:
         return f"all {processes} processes wait at step {first}"
-    return f"behind: {', '.join(late)}, at step {first}; the others are at {max(r['step'] for r in reports)}"
+    late = ", ".join(f"process {one['process']} on {one['host']}" for one in stalled if one["step"] == first)
+    return f"behind: {late}, at step {first}; the others are at {last}"
