@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Self
 
+import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
@@ -65,7 +66,7 @@ class EditSampling:
     full_strength: float = 0.5
     noise: float = 0.5
     tone: float = 0.3
-    jpeg: float = 0.2
+    jpeg: float = 0.1
     highlight_stops: float = 2.5
     target: str = "exact"
 
@@ -174,7 +175,7 @@ class Rendering:
             left = [s * (1 - a) if ask else s for ask, s in zip(asked, strengths, strict=True)]
             degraded, target = self._expose_both(first, strengths, left, 1 - a)  # (1)
         if isinstance(a, np.ndarray):  # scattered light and JPEG blocks reach across the edge of a mask
-            target = np.where(mask[..., None] == 0, degraded, target)
+            target = cv2.copyTo(degraded, (mask == 0).view(np.uint8), target)
         return degraded, target
 
     def _expose_both(

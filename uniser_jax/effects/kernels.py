@@ -28,30 +28,6 @@ def linear(radiance: Image, transmission: Image, emission: Image, strength: Plan
 
 
 @_compiled
-def toward(radiance: Image, airlight: Image, transmission: Image) -> Image:
-    """x T + A (1 - T): Koschmieder's equation, as a step from the airlight towards the scene."""
-    out = np.empty(radiance.shape, np.float32)
-    for i in range(radiance.shape[0]):
-        for j in range(radiance.shape[1]):
-            for c in range(3):
-                a = airlight[i, j, c]
-                out[i, j, c] = a + (radiance[i, j, c] - a) * transmission[i, j, c]
-    return out
-
-
-@_compiled
-def scaled(plane: Plane, strength: Plane, factor: Float32[np.ndarray, "c"]) -> Image:
-    """plane * s * factor_c: a field and a spectrum to one value per channel."""
-    out = np.empty((plane.shape[0], plane.shape[1], 3), np.float32)
-    for i in range(plane.shape[0]):
-        for j in range(plane.shape[1]):
-            value = plane[i, j] * strength[i, j]
-            for c in range(3):
-                out[i, j, c] = value * factor[c]
-    return out
-
-
-@_compiled
 def all_white(stored: UInt8[np.ndarray, "h w c"]) -> Bool[np.ndarray, "h w"]:
     """Where every channel of a stored image is 255."""
     out = np.empty(stored.shape[:2], np.bool_)
