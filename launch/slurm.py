@@ -42,17 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    parser = job.parser("launch.slurm", __doc__)
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--gpus", type=int, default=8, help="per node")
-    parser.add_argument("--cpus", type=int, default=8, help="per GPU")
-    parser.add_argument("--time", default="24:00:00", help="limit of one go; the job is queued again when it ends")
-    parser.add_argument("--partition")
-    parser.add_argument("--account")
-    parser.add_argument("--sbatch", action="append", default=[], help="a further option, --sbatch=--qos=high")
-    parser.add_argument("--python", default=sys.executable, help="of the nodes")
-    parser.add_argument("--wait", action="store_true", help="return when the job has ended, with its exit code")
-    arguments, overrides = job.parse(parser, argv)
+    arguments, overrides = job.parse(options(), argv)
     for option in ("nodes", "gpus", "cpus"):
         if getattr(arguments, option) < 1:
             raise ValueError(f"--{option}={getattr(arguments, option)}: expected at least 1")
@@ -65,10 +55,25 @@ def _main(argv: Sequence[str] | None) -> int:
     return 0
 
 
+def options() -> argparse.ArgumentParser:
+    """The options of this launcher."""
+    parser = job.parser("launch.slurm", __doc__)
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--gpus", type=int, default=8, help="per node")
+    parser.add_argument("--cpus", type=int, default=8, help="per GPU")
+    parser.add_argument("--time", default="24:00:00", help="limit of one go; the job is queued again when it ends")
+    parser.add_argument("--partition")
+    parser.add_argument("--account")
+    parser.add_argument("--sbatch", action="append", default=[], help="a further option, --sbatch=--qos=high")
+    parser.add_argument("--python", default=sys.executable, help="of the nodes")
+    parser.add_argument("--wait", action="store_true", help="return when the job has ended, with its exit code")
+    return parser
+
+
 def script(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
     """The batch script."""
     logs = pathlib.Path(arguments.workdir) / "logs"
-    options = [
+    directives = [
         f"--job-name={job.name_of(arguments)}",
         f"--nodes={arguments.nodes}",
         f"--ntasks-per-node={arguments.gpus}",
@@ -85,7 +90,7 @@ def script(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
         *arguments.sbatch,
     ]
     return _SCRIPT.format(
-        options="\n".join(f"#SBATCH {option}" for option in options),
+        options="\n".join(f"#SBATCH {directive}" for directive in directives),
         here=shlex.quote(os.getcwd()),
         nodes=arguments.nodes,
         processes=arguments.nodes * arguments.gpus,

@@ -86,6 +86,16 @@ def test_the_table_is_aligned(tmp_path) -> None:
     assert len({line.index("30/100") for line in lines[1:]}) == 1
 
 
+def test_a_folder_of_runs_shows_all_of_them(tmp_path, capsys) -> None:
+    for name in ("b", "a"):
+        make_run(tmp_path / name)
+    (tmp_path / "sweep.md").touch()
+    assert status.runs_in(tmp_path) == [tmp_path / "a", tmp_path / "b"]
+    assert status.runs_in(tmp_path / "a") == [tmp_path / "a"]
+    assert status.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("30/100") == 2
+
+
 def test_durations_have_two_units() -> None:
     assert [status.duration(s) for s in (5, 70, 3_700, 200_000)] == ["5s", "1m10s", "1h01m", "2d07h"]
 

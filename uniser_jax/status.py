@@ -47,14 +47,8 @@ class Status:
 
 
 def read(run: str | os.PathLike, now: float | None = None) -> Status:
-    """Reads the status of a run folder.
-
-    Raises:
-      ValueError: if it is no run folder.
-    """
+    """Reads the status of a run folder."""
     folder = pathlib.Path(run)
-    if not folder.is_dir():
-        raise ValueError(f"no run folder at {str(folder)!r}")
     now = time.time() if now is None else now
     manifest, metrics = read_manifest(folder), last_metrics(folder)
     config = manifest.get("config", {})
@@ -77,6 +71,19 @@ def read(run: str | os.PathLike, now: float | None = None) -> Status:
         restarts=manifest.get("restarts"),
     )
     return dataclasses.replace(status, state=_state(status, config))
+
+
+def runs_in(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """The folder if it is a run, else the runs in it, as in the folder of a sweep; a new run is its only one.
+
+    Raises:
+      ValueError: if there is no such folder.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"no run folder at {str(folder)!r}")
+    inside = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    return inside if inside and not (folder / MANIFEST).exists() else [folder]
 
 
 def finished(run: str | os.PathLike, steps: int | None = None) -> bool:
@@ -145,17 +152,18 @@ def duration(seconds: float) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code: 0, 2 for a mistake, and with --finished 1 where a run is unfinished."""
     parser = argparse.ArgumentParser("uniser status", description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders of runs")
     parser.add_argument("--json", action="store_true", help="one JSON object per run")
     parser.add_argument("--finished", action="store_true", help="print nothing; exit with 0 if all are finished")
     arguments = parser.parse_args(argv)
-    if arguments.finished:
-        return 0 if all(finished(run) for run in arguments.runs) else 1
     try:
-        statuses = [read(run) for run in arguments.runs]
+        runs = [run for folder in arguments.runs for run in runs_in(folder)]
     except ValueError as error:
         sys.stderr.write(f"uniser status: {error}\n")
         return 2
+    if arguments.finished:
+        return 0 if all(finished(run) for run in runs) else 1
+    statuses = [read(run) for run in runs]
     lines = "".join(json.dumps(dataclasses.asdict(status)) + "\n" for status in statuses)
     sys.stdout.write(lines if arguments.json else table(statuses))
     return 0

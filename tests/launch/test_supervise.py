@@ -1,5 +1,6 @@
 """All processes of a job live or none does; it starts again, and stops in good order."""
 
+import os
 import pathlib
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from launch import local
+from launch import job, local, slurm
 from launch.supervise import Policy, Process, Supervisor
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -191,8 +192,6 @@ JOINED = """
 
 
 def local_job(workdir: pathlib.Path, code: str, *options: str) -> Supervisor:
-    from launch import job
-
     parser = job.parser("test", None)
     for option in ("--processes", "--fake-devices", "--gpus"):
         parser.add_argument(option, type=int)
@@ -204,6 +203,33 @@ def local_job(workdir: pathlib.Path, code: str, *options: str) -> Supervisor:
 def test_local_processes_find_each_other(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     assert local_job(tmp_path, JOINED, "--processes=2", "--fake-devices=2").run() == 0
+
+
+def test_processes_under_slurm_find_each_other(tmp_path, monkeypatch) -> None:
+    """The batch script, with an srun that starts two tasks here and describes them as Slurm does."""
+    (tmp_path / "joined.py").write_text(textwrap.dedent(JOINED.replace("(4, 2,", "(2, 1,")))
+    programs = {
+        "python": f'#!/bin/bash\nexec {sys.executable} {tmp_path}/joined.py {tmp_path} "$@"\n',
+        "srun": "#!/bin/bash\n"
+        "while [[ $1 == --* ]]; do shift; done\n"
+        "export SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=1\n"
+        'for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & pids+=($!); done\n'
+        "code=0; for pid in ${pids[@]}; do wait $pid || code=$?; done; exit $code\n",
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    python = f"--python={tmp_path}/python"
+    parser = slurm.options()
+    arguments, overrides = job.parse(parser, ["--nodes=1", "--gpus=2", python, "--config=c", f"--workdir={tmp_path}"])
+    (tmp_path / "script").write_text(slurm.script(arguments, overrides))
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.chdir(ROOT)
+    assert subprocess.run(["bash", tmp_path / "script"], timeout=120).returncode == 0
+    assert len(list(tmp_path.glob("joined_*"))) == 2
 
 
 def test_part_of_a_pod_does_not_train(monkeypatch) -> None:
