@@ -155,6 +155,7 @@ class Sweep:
 
     def __init__(self, trials: Sequence[Trial], arguments: argparse.Namespace):
         self._trials, self._arguments = trials, arguments
+        self._waiting: list[Trial] = []
         self._started: dict[str, subprocess.Popen] = {}
         self._adopted: set[str] = set()
         self._failed: set[str] = set()
@@ -164,12 +165,12 @@ class Sweep:
         """Returns the exit code of the sweep."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
-        waiting = [trial for trial in self._trials if trial.state() != "finished"]
-        _say(f"{len(self._trials)} runs, {len(self._trials) - len(waiting)} of them finished")
+        self._waiting = [trial for trial in self._trials if trial.state() != "finished"]
+        _say(f"{len(self._trials)} runs, {len(self._trials) - len(self._waiting)} of them finished")
         self._report()
-        while (waiting and not self._asked) or self._started or self._adopted:
-            while waiting and not self._asked and self._active() < self._arguments.parallel:
-                self._start(waiting.pop(0))
+        while self._started or ((self._waiting or self._adopted) and not self._asked):
+            while self._waiting and not self._asked and self._active() < self._arguments.parallel:
+                self._start(self._waiting.pop(0))
             time.sleep(_POLL)
             ended = [self._ended(trial) for trial in self._trials]
             if any(ended):
@@ -201,14 +202,18 @@ class Sweep:
     def _ended(self, trial: Trial) -> bool:
         """Whether a run has ended since the last look."""
         name = trial.workdir.name
-        if name in self._adopted and not local.held(trial.workdir):
-            self._adopted.remove(name)
-        elif name in self._started and self._started[name].poll() is not None:
-            del self._started[name]
-        else:
+        adopted = name in self._adopted
+        if adopted and local.held(trial.workdir):
             return False
+        if not adopted and (name not in self._started or self._started[name].poll() is None):
+            return False
+        self._adopted.discard(name)
+        self._started.pop(name, None)
         if trial.state() != "finished" and not self._asked:
-            self._failed.add(name)
+            if adopted:  # it broke under an earlier sweep, and this one has not tried it
+                self._waiting.append(trial)
+            else:
+                self._failed.add(name)
         _say(f"{name}: {trial.state(name in self._failed)}")
         return True
 

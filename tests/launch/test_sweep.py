@@ -183,6 +183,17 @@ def test_a_sweep_survives_its_own_death(tmp_path) -> None:
     assert [starts(trial) for trial in found] == [1, 1, 1]
 
 
+def test_a_run_that_breaks_under_an_earlier_sweep_is_tried_by_the_next(tmp_path) -> None:
+    earlier = trials(tmp_path, "a", seconds=2, code=1)[0]
+    process = subprocess.Popen(earlier.command)
+    while not starts(earlier):
+        time.sleep(0.02)
+    found = trials(tmp_path, "a")
+    assert run(tmp_path, found) == 0
+    assert starts(found[0]) == 2
+    assert process.wait() == 1
+
+
 def test_a_sweep_that_is_told_to_stop_tells_its_runs(tmp_path) -> None:
     found = trials(tmp_path, "a", "b", seconds=60)
 
