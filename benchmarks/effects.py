@@ -30,7 +30,7 @@ from uniser_jax.evaluation.tables import write
 from uniser_jax.types import EFFECTS
 
 _SECONDS = 3.0  # per measurement, after a warm-up
-_BATCH = 16
+_BATCH, _FILES = 16, 64
 
 
 def main() -> None:
@@ -45,6 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         photos = folder(arguments.photos or _as_jpeg(scratch))
         sizes = {size: measure(photos, size, arguments.seconds) for size in arguments.size}
+        time.sleep(0.5)  # threads of the pipeline still read ahead
     for size, results in sizes.items():
         sys.stdout.write(to_text(size, results))
     if arguments.json:  # flat for the last size, and all of them
@@ -196,13 +197,13 @@ def _albumentations(photos: Photos, size: int) -> Callable[[int], Any] | None:
 
 
 def _as_jpeg(path: str) -> str:
-    """scikit-image's samples as the files that data sets are made of."""
+    """scikit-image's samples as the files that data sets are made of: so many that none is decoded twice in a row."""
     source = samples()
-    for index in range(len(source)):
-        image = Image.fromarray(source[index])
-        scale = max(1024 / image.width, 768 / image.height)
+    for number in range(_FILES):
+        image = Image.fromarray(source[number % len(source)])
+        scale = max(1024 / image.width, 768 / image.height) * (1 + 0.05 * (number // len(source)))
         large = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-        large.crop((0, 0, 1024, 768)).save(pathlib.Path(path) / f"{index:02d}.jpg", quality=90)
+        large.crop((0, 0, 1024, 768)).save(pathlib.Path(path) / f"{number:02d}.jpg", quality=90)
     return path
 
 

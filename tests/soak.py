@@ -57,6 +57,14 @@ def logged(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
     return lines
 
 
+def changed(path: pathlib.Path) -> float:
+    """When; long ago for what is gone by now."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def digests(workdir: pathlib.Path, step: int) -> dict:
     """As `uniser_jax.checkpoint` wrote them, read without it."""
     return json.loads((workdir / f"checkpoints/{step}/record/metadata").read_text())["digests"]
@@ -68,7 +76,7 @@ def live_and_die(workdir: pathlib.Path, steps: int, rng: random.Random) -> int |
     process, in_a_save, saves = start(workdir, steps), rng.random() < 0.5, rng.randrange(3)
     while process.poll() is None:
         # Half-written checkpoints of earlier lives lie there too, but they are older.
-        writing = any("tmp" in path.name and path.stat().st_mtime > started for path in workdir.glob("checkpoints/*"))
+        writing = any("tmp" in path.name and changed(path) > started for path in workdir.glob("checkpoints/*"))
         if committed(workdir) >= before + saves and (writing if in_a_save else committed(workdir) > before):
             time.sleep(rng.uniform(0, 0.1 if in_a_save else 1.0))
             os.killpg(process.pid, signal.SIGKILL)
