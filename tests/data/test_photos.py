@@ -4,6 +4,8 @@ import io
 import logging
 import pathlib
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -245,3 +247,17 @@ def test_an_empty_depth_map_is_one_line() -> None:
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(stream, "PNG")
     with pytest.raises(ValueError, match="empty"):
         decode_depth(stream.getvalue())
+
+
+@pytest.mark.parametrize("side", [13_000, 20_000])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_an_image_larger_than_memory_allows_is_refused_by_its_header(side: int) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
+    for read in (decode, decode_depth):
+        with pytest.raises(ValueError, match=r"megapixels|exceeds limit") as caught:
+            read(bomb)
+        assert "\n" not in str(caught.value)

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 _ORIENTATION = 0x0112  # EXIF
-_MAX_PIXELS = 200_000_000  # more is a decompression bomb, not a photograph
+_MAX_PIXELS = 150_000_000  # more is a decompression bomb, not a photograph
 # Those of scikit-image's data folder that are photographs and lie in its wheel.
 _SAMPLES = (
     "astronaut.png",
@@ -275,14 +275,24 @@ def decode(data: bytes) -> Pixels:
     """
     if not data:
         raise ValueError("the file is empty")
-    with Image.open(io.BytesIO(data)) as image:
-        if image.width * image.height > _MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} px is more than {_MAX_PIXELS // 10**6} megapixels")
+    with _opened(data) as image:
         if _plain_jpeg(data, image):  # OpenCV decodes it in a third of the time
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
             if pixels is not None:
                 return np.asarray(pixels)
         return to_rgb(ImageOps.exif_transpose(image))
+
+
+def _opened(data: bytes) -> Image.Image:
+    """An image whose header promises a size that fits in memory; its pixels are not read yet."""
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:  # Pillow's own limit
+        raise ValueError(str(error)) from None
+    if image.width * image.height > _MAX_PIXELS:
+        image.close()
+        raise ValueError(f"{image.width} x {image.height} px is more than {_MAX_PIXELS // 10**6} megapixels")
+    return image
 
 
 def _plain_jpeg(data: bytes, image: Image.Image) -> bool:
@@ -297,9 +307,9 @@ def decode_depth(data: bytes) -> Depth:
     Raises:
       OSError, ValueError: if the bytes are no such image, too large a one, or hold no depth.
     """
-    with Image.open(io.BytesIO(data)) as image:
-        if image.width * image.height > _MAX_PIXELS or not image.mode.startswith(("I", "L")):
-            raise ValueError(f"{image.mode} image of {image.width} x {image.height} px: expected a gray depth map")
+    with _opened(data) as image:
+        if not image.mode.startswith(("I", "L")):
+            raise ValueError(f"{image.mode} image: expected a gray depth map")
         values = np.asarray(image, np.float32)
     unknown = (values <= 0).astype(np.uint8)
     if unknown.all():
