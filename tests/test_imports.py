@@ -66,3 +66,11 @@ def test_data_workers_do_not_pay_for_jax() -> None:
         "sys.exit('jax' in sys.modules or 'tensorflow' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
+def test_torch_is_never_loaded() -> None:
+    code = (
+        "import sys, uniser_jax.cli, uniser_jax.train, uniser_jax.restore.restorer, convert.mapping;"
+        "sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
