@@ -100,7 +100,7 @@ def to_torch(tensor: Tensor, leaf: Callable[[str], Any]) -> np.ndarray:
     """
     parts = [np.asarray(leaf(part.path)[part.slices]) for part in tensor.parts]
     turned = [part.transpose(_TO_TORCH[part.ndim]) for part in parts]
-    return np.ascontiguousarray(turned[0] if len(turned) == 1 else np.concatenate(turned, tensor.axis))
+    return np.asarray(turned[0] if len(turned) == 1 else np.concatenate(turned, tensor.axis), order="C")
 
 
 def to_ours(tensor: Tensor, array: np.ndarray) -> Iterator[tuple[Part, np.ndarray]]:
@@ -253,4 +253,42 @@ TRANSFORMER_BFL = (
     row("single_blocks.{layer}.linear2.weight", *_SINGLE_OUT, axis=1),
     row("final_layer.adaLN_modulation.1.weight", "out_modulation/kernel:1", "out_modulation/kernel:0"),
     row("final_layer.linear.weight", "image_out/kernel"),
+)
+
+
+def _affine(key: str, path: str, weight: str = "kernel") -> tuple[Row, Row]:
+    return row(f"{key}.weight", f"{path}/{weight}"), row(f"{key}.bias", f"{path}/bias")
+
+
+def _resnet(key: str, path: str) -> tuple[Row, ...]:
+    norms = (line for n in "12" for line in _affine(f"{key}.norm{n}", f"{path}/norm{n}", "scale"))
+    convolutions = (line for n in "12" for line in _affine(f"{key}.conv{n}", f"{path}/conv{n}"))
+    return (*norms, *convolutions, *_affine(f"{key}.conv_shortcut", f"{path}/shortcut"))
+
+
+def _half(side: str, levels: str, resize: str) -> tuple[Row, ...]:
+    """The encoder's or the decoder's rows."""
+    attention = f"{side}.mid_block.attentions.0"
+    return (
+        *_affine(f"{side}.conv_in", f"{side}/conv_in"),
+        *_resnet(f"{side}.{levels}.{{a}}.resnets.{{b}}", f"{side}/level_{{a}}/resnet_{{b}}"),
+        *_affine(f"{side}.{levels}.{{a}}.{resize}.0.conv", f"{side}/level_{{a}}/resize"),
+        *_resnet(f"{side}.mid_block.resnets.{{b}}", f"{side}/middle/resnet_{{b}}"),
+        *_affine(f"{attention}.group_norm", f"{side}/middle/attention/norm", "scale"),
+        *(line for n in "qkv" for line in _affine(f"{attention}.to_{n}", f"{side}/middle/attention/{n}")),
+        *_affine(f"{attention}.to_out.0", f"{side}/middle/attention/out"),
+        *_affine(f"{side}.conv_norm_out", f"{side}/norm_out", "scale"),
+        *_affine(f"{side}.conv_out", f"{side}/conv_out"),
+    )
+
+
+# diffusers' `AutoencoderKLFlux2`.
+VAE = (
+    *_half("encoder", "down_blocks", "downsamplers"),
+    *_half("decoder", "up_blocks", "upsamplers"),
+    *_affine("quant_conv", "quant"),
+    *_affine("post_quant_conv", "post_quant"),
+    row("bn.running_mean", "statistics/mean"),
+    row("bn.running_var", "statistics/variance"),
+    row("bn.num_batches_tracked", "statistics/batches"),
 )

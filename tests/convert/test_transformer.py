@@ -12,6 +12,7 @@ from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkp
 from flax import nnx
 
 from convert import mapping
+from tests.convert.state import assert_same, numpy_state, ours_of, torch_of
 from uniser_jax.models.codec import PixelCodec
 from uniser_jax.models.dit import DiT
 from uniser_jax.models.presets import DiTConfig
@@ -48,36 +49,9 @@ def torch_model(config: DiTConfig) -> Flux2Transformer2DModel:
     return model
 
 
-def numpy_state(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    return {key: value.numpy() for key, value in model.state_dict().items()}
-
-
-def ours_of(rows: tuple[mapping.Row, ...], graph_shapes, state: dict[str, np.ndarray]):
-    """A torch state dict as our tree, through the table."""
-    tensors = mapping.plan(rows, graph_shapes)
-    mapping.check(tensors, {key: value.shape for key, value in state.items()}, "the state dict")
-    leaves = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in mapping.flatten(graph_shapes).items()}
-    for tensor in tensors:
-        for part, values in mapping.to_ours(tensor, state[tensor.key]):
-            leaves[part.path][part.slices] = values
-    return mapping.unflatten(leaves)
-
-
-def torch_of(rows: tuple[mapping.Row, ...], tree) -> dict[str, np.ndarray]:
-    """Our tree as a torch state dict, through the table."""
-    leaves = mapping.flatten(tree)
-    return {tensor.key: mapping.to_torch(tensor, leaves.__getitem__) for tensor in mapping.plan(rows, tree)}
-
-
 def graph_and_shapes(config: DiTConfig):
     graphdef, state = nnx.split(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))
     return graphdef, nnx.to_pure_dict(state)
-
-
-def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    assert one.keys() == other.keys()
-    for key in one:
-        np.testing.assert_array_equal(one[key], other[key], err_msg=key)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
