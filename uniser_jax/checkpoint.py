@@ -5,11 +5,16 @@ step, versions). Restoring goes through our own abstract trees and shardings, ne
 continues on any mesh.
 """
 
+import os
 import pathlib
-from typing import Any, Self
+import shutil
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from absl import logging
 from ml_collections import ConfigDict
 from orbax.checkpoint import args
@@ -37,7 +42,7 @@ class Checkpoints:
             save_decision_policy=save_decision_policy.FixedIntervalPolicy(every),
             preservation_policy=preservation_policy.LatestN(keep),
         )
-        handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in _ITEMS}
+        handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in (*_ITEMS, "vae")}
         handlers["record"] = ocp.JsonCheckpointHandler()
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
@@ -81,8 +86,11 @@ class Checkpoints:
 
     def weights(self, abstract: Any, ema: bool = True) -> Any:
         """Reads only the parameters (their average, by default) of the newest step."""
-        item = "ema" if ema else "params"
-        return self._manager.restore(self.latest(), args=args.Composite(**{item: args.StandardRestore(abstract)}))[item]
+        return self.item("ema" if ema else "params", abstract)
+
+    def item(self, name: str, abstract: Any) -> Any:
+        """Reads one item of the newest step into the shapes, dtypes and shardings of `abstract`."""
+        return self._manager.restore(self.latest(), args=args.Composite(**{name: args.StandardRestore(abstract)}))[name]
 
     def _check(self, step: int, params: Any) -> None:
         """Compares names and shapes before anything is read: orbax's own message would fill a screen."""
@@ -103,10 +111,54 @@ class Checkpoints:
         self._manager.close()
 
 
+class Slice(NamedTuple):
+    """A part of one leaf, for `write_base`."""
+
+    item: str
+    path: str  # "a/b/c"
+    where: tuple[Any, ...]  # an index into the leaf
+    values: np.ndarray
+
+
+def write_base(
+    workdir: str | pathlib.Path, items: Mapping[str, Any], slices: Iterable[Slice], record: Mapping[str, Any]
+) -> None:
+    """Writes trees as step 0 of a new run folder, slice by slice: no leaf need ever be whole in memory.
+
+    Orbax writes trees of scalars, in its plain layout of one zarr array per leaf; then each array is made anew in its true
+    shape, one chunk per layer, and filled. The step appears under its name only when all is written.
+
+    Args:
+      workdir: a folder without a checkpoint.
+      items: nested dicts of shapes and dtypes by item; `params` is what `Checkpoints.weights(..., ema=False)` reads.
+      slices: what fills them, each element exactly once.
+      record: JSON to keep beside them.
+
+    Raises:
+      ValueError: if there is a checkpoint already.
+    """
+    if has_checkpoint(workdir):
+        raise ValueError(f"{workdir} has a checkpoint already: name a new folder")
+    step = pathlib.Path(workdir).absolute() / "checkpoints" / "0"
+    temporary = step.with_name("0.orbax-checkpoint-tmp")  # a name that orbax overlooks and cleans up
+    shutil.rmtree(temporary, ignore_errors=True)
+    arrays: dict[tuple[str, str], Any] = {}
+    for item, tree in items.items():
+        scalars = jax.tree.map(lambda leaf: np.zeros((), leaf.dtype), tree)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as writer:
+            writer.save(temporary / item, args.PyTreeSave(scalars))
+        arrays |= {(item, path): _zarr(temporary / item, path, leaf) for path, leaf in _named(tree).items()}
+    for part in slices:
+        arrays[part.item, part.path][part.where].write(part.values).result()
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
+        writer.save(temporary / "record", args.JsonSave({"format": FORMAT_VERSION, "version": __version__, **record}))
+    os.replace(temporary, step)
+
+
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:
     """Whether a run folder holds at least one committed step."""
     folder = pathlib.Path(workdir) / "checkpoints"
-    return folder.is_dir() and any(ocp.utils.checkpoint_steps(str(folder)))
+    return folder.is_dir() and bool(list(ocp.utils.checkpoint_steps(str(folder))))
 
 
 def newest_run(root: str | pathlib.Path = "runs") -> pathlib.Path:
@@ -122,5 +174,19 @@ def newest_run(root: str | pathlib.Path = "runs") -> pathlib.Path:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in _named(tree).items()}
+
+
+def _named(tree: Any) -> dict[str, Any]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _zarr(folder: pathlib.Path, path: str, leaf: Any) -> Any:
+    """A new array in the place of what orbax wrote for this leaf."""
+    store = {"driver": "file", "path": str(folder / path.replace("/", ".")) + "/"}
+    chunk = (1, *leaf.shape[1:]) if leaf.ndim == 3 else leaf.shape  # stacked matrices are filled a layer at a time
+    metadata = {"chunks": list(chunk), "compressor": {"id": "zstd", "level": 1}}
+    spec = {"driver": "zarr", "kvstore": store, "metadata": metadata}
+    settings = {"dtype": np.dtype(leaf.dtype), "shape": leaf.shape}
+    return tensorstore.open(spec, create=True, delete_existing=True, **settings).result()

@@ -1,0 +1,141 @@
+"""A FLUX.2 checkpoint as the base of a run, without torch.
+
+    python -m convert.from_diffusers FOLDER OUT
+
+FOLDER is a diffusers folder (a pipeline with `transformer/` and `vae/`, or one of the two), sharded or not, or a single file
+in Black Forest Labs' own layout. OUT becomes a run folder whose checkpoint holds `params` (`dit/...`) and `vae`, in the
+types of the file. Tensors are read one at a time, so memory is that of the largest.
+"""
+
+import argparse
+import dataclasses
+import functools
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from convert import configs, mapping
+from convert.tensorfile import Entry, open_tensors
+from uniser_jax.checkpoint import Slice, write_base
+from uniser_jax.models import vae
+from uniser_jax.models.dit import DiT
+from uniser_jax.models.presets import DiTConfig
+from uniser_jax.models.vae import VAEConfig
+
+
+class Source(NamedTuple):
+    """One network of a checkpoint: its files, and where its tensors go."""
+
+    item: str
+    config: DiTConfig | VAEConfig
+    entries: Mapping[str, Entry]
+    tensors: list[mapping.Tensor]
+
+
+def convert(folder: str | pathlib.Path, out: str | pathlib.Path) -> dict[str, Any]:
+    """Converts a checkpoint and returns the record written beside it.
+
+    Raises:
+      ValueError: one line, before anything is written, if keys, shapes, types or configs are not what they should be.
+    """
+    sources = open_checkpoint(pathlib.Path(folder))
+    record = {source.item: dataclasses.asdict(source.config) for source in sources}
+    trees = {source.item: _tree(source) for source in sources}
+    write_base(out, trees, (part for source in sources for part in _slices(source)), {"step": 0, "base": record})
+    return record
+
+
+def open_checkpoint(path: pathlib.Path) -> list[Source]:
+    """Finds the networks of a checkpoint and checks that every tensor has exactly one place; reads only headers.
+
+    Raises:
+      ValueError: one line, naming keys.
+    """
+    if path.is_file():
+        entries = open_tensors(path)
+        return [_source(path, configs.infer_transformer(_shapes(entries)), entries, mapping.TRANSFORMER_BFL)]
+    if (path / "model_index.json").is_file():
+        return [source for part in ("transformer", "vae") for source in open_checkpoint(path / part)]
+    table = configs.read(path / "config.json")
+    kind = table.get("_class_name")
+    if kind == configs.TRANSFORMER_CLASS:
+        return [_source(path, configs.transformer(table), open_tensors(path), mapping.TRANSFORMER)]
+    if kind == configs.VAE_CLASS:
+        return [_source(path, configs.vae(table), open_tensors(path), mapping.VAE)]
+    raise ValueError(f"{path}: {kind!r} is not {configs.TRANSFORMER_CLASS} or {configs.VAE_CLASS}")
+
+
+def shapes_of(config: DiTConfig | VAEConfig) -> Any:
+    """The parameters' shapes of a transformer (under `dit`) or of an autoencoder."""
+    if isinstance(config, VAEConfig):
+        return vae.abstract(config)[1]
+    state = nnx.state(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))
+    return {"dit": nnx.to_pure_dict(state)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code, 2 for a mistake of the caller's."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser("convert.from_diffusers", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=pathlib.Path, help="a diffusers folder, or a single .safetensors file")
+    parser.add_argument("out", type=pathlib.Path, help="the run folder to make")
+    arguments = parser.parse_args(argv)
+    try:
+        record = convert(arguments.folder, arguments.out)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"convert.from_diffusers: {str(error).splitlines()[0]}\n")
+        return 2
+    sys.stdout.write(f"{arguments.out}: {', '.join(record)}\n")
+    return 0
+
+
+def _source(
+    path: pathlib.Path, config: DiTConfig | VAEConfig, entries: Mapping[str, Entry], rows: Sequence[mapping.Row]
+) -> Source:
+    shapes = shapes_of(config)
+    tensors = mapping.plan(rows, shapes.get("dit", shapes))
+    mapping.check(tensors, _shapes(entries), path)
+    return Source("vae" if isinstance(config, VAEConfig) else "params", config, entries, tensors)
+
+
+def _tree(source: Source) -> Any:
+    """Shapes in the types of the file; a leaf of layers in different types gets one that holds them all."""
+    kinds: dict[str, list[np.dtype]] = {}
+    for tensor in source.tensors:
+        for part in tensor.parts:
+            kinds.setdefault(part.path, []).append(source.entries[tensor.key].dtype)
+
+    def typed(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
+        whole = np.issubdtype(leaf.dtype, np.integer)  # a counter, int64 in torch
+        return jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype if whole else functools.reduce(jnp.promote_types, kinds[path])
+        )
+
+    shapes = shapes_of(source.config)
+    leaves = mapping.flatten(shapes.get("dit", shapes))
+    tree = mapping.unflatten({path: typed(path, leaf) for path, leaf in leaves.items()})
+    return {"dit": tree} if "dit" in shapes else tree
+
+
+def _slices(source: Source) -> Iterator[Slice]:
+    prefix = "dit/" if source.item == "params" else ""
+    kinds = mapping.flatten(_tree(source))
+    for tensor in source.tensors:
+        array = source.entries[tensor.key].read()
+        for part, values in mapping.to_ours(tensor, array):
+            path = prefix + part.path
+            yield Slice(source.item, path, part.slices, values.astype(kinds[path].dtype, copy=False))
+
+
+def _shapes(entries: Mapping[str, Entry]) -> dict[str, tuple[int, ...]]:
+    return {key: entry.shape for key, entry in entries.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
