@@ -92,6 +92,11 @@ class Checkpoints:
         """Reads one item of the newest step into the shapes, dtypes and shardings of `abstract`."""
         return self._manager.restore(self.latest(), args=args.Composite(**{name: args.StandardRestore(abstract)}))[name]
 
+    def stored(self, name: str) -> Any:
+        """Shapes and dtypes of one item of the newest step, as they were saved."""
+        tree = self._manager.item_metadata(self.latest())[name].tree
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
     def _check(self, step: int, params: Any) -> None:
         """Compares names and shapes before anything is read: orbax's own message would fill a screen."""
         saved = _shapes(self._manager.item_metadata(step)["params"].tree)
