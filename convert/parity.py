@@ -75,7 +75,7 @@ def _predictions(folder: pathlib.Path, pipe: Any, params: Any) -> tuple[np.ndarr
     tokens = rng.normal(size=(1, len(image_ids), size.in_channels)).astype(np.float32)
     context = rng.normal(size=(1, len(words), size.joint_attention_dim)).astype(np.float32)
     t = np.array([0.7], np.float32)
-    graphdef = nnx.split(nnx.eval_shape(lambda: DiT(size, rngs=nnx.Rngs(0))))[0]
+    graphdef: Any = nnx.split(nnx.eval_shape(lambda: DiT(size, rngs=nnx.Rngs(0))))[0]
     ours = jax.jit(lambda p, *given: nnx.merge(graphdef, p)(*given, image_ids, words))(
         params["dit"], tokens, context, t
     )
