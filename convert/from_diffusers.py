@@ -3,20 +3,17 @@
     python -m convert.from_diffusers FOLDER OUT
 
 FOLDER is a diffusers folder (a pipeline with `transformer/` and `vae/`, or one of the two), sharded or not, or a single file
-in Black Forest Labs' own layout. OUT becomes a run folder whose checkpoint holds `params` (`dit/...`) and `vae`, in the
-types of the file. Tensors are read one at a time, so memory is that of the largest.
+in Black Forest Labs' own layout. OUT becomes a run folder whose checkpoint holds `params` (`dit/...`) and `vae` in float32, as
+training keeps them. Tensors are read one at a time, so memory is that of the largest.
 """
 
 import argparse
-import dataclasses
-import functools
+import math
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -34,8 +31,14 @@ class Source(NamedTuple):
 
     item: str
     config: DiTConfig | VAEConfig
+    shapes: Any  # of our tree
     entries: Mapping[str, Entry]
     tensors: list[mapping.Tensor]
+
+    @property
+    def dtype(self) -> str:
+        """Of the files, by the largest tensor."""
+        return max(self.entries.values(), key=lambda entry: math.prod(entry.shape)).dtype.name
 
 
 def convert(folder: str | pathlib.Path, out: str | pathlib.Path) -> dict[str, Any]:
@@ -45,9 +48,9 @@ def convert(folder: str | pathlib.Path, out: str | pathlib.Path) -> dict[str, An
       ValueError: one line, before anything is written, if keys, shapes, types or configs are not what they should be.
     """
     sources = open_checkpoint(pathlib.Path(folder))
-    record = {source.item: dataclasses.asdict(source.config) for source in sources}
-    trees = {source.item: _tree(source) for source in sources}
-    write_base(out, trees, (part for source in sources for part in _slices(source)), {"step": 0, "base": record})
+    record = {source.item: {"dtype": source.dtype, **configs.to_diffusers(source.config)} for source in sources}
+    trees = {source.item: source.shapes for source in sources}
+    write_base(out, trees, (part for source in sources for part in _slices(source)), {"base": record})
     return record
 
 
@@ -101,36 +104,16 @@ def _source(
     shapes = shapes_of(config)
     tensors = mapping.plan(rows, shapes.get("dit", shapes))
     mapping.check(tensors, _shapes(entries), path)
-    return Source("vae" if isinstance(config, VAEConfig) else "params", config, entries, tensors)
-
-
-def _tree(source: Source) -> Any:
-    """Shapes in the types of the file; a leaf of layers in different types gets one that holds them all."""
-    kinds: dict[str, list[np.dtype]] = {}
-    for tensor in source.tensors:
-        for part in tensor.parts:
-            kinds.setdefault(part.path, []).append(source.entries[tensor.key].dtype)
-
-    def typed(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
-        whole = np.issubdtype(leaf.dtype, np.integer)  # a counter, int64 in torch
-        return jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype if whole else functools.reduce(jnp.promote_types, kinds[path])
-        )
-
-    shapes = shapes_of(source.config)
-    leaves = mapping.flatten(shapes.get("dit", shapes))
-    tree = mapping.unflatten({path: typed(path, leaf) for path, leaf in leaves.items()})
-    return {"dit": tree} if "dit" in shapes else tree
+    return Source("vae" if isinstance(config, VAEConfig) else "params", config, shapes, entries, tensors)
 
 
 def _slices(source: Source) -> Iterator[Slice]:
-    prefix = "dit/" if source.item == "params" else ""
-    kinds = mapping.flatten(_tree(source))
+    prefix, leaves = ("dit/", source.shapes["dit"]) if source.item == "params" else ("", source.shapes)
+    kinds = {path: leaf.dtype for path, leaf in mapping.flatten(leaves).items()}
     for tensor in source.tensors:
         array = source.entries[tensor.key].read()
         for part, values in mapping.to_ours(tensor, array):
-            path = prefix + part.path
-            yield Slice(source.item, path, part.slices, values.astype(kinds[path].dtype, copy=False))
+            yield Slice(source.item, prefix + part.path, part.slices, np.asarray(values, kinds[part.path], order="C"))
 
 
 def _shapes(entries: Mapping[str, Entry]) -> dict[str, tuple[int, ...]]:

@@ -22,6 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from convert import card, configs, mapping, tensorfile
+from convert.from_diffusers import shapes_of
 from uniser_jax import config as schema
 from uniser_jax.checkpoint import Checkpoints, has_checkpoint
 from uniser_jax.models.presets import DiTConfig, preset
@@ -87,7 +88,7 @@ def write_tensors(
     name: str,
     rows: Sequence[mapping.Row],
     tree: Any,
-    dtype: np.dtype | None = None,
+    dtype: np.dtype,
     most: int = _MOST,
 ) -> None:
     """Writes a tree under torch keys, in shards with an index if it is larger than `most` bytes, and reads it back.
@@ -97,7 +98,7 @@ def write_tensors(
       name: of the file, without ending.
       rows: the table.
       tree: nested dicts of arrays.
-      dtype: of matrices and vectors; None keeps what they have. Counters are int64, as torch's.
+      dtype: of matrices and vectors; counters are int64, as torch's.
       most: bytes per file.
 
     Raises:
@@ -108,7 +109,7 @@ def write_tensors(
 
     def kind(tensor: mapping.Tensor) -> np.dtype:
         own = np.dtype(leaves[tensor.parts[0].path].dtype)
-        return np.dtype(np.int64) if np.issubdtype(own, np.integer) else dtype or own
+        return np.dtype(np.int64) if np.issubdtype(own, np.integer) else dtype
 
     def values(key: str) -> np.ndarray:
         return mapping.to_torch(tensors[key], leaves.__getitem__).astype(kind(tensors[key]), copy=False)
@@ -156,17 +157,22 @@ def _load(checkpoints: Checkpoints, record: Mapping[str, Any], ema: bool) -> Run
 
 
 def _export_base(checkpoints: Checkpoints, base: Mapping[str, Any], out: pathlib.Path) -> None:
-    if "params" in base:
-        config = configs.transformer(base["params"])
-        params = checkpoints.item("params", checkpoints.stored("params"))
-        _export_transformer(out / "transformer", config, params["dit"], None)
-    if "vae" in base:
-        autoencoder = configs.vae(base["vae"])
-        write_tensors(out / "vae", _NAME, mapping.VAE, checkpoints.item("vae", checkpoints.stored("vae")))
-        _write_json(out / "vae" / "config.json", configs.to_diffusers(autoencoder))
+    """Both networks in the types they came in."""
+    for item, table in base.items():
+        table = dict(table)
+        dtype = np.dtype(table.pop("dtype"))  # ml_dtypes knows bfloat16 by name
+        if item == "params":
+            config = configs.transformer(table)
+            params = checkpoints.item("params", shapes_of(config))
+            _export_transformer(out / "transformer", config, params["dit"], dtype)
+        else:
+            autoencoder = configs.vae(table)
+            tree = checkpoints.item("vae", shapes_of(autoencoder))
+            write_tensors(out / "vae", _NAME, mapping.VAE, tree, dtype)
+            _write_json(out / "vae" / "config.json", configs.to_diffusers(autoencoder))
 
 
-def _export_transformer(folder: pathlib.Path, config: DiTConfig, tree: Any, dtype: np.dtype | None) -> None:
+def _export_transformer(folder: pathlib.Path, config: DiTConfig, tree: Any, dtype: np.dtype) -> None:
     write_tensors(folder, _NAME, mapping.TRANSFORMER, tree, dtype)
     _write_json(folder / "config.json", configs.to_diffusers(config))
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from uniser_jax import cli, demo, train
+from uniser_jax import config as schema
 from uniser_jax.checkpoint import has_checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -139,12 +140,35 @@ def test_evaluate_on_real_pairs(finished, photo: pathlib.Path) -> None:
     assert json.loads(table.read_text())["effects"]["haze"]["psnr_input"] == 100
 
 
-def test_preview_shows_the_configs_photographs(tmp_path: pathlib.Path) -> None:
+def test_evaluate_on_held_out_effects(finished, tmp_path: pathlib.Path, capsys) -> None:
+    command = ["evaluate", "--checkpoint", str(finished), "--held-out"]
+    assert cli.main([*command, "--count", "1", "--json", str(tmp_path / "t.json")]) == 0
+    table = json.loads((tmp_path / "t.json").read_text())
+    assert list(table["effects"]) == ["rain", "raindrops", "smudge", "stain", "watermark"]
+    assert cli.main([*command, "--pairs", "manifest.csv"]) == 2
+    assert "not --pairs" in capsys.readouterr().err
+
+
+def test_preview_shows_what_the_trainer_will_see(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "sheet.png"
-    assert cli.main(["preview", "--config", CONFIG, "--count", "1", "-o", str(out)]) == 0
-    with Image.open(out) as image:
-        assert image.width > 2_000
+    assert cli.main(["preview", "--config", CONFIG, "--effect", "haze", "--count", "2", "-o", str(out)]) == 0
+    *lines, path = capsys.readouterr().out.splitlines()
+    assert path == str(out)
+    examples, _ = train.open_examples(schema.read(CONFIG))
+    for line in lines:
+        index, _, text = line.partition(": ")
+        assert text == examples.recipe(int(index))[1].to_json()
+        assert "haze" in text
+    sheet = np.asarray(Image.open(out))
+    first = examples[int(lines[0].partition(":")[0])]
+    side = first.input.shape[0]
+    assert any((sheet[top : top + side, :side] == first.input).all() for top in range(80))
+    assert cli.main(["preview", "--config", CONFIG, "--index", "7", "--seed", "3", "-o", str(out)]) == 0
+    assert capsys.readouterr().out.startswith("7: ")
     assert cli.main(["preview", "--config", "configs/none.py"]) == 2
+    never = ["--effect", "flare", "--config.edit.mixture.flare=0"]
+    assert cli.main(["preview", "--config", CONFIG, *never, "-o", str(out)]) == 2
+    assert "none of the first" in capsys.readouterr().err
 
 
 def test_train_is_the_same_command(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

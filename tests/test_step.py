@@ -126,3 +126,21 @@ def random_params(network):
     kernel = params["dit"]["image_out"]["kernel"]
     params["dit"]["image_out"]["kernel"] = 0.05 * jax.random.normal(jax.random.key(2), kernel.shape)
     return params
+
+
+def test_an_update_that_is_not_finite_changes_nothing_but_the_step() -> None:
+    config = tiny_config()
+    mesh = meshes.make_mesh({"data": 8})
+    network, optimizer = build_network(config.model), optim.optimizer(config.optim, config.steps)
+    shapes = state_shapes(network, optimizer, mesh)
+    with jax.set_mesh(mesh):
+        state = init_state(network, optimizer, shapes, config.seed)
+        bad = jax.tree.map(lambda leaf: leaf, state.params)
+        bad["dit"]["image_out"]["kernel"] = bad["dit"]["image_out"]["kernel"].at[0, 0].set(jnp.inf)
+        state = jax.device_put(state._replace(params=bad), jax.tree.map(lambda leaf: leaf.sharding, shapes))
+        before = jax.device_get(state)
+        after, metrics = make_step(config, network, optimizer, shapes)(state, meshes.to_global(mesh, batch_of()))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(after)[1:], before[1:])
+    assert int(after.step) == int(before.step) + 1
+    assert float(metrics["skipped"]) == 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(metrics)))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -49,6 +50,19 @@ def logged(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
     return {line["step"]: line for line in lines}
 
 
+def digests_of(workdir: pathlib.Path) -> dict:
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.record()["digests"]
+
+
+def wait_until(true: Callable[[], object], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 240
+    while not true():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+
+
 def test_a_run_leaves_what_it_should(run: pathlib.Path) -> None:
     metrics = logged(run)
     assert list(metrics) == [2, 4, 6]
@@ -77,6 +91,61 @@ def test_a_continued_run_equals_an_uninterrupted_one(run: pathlib.Path, tmp_path
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), jax.device_get(whole))
     losses = [{step: line["loss"] for step, line in logged(folder).items()} for folder in (run, tmp_path / "again")]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_a_run_that_is_stopped_or_killed_ends_as_an_uninterrupted_one(
+    sent, run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """SIGTERM saves and exits with 0; SIGKILL does not; the same command then gives the same bits and the same log."""
+    command = [
+        sys.executable,
+        "-m",
+        "uniser_jax.train",
+        f"--config={ROOT}/configs/tiny.py",
+        f"--workdir={tmp_path}",
+        *TINY,
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT)
+    try:
+        wait_until(lambda: (tmp_path / "metrics.jsonl").exists(), process)  # before the first step
+        process.send_signal(sent)
+        _, error = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    if sent == signal.SIGTERM:
+        assert process.returncode == 0, error.decode()
+        assert b"asked to stop: saved step" in error or has_checkpoint(tmp_path)
+    else:
+        assert process.returncode == -signal.SIGKILL
+    train.train(config_of(), tmp_path)
+    assert digests_of(tmp_path) == digests_of(run)
+    timed = ("steps_per_second", "images_per_second", "data_wait")
+    lines = [
+        {step: {k: v for k, v in line.items() if k not in timed} for step, line in logged(folder).items()}
+        for folder in (run, tmp_path)
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_a_continued_run_says_what_changed(run: pathlib.Path, tmp_path: pathlib.Path, caplog) -> None:
+    shutil.copytree(run, tmp_path / "again")
+    with caplog.at_level("WARNING", "absl"):
+        train.train(config_of("--config.optim.lr=0.5", "--config.edit.mixture.strength_min=0.5"), tmp_path / "again")
+    assert "config.optim.lr was 0.002 in the checkpoint, now it is 0.5" in caplog.text
+    assert "config.edit.mixture.strength_min was 0.25" in caplog.text
+    assert "config.steps" not in caplog.text
+
+
+def test_a_full_or_vanished_disk_ends_a_run_in_one_line(tmp_path, monkeypatch, capsys) -> None:
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    arguments = ["--config", str(ROOT / "configs/tiny.py"), "--workdir", str(tmp_path), *TINY]
+    assert train.main(arguments) == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("uniser train:")]
+    assert error == ["uniser train: [Errno 28] No space left on device; what was saved before is kept"]
 
 
 def test_a_finished_run_is_left_alone(run: pathlib.Path) -> None:
@@ -122,11 +191,8 @@ def test_an_interrupted_run_saves_and_continues(tmp_path: pathlib.Path) -> None:
     endless += ["--config.steps=100000", "--config.checkpoint.every=100000", "--config.log_every=1"]
     process = subprocess.Popen([*command, *endless], stderr=subprocess.PIPE, cwd=ROOT)
     try:
-        deadline = time.monotonic() + 240
-        while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.2)
+        metrics = tmp_path / "metrics.jsonl"
+        wait_until(lambda: metrics.exists() and metrics.read_text(), process)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=120)
     finally:

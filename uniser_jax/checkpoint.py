@@ -1,21 +1,27 @@
 """Checkpoints of a run; the only module that imports orbax.
 
 A step is one atomic commit of four items, each restorable alone: `params`, `ema`, `opt_state` and `record` (JSON: config,
-step, versions). Restoring goes through our own abstract trees and shardings, never through what the file says, so a run
-continues on any mesh.
+step, version, a digest of every leaf). Restoring goes through our own abstract trees and shardings, never through what the
+file says, so a run continues on any mesh; and every leaf is checked, because files rot silently.
 """
 
+import functools
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from absl import logging
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import args
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
@@ -24,7 +30,14 @@ from uniser_jax import __version__
 from uniser_jax.types import TrainState
 
 FORMAT_VERSION = 1
+ON_CORRUPT = ("stop", "previous")
 _ITEMS = ("params", "ema", "opt_state")
+_FROZEN = "vae"  # beside a converted base
+_LANES = ((0, 2_654_435_761), (12_345, 2_246_822_519))  # offset and factor of the weights of a digest
+
+
+class DamagedError(ValueError):
+    """A checkpoint cannot be read back as it was written; one line that names the file or the leaf."""
 
 
 class Checkpoints:
@@ -34,15 +47,21 @@ class Checkpoints:
       workdir: the run folder; checkpoints lie in `workdir/checkpoints/STEP`.
       every: steps between saves.
       keep: how many of the newest stay.
+      keep_every: steps whose multiples stay for ever; 0 keeps none.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, every: int = 1_000, keep: int = 3):
+    def __init__(self, workdir: str | pathlib.Path, every: int = 1_000, keep: int = 3, keep_every: int = 0):
         self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        kept: list[Any] = [preservation_policy.LatestN(keep)]
+        if keep_every:
+            kept.append(preservation_policy.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
             save_decision_policy=save_decision_policy.FixedIntervalPolicy(every),
-            preservation_policy=preservation_policy.LatestN(keep),
+            preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
         )
-        handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in (*_ITEMS, "vae")}
+        self._asked_to_stop = False
+        self._handler: Any = None  # of SIGTERM, as it was
+        handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in (*_ITEMS, _FROZEN)}
         handlers["record"] = ocp.JsonCheckpointHandler()
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
@@ -50,70 +69,143 @@ class Checkpoints:
         """The newest committed step; half-written ones do not count."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, config: ConfigDict, force: bool = False) -> bool:
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        config: ConfigDict,
+        pending: Callable[[], list[dict[str, Any]]] = list,
+        force: bool = False,
+    ) -> bool:
         """Saves if the step is due (or `force`d and not there yet); returns whether it did.
 
         Does not wait for the disk, nor for the device when nothing is due. The state may be donated afterwards.
+
+        Args:
+          step: of the state.
+          state: to save.
+          config: of the run, kept in the record.
+          pending: metrics that are not logged yet, kept in the record; only called when a save happens.
+          force: whether the step counts as due.
         """
         if step == self.latest() or not (force or self._manager.should_save(step)):
             return False
-        record = {"format": FORMAT_VERSION, "step": step, "version": __version__, "config": config.to_dict()}
+        record = {
+            "format": FORMAT_VERSION,
+            "step": step,
+            "version": __version__,
+            "config": config.to_dict(),
+            "pending": pending(),
+            "digests": {name: digests(getattr(state, name)) for name in _ITEMS},
+        }
         items = {name: args.StandardSave(getattr(state, name)) for name in _ITEMS}
         return self._manager.save(step, args=args.Composite(**items, record=args.JsonSave(record)), force=force)
 
-    def restore(self, abstract: TrainState) -> TrainState:
-        """Reads the newest step into the shapes, dtypes and shardings of `abstract`.
+    def restore(self, abstract: TrainState, on_corrupt: str = "stop") -> TrainState:
+        """Reads the newest step into the shapes, dtypes and shardings of `abstract`, and checks every leaf's digest.
+
+        Args:
+          abstract: what the run needs.
+          on_corrupt: `stop`, or `previous`: set a damaged step aside and take the one before it.
 
         Raises:
+          DamagedError: if a file is missing, cut, or changed since it was written; names it, and the step before.
           ValueError: if there is no checkpoint, or its parameters are not those of `abstract`.
         """
-        step = self.latest()
-        if step is None:
-            raise ValueError(f"no checkpoint in {self._folder}: train first, or name another run")
-        self._check(step, abstract.params)
-        items = {name: args.StandardRestore(getattr(abstract, name)) for name in _ITEMS}
-        restored = self._manager.restore(step, args=args.Composite(**items))
-        number = jax.device_put(jax.numpy.int32(step), abstract.step.sharding)
-        logging.info("restored step %d from %s", step, self._folder)
-        return TrainState(number, restored["params"], restored["ema"], restored["opt_state"])
+        if on_corrupt not in ON_CORRUPT:
+            raise ValueError(f"checkpoint.on_corrupt = {on_corrupt!r}: expected one of {', '.join(ON_CORRUPT)}")
+        while (step := self.latest()) is not None:
+            try:
+                restored = self._read(step, {name: getattr(abstract, name) for name in _ITEMS})
+            except DamagedError as error:
+                if on_corrupt == "stop":
+                    raise DamagedError(f"{error}; {self._remedy(step)}") from None
+                logging.warning("%s; set aside, the step before it is taken", error)
+                self._set_aside(step)
+                continue
+            number = jax.device_put(jax.numpy.int32(step), abstract.step.sharding)
+            logging.info("restored step %d from %s", step, self._folder)
+            return TrainState(number, *(restored[name] for name in _ITEMS))
+        raise ValueError(f"no checkpoint in {self._folder}: train first, or name another run")
 
-    def record(self) -> dict[str, Any]:
-        """The JSON record of the newest step: format, step, version, config."""
-        record = self._manager.restore(self.latest(), args=args.Composite(record=args.JsonRestore()))["record"]
-        if record["format"] > FORMAT_VERSION:
+    def record(self, step: int | None = None) -> dict[str, Any]:
+        """The JSON record of a step, by default the newest: format, step, version, config, digests."""
+        step = self.latest() if step is None else step
+        try:
+            record = self._manager.restore(step, args=args.Composite(record=args.JsonRestore()))["record"]
+            newer = record["format"] > FORMAT_VERSION
+        except Exception as error:
+            raise DamagedError(f"checkpoint {self._folder / str(step)}: its record {_reason(error)}") from None
+        if newer:
             raise ValueError(f"{self._folder}: checkpoint format {record['format']} is newer than this version reads")
         return record
 
     def weights(self, abstract: Any, ema: bool = True) -> Any:
-        """Reads only the parameters (their average, by default) of the newest step."""
+        """Reads, and checks, only the parameters (their average, by default) of the newest step."""
         return self.item("ema" if ema else "params", abstract)
 
     def item(self, name: str, abstract: Any) -> Any:
-        """Reads one item of the newest step into the shapes, dtypes and shardings of `abstract`."""
-        return self._manager.restore(self.latest(), args=args.Composite(**{name: args.StandardRestore(abstract)}))[name]
+        """Reads, and checks, one item of the newest step into the shapes, dtypes and shardings of `abstract`."""
+        return self._read(self.latest(), {name: abstract})[name]
 
-    def stored(self, name: str) -> Any:
-        """Shapes and dtypes of one item of the newest step, as they were saved."""
-        tree = self._manager.item_metadata(self.latest())[name].tree
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    def _read(self, step: int | None, items: dict[str, Any]) -> dict[str, Any]:
+        record, where = self.record(step), f"checkpoint {self._folder / str(step)}"
+        try:
+            saved = {name: _shapes(self._manager.item_metadata(step)[name].tree) for name in items}
+        except Exception as error:  # whatever orbax and tensorstore raise about a file that is gone or cut
+            raise DamagedError(f"{where} {_reason(error)}") from None
+        for name, abstract in items.items():
+            _check_shapes(where, saved[name], _shapes(abstract))
+        wanted = {name: args.StandardRestore(abstract) for name, abstract in items.items()}
+        try:
+            restored = dict(self._manager.restore(step, args=args.Composite(**wanted)).items())
+        except Exception as error:
+            raise DamagedError(f"{where} {_reason(error)}") from None
+        for name in items:
+            expected = record["digests"][name]
+            for path, digest in digests(restored[name]).items():
+                if digest != expected.get(path):
+                    raise DamagedError(f"{where}: {name}/{path} is not what was saved, a file has changed")
+        return restored
 
-    def _check(self, step: int, params: Any) -> None:
-        """Compares names and shapes before anything is read: orbax's own message would fill a screen."""
-        saved = _shapes(self._manager.item_metadata(step)["params"].tree)
-        wanted = _shapes(params)
-        for name in sorted(saved.keys() | wanted.keys()):
-            if saved.get(name) != wanted.get(name):
-                raise ValueError(
-                    f"checkpoint {self._folder / str(step)} does not fit this model: {name} is"
-                    f" {saved.get(name, 'missing')} there and {wanted.get(name, 'missing')} here"
-                )
+    def _remedy(self, step: int) -> str:
+        before = [older for older in self._manager.all_steps() if older < step]
+        if not before:
+            return "there is no earlier step"
+        return f"step {max(before)} lies before it: --config.checkpoint.on_corrupt=previous takes it"
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            target = self._folder.with_name("checkpoints.damaged") / f"{step}-{time.time_ns()}"
+            target.parent.mkdir(exist_ok=True)
+            (self._folder / str(step)).rename(target)
+        multihost_utils.sync_global_devices("a damaged checkpoint is set aside")
+        self._manager.reload()
+
+    def preempted(self, step: int) -> bool:
+        """Whether this run was asked to stop, by SIGTERM to it or, on a pod, to any of its processes; the same on all."""
+        return self._asked_to_stop if jax.process_count() == 1 else self._manager.reached_preemption(step)
+
+    def _stop(self, *_: object) -> None:
+        self._asked_to_stop = True
 
     def __enter__(self) -> Self:
+        # With several processes jax's own handler tells the others, and `reached_preemption` finds a step common to all.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGTERM, self._stop)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
         self._manager.wait_until_finished()  # raises what an asynchronous save could not write
         self._manager.close()
+
+
+def has_checkpoint(workdir: str | pathlib.Path) -> bool:
+    """Whether a run folder holds at least one committed step."""
+    folder = pathlib.Path(workdir) / "checkpoints"
+    return folder.is_dir() and bool(list(ocp.utils.checkpoint_steps(str(folder))))
 
 
 class Slice(NamedTuple):
@@ -121,7 +213,7 @@ class Slice(NamedTuple):
 
     item: str
     path: str  # "a/b/c"
-    where: tuple[Any, ...]  # an index into the leaf
+    where: tuple[Any, ...]  # an index into the leaf, of numbers, slices and an ellipsis
     values: np.ndarray
 
 
@@ -152,18 +244,18 @@ def write_base(
         scalars = jax.tree.map(lambda leaf: np.zeros((), leaf.dtype), tree)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as writer:
             writer.save(temporary / item, args.PyTreeSave(scalars))
-        arrays |= {(item, path): _zarr(temporary / item, path, leaf) for path, leaf in _named(tree).items()}
+        leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+        arrays |= {(item, _name(path)): _zarr(temporary / item, _name(path), leaf) for path, leaf in leaves}
+    sums = {key: np.zeros(2, np.uint32) for key in arrays}
     for part in slices:
-        arrays[part.item, part.path][part.where].write(part.values).result()
+        array = arrays[part.item, part.path]
+        array[part.where].write(part.values).result()
+        sums[part.item, part.path] += _digest_slice(array.shape, part.where, part.values)
+    found = {item: {path: [int(n) for n in sums[i, path]] for i, path in sums if i == item} for item in items}
+    record = {"format": FORMAT_VERSION, "version": __version__, "step": 0, "digests": found, **record}
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
-        writer.save(temporary / "record", args.JsonSave({"format": FORMAT_VERSION, "version": __version__, **record}))
+        writer.save(temporary / "record", args.JsonSave(record))
     os.replace(temporary, step)
-
-
-def has_checkpoint(workdir: str | pathlib.Path) -> bool:
-    """Whether a run folder holds at least one committed step."""
-    folder = pathlib.Path(workdir) / "checkpoints"
-    return folder.is_dir() and bool(list(ocp.utils.checkpoint_steps(str(folder))))
 
 
 def newest_run(root: str | pathlib.Path = "runs") -> pathlib.Path:
@@ -178,13 +270,72 @@ def newest_run(root: str | pathlib.Path = "runs") -> pathlib.Path:
     return max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime)
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {path: tuple(leaf.shape) for path, leaf in _named(tree).items()}
+def digests(tree: Any) -> dict[str, list[int]]:
+    """A checksum of each leaf, by path: exact, and the same on any mesh.
 
-
-def _named(tree: Any) -> dict[str, Any]:
+    Two sums modulo 2^32 of the leaf's bits times odd weights of their positions, so that flipped bits and swapped rows show.
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    sums = jax.device_get(_digest([leaf for _, leaf in leaves]))
+    return {_name(path): [int(n) for n in pair] for (path, _), pair in zip(leaves, sums, strict=True)}
+
+
+@jax.jit
+def _digest(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [_digest_leaf(leaf) for leaf in leaves]
+
+
+def _digest_leaf(leaf: jax.Array) -> jax.Array:
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+    place, stride = jnp.zeros(leaf.shape, jnp.uint32), 1
+    for axis in reversed(range(leaf.ndim)):  # not arange and reshape: each shard counts for itself
+        place += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= leaf.shape[axis]
+    weights = [((place + offset) * jnp.uint32(factor) ^ (place >> 15)) | 1 for offset, factor in _LANES]
+    return jnp.stack([jnp.sum(bits * weight, dtype=jnp.uint32) for weight in weights])
+
+
+def _digest_slice(shape: tuple[int, ...], where: tuple[Any, ...], values: np.ndarray) -> np.ndarray:
+    """What a slice adds to `_digest_leaf`: the same sums, on the host."""
+    gap = len(shape) - sum(index is not ... for index in where)
+    start = where.index(...) if ... in where else len(where)
+    where = where[:start] + (slice(None),) * gap + where[start + 1 :]
+    strides = np.cumprod((1, *shape[:0:-1]), dtype=np.uint64)[::-1].astype(np.uint32)
+    with np.errstate(over="ignore"):
+        places = (np.arange(n, dtype=np.uint32)[i] * s for n, i, s in zip(shape, where, strides, strict=False))
+        place = np.atleast_1d(functools.reduce(np.add.outer, places, np.uint32(0))).ravel()
+        bits = np.atleast_1d(values).ravel().view(f"u{values.dtype.itemsize}").astype(np.uint32, copy=False)
+        return np.array(
+            [
+                np.sum(bits * (((place + np.uint32(offset)) * np.uint32(factor) ^ (place >> 15)) | 1), dtype=np.uint32)
+                for offset, factor in _LANES
+            ]
+        )
+
+
+def _check_shapes(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Compares names and shapes before anything is read: orbax's own message would fill a screen."""
+    wrong = [name for name in sorted(saved.keys() | wanted.keys()) if saved.get(name) != wanted.get(name)]
+    if wrong:
+        name, more = wrong[0], f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise ValueError(
+            f"{where} does not fit this model: {name} is {saved.get(name, 'missing')} there"
+            f" and {wanted.get(name, 'missing')} here{more}"
+        )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {_name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _reason(error: Exception) -> str:
+    return f"cannot be read: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
 
 
 def _zarr(folder: pathlib.Path, path: str, leaf: Any) -> Any:

@@ -48,8 +48,10 @@ def restore(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
-    """`uniser evaluate --checkpoint RUN [--pairs MANIFEST] --json PATH`."""
+    """`uniser evaluate --checkpoint RUN [--pairs MANIFEST | --held-out] --json PATH`."""
     _no_more(rest)
+    if arguments.pairs and arguments.held_out:
+        raise ValueError("--held-out renders its own effects: give --photos or nothing beside it, not --pairs")
     from uniser_jax.data.photos import open_photos, split
     from uniser_jax.evaluation import benchmarks, tables
     from uniser_jax.restore.restorer import Restorer
@@ -65,7 +67,8 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
         else:
             photos = split(open_photos(config.data.photos, config.data.min_side), config.data.holdout, "holdout")
         count = arguments.count or config.evaluation.count
-        items = benchmarks.rendered_edits(photos, config.data.size, count, config.evaluation.seed)
+        rendered = benchmarks.held_out_edits if arguments.held_out else benchmarks.rendered_edits
+        items = rendered(photos, config.data.size, count, config.evaluation.seed)
     results = benchmarks.evaluate(restorer, items)
     if arguments.json:
         tables.write(arguments.json, tables.to_json(results))
@@ -121,6 +124,9 @@ def _parser() -> argparse.ArgumentParser:
         "--photos", help="photographs to render held-out edits on (default: the run's own held-out ones)"
     )
     source.add_argument("--pairs", type=pathlib.Path, help="a manifest.csv of real pairs")
+    add.add_argument(
+        "--held-out", action="store_true", help="render effects that no model is trained on: rain, smudges, stains, ..."
+    )
     add.add_argument("--count", type=int, help="edits per effect (default: the config's)")
     add.add_argument("--json", type=pathlib.Path)
     add.add_argument("--markdown", type=pathlib.Path)

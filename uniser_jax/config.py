@@ -52,6 +52,7 @@ def defaults() -> ConfigDict:
     config.optim.clip_norm = 1.0
     config.optim.accumulate = 1  # microbatches per step
     config.optim.ema = 0.999
+    config.optim.max_skipped = 20  # updates in a row that are not finite before a run stops; 0 is never
 
     config.data = ConfigDict()
     config.data.photos = "samples"  # samples | DIR | tfds:NAME[:SPLIT[:KEY]] | array_record:GLOB
@@ -67,7 +68,9 @@ def defaults() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1_000
-    config.checkpoint.keep = 3
+    config.checkpoint.keep = 3  # of the newest
+    config.checkpoint.keep_every = 0  # steps whose multiples stay for ever; 0 is none
+    config.checkpoint.on_corrupt = "stop"  # stop | previous: what to do with a damaged newest checkpoint
 
     config.evaluation = ConfigDict()
     config.evaluation.count = 16  # held-out edits per effect
@@ -180,6 +183,17 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(f"config.optim.ema = {config.optim.ema}: expected in [0, 1)")
     if not 0 < config.data.holdout < 1:
         raise ValueError(f"config.data.holdout = {config.data.holdout}: expected strictly between 0 and 1")
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections to `section.key`; lists, which JSON makes of tuples, to tuples."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = tuple(value) if isinstance(value, list) else value
+    return out
 
 
 def to_json(config: ConfigDict) -> str:

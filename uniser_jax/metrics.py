@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from logging import WARNING
 from typing import Any, Self
 
@@ -60,14 +60,35 @@ class MetricsWriter:
 
 
 class Progress:
-    """Turns the metrics of the steps since the last report into means, rates and a line with the time left."""
+    """Turns the metrics of the steps since the last report into means, rates and a line with the time left.
 
-    def __init__(self, step: int, steps: int, batch_size: int):
-        self._steps, self._batch_size = steps, batch_size
-        self._pending: list[Any] = []
-        self._last = step
+    Args:
+      step: the run continues from.
+      steps: of the whole run.
+      batch_size: global.
+      max_skipped: updates in a row that may be skipped because they were not finite; 0 is any number.
+      pending: what `pending` gave when the run was saved, so that its next report is that of an uninterrupted run.
+    """
+
+    def __init__(
+        self, step: int, steps: int, batch_size: int, max_skipped: int = 0, pending: Sequence[Mapping[str, Any]] = ()
+    ):
+        self._steps, self._batch_size, self._max_skipped = steps, batch_size, max_skipped
+        self._skipped_in_a_row = 0
+        self._pending: list[Any] = [
+            {key: np.asarray(value, np.float32) for key, value in metrics.items()} for metrics in pending
+        ]
+        self._last = step - len(pending)
         self._clock = time.monotonic()
         self._waited = 0.0
+        self._inherited = len(pending)  # steps that another process has timed
+
+    def pending(self) -> list[dict[str, Any]]:
+        """The metrics of the steps since the last report, as plain data."""
+        return [
+            {key: np.asarray(value).tolist() for key, value in metrics.items()}
+            for metrics in jax.device_get(self._pending)
+        ]
 
     def add(self, metrics: Any, waited: float) -> None:
         """Keeps the device values of one step, so that the loop does not wait for them, and its wait for data."""
@@ -75,12 +96,17 @@ class Progress:
         self._waited += waited
 
     def report(self, step: int) -> dict[str, float]:
-        """Fetches what is pending, logs the progress line and returns all scalars."""
-        totals = jax.tree.map(lambda *values: np.sum(values, axis=0), *jax.device_get(self._pending))
+        """Fetches what is pending, logs the progress line and returns all scalars.
+
+        Raises:
+          FloatingPointError: if more than `max_skipped` updates in a row were not finite.
+        """
+        pending = jax.device_get(self._pending)
+        self._count_skipped([float(metrics["skipped"]) for metrics in pending])
+        totals = jax.tree.map(lambda *values: np.sum(values, axis=0), *pending)
         seconds = time.monotonic() - self._clock
-        done = step - self._last
-        rate = done / seconds
-        scalars = summary(totals, done) | {
+        rate = (len(pending) - self._inherited) / seconds
+        scalars = summary(totals, len(pending)) | {
             "steps_per_second": rate,
             "images_per_second": rate * self._batch_size,
             "data_wait": self._waited / seconds,
@@ -96,13 +122,33 @@ class Progress:
             duration(left),
         )
         self._pending, self._last, self._clock, self._waited = [], step, time.monotonic(), 0.0
+        self._inherited = 0
         return scalars
+
+    def _count_skipped(self, flags: list[float]) -> None:
+        """Names the examples of each skipped update, so that they can be looked at: `uniser preview --index`."""
+        for step, skipped in enumerate(flags, self._last + 1):
+            self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+            if skipped:
+                first = (step - 1) * self._batch_size
+                examples = f"{first} to {first + self._batch_size - 1}"
+                logging.warning(
+                    "step %d: the loss or its gradient is not finite; skipped (examples %s)", step, examples
+                )
+            if self._max_skipped and self._skipped_in_a_row > self._max_skipped:
+                raise FloatingPointError(
+                    f"{self._skipped_in_a_row} updates in a row up to step {step} were not finite; parameters are those"
+                    " of the last finite one. Lower config.optim.lr, or look at the examples with uniser preview --index"
+                )
 
 
 def summary(totals: Mapping[str, Any], steps: int) -> dict[str, float]:
-    """Means of summed step metrics: plain ones per step, loss per effect and per tenth of t per example."""
+    """Means of summed step metrics: plain ones per step that counted, loss per effect and per tenth of t per example."""
     groups = {"effect": EFFECTS, "t": [f"{tenth / 10:.1f}" for tenth in range(10)]}
-    scalars = {key: float(value) / steps for key, value in totals.items() if np.ndim(value) == 0}
+    skipped = float(totals["skipped"])
+    counted = steps - skipped or float("nan")
+    scalars = {key: float(value) / counted for key, value in totals.items() if np.ndim(value) == 0}
+    scalars["skipped"] = skipped
     for group, names in groups.items():
         sums, counts = totals[f"loss_{group}_sum"], totals[f"loss_{group}_count"]
         scalars |= {

@@ -95,7 +95,11 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         ema = optim.ema_update(state.ema, params, config.optim.ema, state.step)
         metrics |= {"grad_norm": optax.tree.norm(gradient), "lr": learning_rate(state.step)}
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        # One bad batch must not end a run: it changes nothing but the step, and counts for nothing but `skipped`.
+        kept = jax.tree.map(functools.partial(jnp.where, finite), (params, ema, opt_state), state[1:])
+        metrics = jax.tree.map(lambda value: jnp.where(finite, value, 0), metrics)
+        return TrainState(state.step + 1, *kept), metrics | {"skipped": 1 - finite.astype(jnp.float32)}
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     replicated = shapes.step.sharding

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from absl import logging
@@ -49,10 +50,16 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     shapes = state_shapes(network, optimizer, mesh)
     examples, held_out = open_examples(config)
 
-    with jax.set_mesh(mesh), Checkpoints(workdir, config.checkpoint.every, config.checkpoint.keep) as checkpoints:
+    saving = config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every
+    with jax.set_mesh(mesh), Checkpoints(workdir, *saving) as checkpoints:
         # Resuming always wins over starting: the same command must never overwrite a run.
-        fresh = checkpoints.latest() is None
-        state = init_state(network, optimizer, shapes, config.seed) if fresh else checkpoints.restore(shapes)
+        if checkpoints.latest() is None:
+            state, pending = init_state(network, optimizer, shapes, config.seed), ()
+        else:
+            state = checkpoints.restore(shapes, config.checkpoint.on_corrupt)
+            record = checkpoints.record(int(state.step))
+            report_changes(record["config"], config)
+            pending = record["pending"]
         start = int(state.step)
         step = make_step(config, network, optimizer, shapes)
         grid = SampleGrid(config, network, held_out)
@@ -68,7 +75,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
             dict(mesh.shape),
             start,
         )
-        progress = Progress(start, config.steps, config.batch_size)
+        progress = Progress(start, config.steps, config.batch_size, config.optim.max_skipped, pending)
         with MetricsWriter(workdir, start) as writer:
             try:
                 for number in range(start + 1, config.steps + 1):
@@ -81,10 +88,14 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
                         writer.scalars(number, progress.report(number))
                     if config.sample_every and number % config.sample_every == 0:
                         writer.image(number, "held out", grid.write(workdir / "samples", number, state.ema))
+                    stop = checkpoints.preempted(number)
                     # Last of all: what a step has logged must lie before what its checkpoint continues from.
-                    checkpoints.save(number, state, config, force=number == config.steps)
+                    checkpoints.save(number, state, config, progress.pending, force=stop or number == config.steps)
+                    if stop:
+                        logging.info("asked to stop: saved step %d; the same command continues from there", number)
+                        break
             except KeyboardInterrupt:
-                checkpoints.save(int(state.step), state, config, force=True)
+                checkpoints.save(int(state.step), state, config, progress.pending, force=True)
                 logging.info("interrupted at step %d; the same command continues from there", state.step)
                 raise
     return state
@@ -101,6 +112,14 @@ def open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
     return training, held_out
 
 
+def report_changes(saved: dict[str, Any], config: ConfigDict) -> None:
+    """Says which keys of a continued run's config differ from those it was saved with."""
+    before, now = schema.flat(saved), schema.flat(config.to_dict())
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            logging.warning("config.%s was %r in the checkpoint, now it is %r", key, before.get(key), now.get(key))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code, 2 for a mistake of the caller's."""
     parser = argparse.ArgumentParser("uniser train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -114,6 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         sys.stderr.write(f"uniser train: {error}\n")
         return 2
+    except (OSError, FloatingPointError) as error:  # a full disk, a vanished folder; a run that diverged
+        sys.stderr.write(f"uniser train: {str(error).splitlines()[0]}; what was saved before is kept\n")
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0

@@ -173,7 +173,7 @@ def test_a_base_goes_back_bit_for_bit(tmp_path: pathlib.Path) -> None:
 
 def test_shards_have_an_index(tmp_path: pathlib.Path) -> None:
     tree = {"quant": {"kernel": np.ones((1, 1, 4, 4), np.float32), "bias": np.ones(4, np.float32)}}
-    to_diffusers.write_tensors(tmp_path, "model", mapping.VAE, tree, most=64)
+    to_diffusers.write_tensors(tmp_path, "model", mapping.VAE, tree, np.dtype(np.float32), most=64)
     assert (tmp_path / "model-00002-of-00002.safetensors").is_file()
     assert json.loads((tmp_path / "model.safetensors.index.json").read_text())["metadata"]["total_size"] == 80
     assert tensorfile.open_tensors(tmp_path).keys() == {"quant_conv.weight", "quant_conv.bias"}

@@ -8,11 +8,12 @@ import pytest
 
 from uniser_jax.data import pairs
 from uniser_jax.data.photos import open_photos, split
+from uniser_jax.effects.heldout import HELD_OUT
 from uniser_jax.evaluation import benchmarks, tables
 from uniser_jax.evaluation.metrics import psnr, ssim
 from uniser_jax.types import EFFECTS
 
-HELD_OUT = split(open_photos("samples"), 0.25, "holdout")
+PHOTOS = split(open_photos("samples"), 0.25, "holdout")
 
 
 def test_psnr_by_hand() -> None:
@@ -36,7 +37,7 @@ def test_ssim_by_hand() -> None:
 
 
 def test_rendered_edits_are_frozen_and_complete() -> None:
-    first, second = ([*benchmarks.rendered_edits(HELD_OUT, 32, 2, seed=1)] for _ in range(2))
+    first, second = ([*benchmarks.rendered_edits(PHOTOS, 32, 2, seed=1)] for _ in range(2))
     assert [item.effect for item in first] == [e for e in (*EFFECTS, "mixture") for _ in range(2)]
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a.input, b.input)
@@ -45,8 +46,20 @@ def test_rendered_edits_are_frozen_and_complete() -> None:
     assert {item.task for item in first if item.effect == "flare"} == {"remove lens flare"}
 
 
+def test_held_out_edits_are_frozen_complete_and_asked_for_generically() -> None:
+    first, second = ([*benchmarks.held_out_edits(PHOTOS, 64, 2, seed=1)] for _ in range(2))
+    assert [item.effect for item in first] == [e for e in HELD_OUT for _ in range(2)]
+    assert {item.task for item in first} == {"remove effects"}
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a.input, b.input)
+        np.testing.assert_array_equal(a.target, b.target)
+        assert (a.input != a.target).any()
+    trained = benchmarks.rendered_edits(PHOTOS, 64, 1, seed=1)
+    assert not {item.effect for item in trained} & set(HELD_OUT)
+
+
 def test_a_perfect_and_an_idle_restorer() -> None:
-    items = list(benchmarks.rendered_edits(HELD_OUT, 32, 1, seed=1))
+    items = list(benchmarks.rendered_edits(PHOTOS, 32, 1, seed=1))
     answers = {item.input.tobytes(): item.target for item in items}
     perfect = benchmarks.evaluate(lambda photo, task, mask: answers[photo.tobytes()], items)
     idle = benchmarks.evaluate(lambda photo, task, mask: photo, items)

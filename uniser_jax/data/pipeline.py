@@ -61,7 +61,7 @@ class Examples:
             scene = scene._replace(other=other.radiance)
         return scene, recipe
 
-    def find(self, effect: str | None, count: int, limit: int = 10_000) -> list[int]:
+    def find(self, effect: str | None, count: int, limit: int = 1_000) -> list[int]:
         """The first indices whose example shows an effect, any for None.
 
         Raises:

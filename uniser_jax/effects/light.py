@@ -88,7 +88,8 @@ def expand_highlights(photo: UInt8[np.ndarray, "h w c"], stops: float) -> Float3
     if stops <= 0 or not clipped.any():
         return linear
     inside = fields.blur(clipped.astype(np.float32), 0.01 * fields.side(clipped.shape))
-    linear[clipped] += (inside[clipped] ** 2 * np.float32(2**stops - 1))[:, None]
+    # 1/2 at a straight edge, where nothing is added: a step would show as a hard white patch under any shadow.
+    linear[clipped] += (np.maximum(2 * inside[clipped] - 1, 0) ** 2 * np.float32(2**stops - 1))[:, None]
     return linear
 
 

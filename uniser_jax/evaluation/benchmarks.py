@@ -14,9 +14,14 @@ from uniser_jax.data.photos import Photos
 from uniser_jax.data.pipeline import random_crop
 from uniser_jax.effects import edit
 from uniser_jax.effects.edit import EditSampling, Rendering
+from uniser_jax.effects.heldout import HELD_OUT
+from uniser_jax.effects.layer import Scene
 from uniser_jax.effects.mixture import Mixture
+from uniser_jax.effects.sensor import Sensor
 from uniser_jax.evaluation.metrics import psnr, ssim
 from uniser_jax.types import EFFECTS
+
+_SAMPLING = EditSampling(mixture=Mixture(strength_min=0.5))  # of every rendered edit
 
 Image = UInt8[np.ndarray, "h w c"]
 # (photograph, task, soft mask or None) -> restored photograph
@@ -69,19 +74,34 @@ def rendered_edits(photos: Photos, size: int, count: int, seed: int) -> Iterator
       count: of edits per effect.
       seed: of everything.
     """
-    sampling = EditSampling(mixture=Mixture(strength_min=0.5))
-    for row, effect in enumerate((*EFFECTS, "mixture")):
+    for effect, name, rng, scene in _scenes((*EFFECTS, "mixture"), photos, size, count, seed):
+        several = sorted(rng.choice(4, int(rng.integers(2, 5)), replace=False))
+        names = tuple(EFFECTS[k] for k in several) if effect == "mixture" else (effect,)
+        task = "remove effects" if effect == "mixture" else edit.task_of("remove", effect)
+        recipe = edit.sample(rng, scene, _SAMPLING, effects=names, task=task)
+        degraded, clean = Rendering(scene, recipe).pair(task, np.full((size, size), 255, np.uint8))
+        yield Item(effect, name, task, degraded, clean, None)
+
+
+def held_out_edits(photos: Photos, size: int, count: int, seed: int) -> Iterator[Item]:
+    """Effects that no model is trained on, drawn as `rendered_edits` and asked for generically; the same arguments."""
+    for effect, name, rng, scene in _scenes(HELD_OUT, photos, size, count, seed):
+        layer = HELD_OUT[effect].sample(rng, scene).render(scene)
+        strength = float(rng.uniform(_SAMPLING.mixture.strength_min, 1))
+        sensor = Sensor.sample(rng, _SAMPLING.noise, _SAMPLING.tone, _SAMPLING.jpeg)
+        degraded, clean = sensor.expose(layer(scene.radiance, strength)), sensor.expose(scene.radiance, 0.0)
+        yield Item(effect, name, "remove effects", degraded, clean, None)
+
+
+def _scenes(
+    effects: Iterable[str], photos: Photos, size: int, count: int, seed: int
+) -> Iterator[tuple[str, str, np.random.Generator, Scene]]:
+    """For each effect and item: the effect, the item's name, its generator, and the photograph to render on."""
+    for row, effect in enumerate(effects):
         for index in range(count):
             rng = np.random.default_rng((seed, row, index))
             photo, other = (random_crop(rng, photos[(index + k) % len(photos)], size) for k in (0, 1))
-            scene = edit.scene_from_photo(photo, other, sampling.highlight_stops)
-            several = sorted(rng.choice(4, int(rng.integers(2, 5)), replace=False))
-            names = tuple(EFFECTS[k] for k in several) if effect == "mixture" else (effect,)
-            task = "remove effects" if effect == "mixture" else edit.task_of("remove", effect)
-            recipe = edit.sample(rng, scene, sampling, effects=names, task=task)
-            mask = np.full((size, size), 255, np.uint8)
-            degraded, clean = Rendering(scene, recipe).pair(task, mask)
-            yield Item(effect, f"{effect}_{index:04d}", task, degraded, clean, None)
+            yield effect, f"{effect}_{index:04d}", rng, edit.scene_from_photo(photo, other, _SAMPLING.highlight_stops)
 
 
 def real_pairs(manifest: str | pathlib.Path) -> Iterator[Item]:

@@ -1,0 +1,119 @@
+"""Kills a training run at random moments, many times, and checks that it ends as an uninterrupted one.
+
+    python tests/soak.py --kills 20 --steps 60
+
+Half of the kills come while a checkpoint is being written. Compares every leaf of the last checkpoint (its digests) and every
+logged value but the clock's; reports kills survived and steps lost.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+CLOCK = ("steps_per_second", "images_per_second", "data_wait")
+TINY = (
+    "--config.batch_size=8",
+    "--config.data.size=24",
+    "--config.model.prompt_length=2",
+    "--config.sample_every=0",
+    "--config.evaluation.count=1",
+    "--config.log_every=3",  # does not divide the steps between checkpoints: half-logged intervals are resumed too
+    "--config.checkpoint.every=4",
+)
+
+
+def start(workdir: pathlib.Path, steps: int) -> subprocess.Popen:
+    """The trainer, in a process group of its own."""
+    command = [sys.executable, "-m", "uniser_jax.train", f"--config={ROOT}/configs/tiny.py", f"--workdir={workdir}"]
+    with (workdir.parent / f"{workdir.name}.log").open("ab") as log:
+        return subprocess.Popen(
+            [*command, f"--config.steps={steps}", *TINY], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def committed(workdir: pathlib.Path) -> int:
+    """The newest whole checkpoint's step, 0 without one; a name in writing is longer than digits."""
+    return max((int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()), default=0)
+
+
+def logged(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
+    """Metrics by step, without the clock's; a last line cut short by a kill does not count."""
+    lines = {}
+    path = workdir / "metrics.jsonl"
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        lines[line["step"]] = {key: value for key, value in line.items() if key not in CLOCK}
+    return lines
+
+
+def digests(workdir: pathlib.Path, step: int) -> dict:
+    """As `uniser_jax.checkpoint` wrote them, read without it."""
+    return json.loads((workdir / f"checkpoints/{step}/record/metadata").read_text())["digests"]
+
+
+def live_and_die(workdir: pathlib.Path, steps: int, rng: random.Random) -> int | None:
+    """Runs until a random moment after the first step of this life; returns the steps lost, None if the run ended first."""
+    process, before = start(workdir, steps), committed(workdir)
+    in_a_save = rng.random() < 0.5
+    while process.poll() is None:
+        writing = any("tmp" in path.name for path in workdir.glob("checkpoints/*"))
+        alive = len(logged(workdir)) and max(logged(workdir)) > before
+        if (in_a_save and writing) or (not in_a_save and alive):
+            time.sleep(rng.uniform(0, 0.05 if in_a_save else 0.5))
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return max([0, *logged(workdir)]) - min(committed(workdir), max([0, *logged(workdir)]))
+        time.sleep(0.005)
+    if process.returncode:
+        raise RuntimeError(f"the run ended with {process.returncode}; see {workdir}.log")
+    return None
+
+
+def soak(folder: pathlib.Path, kills: int, steps: int, seed: int = 0) -> dict[str, object]:
+    """The whole comparison.
+
+    Raises:
+      AssertionError: if the killed run differs from the uninterrupted one anywhere.
+    """
+    whole, killed = folder / "whole", folder / "killed"
+    folder.mkdir(parents=True, exist_ok=True)
+    if start(whole, steps).wait():
+        raise RuntimeError(f"the uninterrupted run failed; see {whole}.log")
+    rng, lost = random.Random(seed), []
+    while len(lost) < kills and (steps_lost := live_and_die(killed, steps, rng)) is not None:
+        lost.append(steps_lost)
+    if start(killed, steps).wait():
+        raise RuntimeError(f"the last life failed; see {killed}.log")
+    assert digests(killed, steps) == digests(whole, steps), "parameters, average or optimizer differ"
+    assert logged(killed) == logged(whole), "logged values differ"
+    return {"kills": len(lost), "steps": steps, "steps_lost": lost, "leaves": len(digests(whole, steps)["params"])}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=pathlib.Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        report = json.dumps(soak(pathlib.Path(folder), arguments.kills, arguments.steps, arguments.seed))
+    sys.stdout.write(report + "\n")
+    if arguments.json:
+        arguments.json.write_text(report + "\n")
+
+
+if __name__ == "__main__":
+    main()

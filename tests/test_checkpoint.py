@@ -1,0 +1,163 @@
+"""What is saved is what comes back, or the damage is named."""
+
+import gc
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from uniser_jax import config as schema
+from uniser_jax import mesh as meshes
+from uniser_jax.checkpoint import Checkpoints, DamagedError, digests
+from uniser_jax.types import TrainState
+
+# When a read fails, orbax drops the reads beside it unfinished, and asyncio complains when they are collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+CONFIG = schema.defaults()
+MESH = meshes.make_mesh({"data": 4, "fsdp": 2})
+ROWS = P("fsdp")
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """What failed reads leave behind is collected here, not in another test."""
+    yield
+    gc.collect()
+
+
+def state_at(step: int) -> TrainState:
+    rng = np.random.default_rng(step)
+    params = {"a": {"kernel": jnp.asarray(rng.normal(size=(64, 96)), jnp.float32)}, "scale": jnp.arange(5.0) + step}
+    return TrainState(jnp.int32(step), params, jax.tree.map(lambda x: x + 1, params), (params, jnp.int32(step)))
+
+
+def abstract(mesh: jax.sharding.Mesh = MESH, spec: P = ROWS) -> TrainState:
+    def leaf(x: jax.Array) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, spec if x.ndim == 2 else P())
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(leaf, state_at(0))
+
+
+def assert_equal(a: TrainState, b: TrainState) -> None:
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Steps 2, 4 and 6."""
+    workdir = tmp_path_factory.mktemp("run")
+    with Checkpoints(workdir, every=2) as checkpoints:
+        for step in range(1, 7):
+            checkpoints.save(step, state_at(step), CONFIG)
+    return workdir
+
+
+@pytest.fixture
+def run(saved: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    shutil.copytree(saved, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def data_file(run: pathlib.Path, step: int) -> pathlib.Path:
+    """The largest file of the parameters: their values."""
+    files = [file for file in (run / f"checkpoints/{step}/params").rglob("*") if file.is_file()]
+    return max(files, key=lambda file: file.stat().st_size)
+
+
+def test_a_state_comes_back_on_any_mesh(saved: pathlib.Path) -> None:
+    with Checkpoints(saved) as checkpoints:
+        assert_equal(checkpoints.restore(abstract()), state_at(6))
+        assert_equal(checkpoints.restore(abstract(meshes.make_mesh({"tensor": 8}), P(None, "tensor"))), state_at(6))
+        record = checkpoints.record()
+        ema = checkpoints.weights(abstract().ema)
+    assert record["step"] == 6
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(ema), jax.device_get(state_at(6).ema))
+
+
+def test_digests_see_every_bit_and_no_mesh() -> None:
+    tree = state_at(3).params
+    plain = digests(tree)
+    for spec in (P("data"), P(None, "fsdp"), P(("data", "fsdp"))):
+        placed = {
+            "a": {"kernel": jax.device_put(tree["a"]["kernel"], NamedSharding(MESH, spec))},
+            "scale": tree["scale"],
+        }
+        assert digests(placed) == plain
+    kernel = np.array(tree["a"]["kernel"])
+    flipped, swapped = kernel.copy(), kernel[::-1].copy()
+    flipped.view(np.uint32)[17, 40] ^= 1
+    for changed in (flipped, swapped, kernel.astype(jnp.bfloat16)):
+        assert digests({"a": {"kernel": jnp.asarray(changed)}})["a/kernel"] != plain["a/kernel"]
+
+
+def damage(run: pathlib.Path, how: str) -> None:
+    file = data_file(run, 6)
+    data = bytearray(file.read_bytes())
+    if how == "flipped bit":
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    elif how == "truncated":
+        file.write_bytes(data[: len(data) // 2])
+    elif how == "missing":
+        file.unlink()
+    elif how == "foreign":
+        file.write_bytes(b"not a checkpoint at all")
+    elif how == "no record":
+        shutil.rmtree(run / "checkpoints/6/record")
+
+
+DAMAGES = ["flipped bit", "truncated", "missing", "foreign", "no record"]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damage_is_one_line_and_the_step_before_is_offered(run: pathlib.Path, how: str) -> None:
+    damage(run, how)
+    with Checkpoints(run) as checkpoints, pytest.raises(DamagedError, match="checkpoints/6") as caught:
+        checkpoints.restore(abstract())
+    assert "\n" not in str(caught.value)
+    assert "step 4 lies before it: --config.checkpoint.on_corrupt=previous" in str(caught.value)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_the_step_before_is_taken_and_the_damaged_one_set_aside(run: pathlib.Path, how: str) -> None:
+    damage(run, how)
+    with Checkpoints(run, every=2) as checkpoints:
+        state = checkpoints.restore(abstract(), on_corrupt="previous")
+        assert_equal(state, state_at(4))
+        assert checkpoints.latest() == 4
+        assert checkpoints.save(6, state_at(6), CONFIG)
+    with Checkpoints(run) as checkpoints:
+        assert_equal(checkpoints.restore(abstract()), state_at(6))
+    assert [path.name.partition("-")[0] for path in (run / "checkpoints.damaged").iterdir()] == ["6"]
+
+
+def test_nothing_left_is_one_line(run: pathlib.Path) -> None:
+    for step in (2, 4, 6):
+        data_file(run, step).unlink()
+    with Checkpoints(run) as checkpoints, pytest.raises(ValueError, match="no checkpoint in"):
+        checkpoints.restore(abstract(), on_corrupt="previous")
+    with Checkpoints(run) as checkpoints, pytest.raises(ValueError, match="stop, previous"):
+        checkpoints.restore(abstract(), on_corrupt="ignore")
+
+
+def test_another_model_is_named(saved: pathlib.Path) -> None:
+    wrong = abstract()
+    wrong.params["scale"] = jax.ShapeDtypeStruct((6,), jnp.float32, sharding=NamedSharding(MESH, P()))
+    with Checkpoints(saved) as checkpoints, pytest.raises(ValueError, match=r"scale is \(5,\) there and \(6,\) here"):
+        checkpoints.restore(wrong)
+
+
+def test_the_newest_and_every_kth_stay(tmp_path: pathlib.Path) -> None:
+    with Checkpoints(tmp_path, every=1, keep=2, keep_every=3) as checkpoints:
+        for step in range(1, 9):
+            checkpoints.save(step, state_at(step), CONFIG)
+    steps = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
+    assert steps == {3, 6, 7, 8}
