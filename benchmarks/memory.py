@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory --preset=xl
 
-Makes a random checkpoint in diffusers' layout in a temporary folder (2.8 GB for xl in bfloat16, and as much again for the
+Makes a random checkpoint in diffusers' layout in a temporary folder (2.8 GB for xl in bfloat16, twice that for the
 result) and converts it in a process of its own.
 """
 

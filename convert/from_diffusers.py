@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 from flax import nnx
 
 from convert import configs, mapping
@@ -89,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=pathlib.Path, help="a diffusers folder, or a single .safetensors file")
     parser.add_argument("out", type=pathlib.Path, help="the run folder to make")
     arguments = parser.parse_args(argv)
+    logging.set_verbosity(logging.ERROR)  # orbax warns that what it wrote has one file per array, which is meant
     try:
         record = convert(arguments.folder, arguments.out)
     except (ValueError, OSError) as error:

@@ -26,7 +26,7 @@ from convert.from_diffusers import shapes_of
 from uniser_jax import config as schema
 from uniser_jax.checkpoint import Checkpoints, has_checkpoint
 from uniser_jax.models.presets import DiTConfig, preset
-from uniser_jax.models.uniser import channels_config
+from uniser_jax.models.uniser import conditioned_config
 from uniser_jax.step import build_network
 from uniser_jax.types import TASKS
 
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _load(checkpoints: Checkpoints, record: Mapping[str, Any], ema: bool) -> Run:
     config = schema.from_json(json.dumps(record["config"]))
     network = build_network(config.model)
-    transformer = channels_config(preset(config.model.preset), network.codec)
+    transformer = conditioned_config(preset(config.model.preset), network.codec)
     return Run(config, transformer, checkpoints.weights(network.shapes, ema), record["step"])
 
 

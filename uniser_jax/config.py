@@ -34,6 +34,7 @@ def defaults() -> ConfigDict:
     config.model = ConfigDict()
     config.model.preset = "s"  # a name in models.presets.PRESETS
     config.model.patch = 16  # side of a token in pixels
+    config.model.conditioning = "channels"  # channels | references: photograph and mask in each token, or as images
     config.model.prompt_length = 8  # tokens per task embedding
     config.model.compute_dtype = "bfloat16"  # parameters and optimizer stay float32
     config.model.attention = "xla"  # xla | chunked

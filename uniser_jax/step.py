@@ -46,6 +46,7 @@ def build_network(model: ConfigDict) -> Network:
         "dtype": jnp.dtype(model.compute_dtype),
         "attention": model.attention,
         "remat": model.remat,
+        "conditioning": model.conditioning,
     }
     size = preset(model.preset)
     graphdef, shapes, axes = uniser.abstract(size, codec, **settings)

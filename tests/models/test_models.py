@@ -29,7 +29,7 @@ def test_presets_count_what_they_say(name: str) -> None:
     codec = PixelCodec(16)
     _, shapes, axes = uniser.abstract(config, codec)  # nothing is allocated
     counted = sum(leaf.size for leaf in jax.tree.leaves(shapes["dit"]))
-    assert counted == uniser.channels_config(config, codec).parameter_count()
+    assert counted == uniser.conditioned_config(config, codec).parameter_count()
     jax.tree.map(lambda a, s: len(a) == len(s.shape) or pytest.fail(f"{a} {s}"), axes, shapes, is_leaf=_is_axes)
 
 

@@ -1,10 +1,14 @@
 """Images to tokens and back."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
+
+if TYPE_CHECKING:
+    from uniser_jax.models.vae import VAE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +20,12 @@ class PixelCodec:
     """
 
     patch: int
+    bands: int = 3  # of an image: red, green and blue, or the channels of latents
 
     @property
     def channels(self) -> int:
-        """Numbers per RGB token."""
-        return 3 * self.patch**2
+        """Numbers per token of an image."""
+        return self.bands * self.patch**2
 
     def encode(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
         """Images to row-major tokens, d = c*p*p.
@@ -47,3 +52,42 @@ class PixelCodec:
         rows, columns = np.mgrid[: h // self.patch, : w // self.patch]
         zero = np.zeros(rows.size)
         return np.stack([zero, rows.ravel(), columns.ravel(), zero], -1).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentCodec:
+    """Images to what a FLUX.2 autoencoder makes of them, one pixel per token, normalised; `tokens` takes it from there.
+
+    Args:
+      vae: the autoencoder, with its parameters.
+    """
+
+    vae: "VAE"
+
+    @property
+    def tokens(self) -> PixelCodec:
+        """Latents to tokens: nothing is left to unshuffle."""
+        return PixelCodec(1, self.vae.config.token_channels)
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of one latent."""
+        return self.vae.config.scale * self.vae.config.patch_size[0]
+
+    def encode(self, images: Float[Array, "b h w c"]) -> Float32[Array, "b k l d"]:
+        """The latents of images in [-1, 1]: the mean of the posterior, without noise.
+
+        Raises:
+          ValueError: if a side is not a multiple of `side`.
+        """
+        h, w = images.shape[1:3]
+        if h % self.side or w % self.side:
+            raise ValueError(f"image of {h} x {w} px: expected sides that are multiples of {self.side} px")
+        tokens = self.vae.pack(self.vae.encode(images)[0])
+        return self.tokens.decode(tokens, h // self.side, w // self.side)
+
+    def decode(self, latents: Float[Array, "b k l d"]) -> Float32[Array, "b h w c"]:
+        """The images of latents, in about [-1, 1]."""
+        patch = self.vae.config.patch_size[0]
+        k, l = (side * patch for side in latents.shape[1:3])  # noqa: E741
+        return self.vae.decode(self.vae.unpack(self.tokens.encode(latents), k, l))
