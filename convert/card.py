@@ -17,25 +17,10 @@ tags: [restoration, flare-removal, dehazing, shadow-removal, reflection-removal]
 
 Removes lens flare, haze, shadows and reflections from photographs, or adds them. Trained with uniser-jax {version}.
 
-```python
-from diffusers import DiffusionPipeline
-from PIL import Image
-from safetensors.torch import load_file
+{usage}
 
-folder = "."  # where this card lies
-pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
-prompts = load_file(f"{{folder}}/prompt_embeds.safetensors")
-photo = Image.open("photo.jpg")
-restored = pipe(image=photo, prompt_embeds=prompts["remove_effects"]).images[0]
-restored.save("restored.png")
-```
-
-`mask=` takes a gray picture of the photograph's size (white: remove, black: leave) and `strength=` a number from 0 to 1. The
-prompts: {prompts}.
-
-`pipeline.py` is all there is beside the transformer, which loads alone as
-`Flux2Transformer2DModel.from_pretrained(folder, subfolder="transformer")`. A token is [noisy | photograph | mask] of
-{patch} x {patch} pixels, {channels} numbers, channel by channel.
+The prompts: {prompts}. The transformer loads alone as
+`Flux2Transformer2DModel.from_pretrained(folder, subfolder="transformer")`.
 
 ## Facts
 
@@ -47,10 +32,46 @@ prompts: {prompts}.
 | predicts | {prediction}, {steps} Euler step(s) by default |
 | JAX against torch | {difference} |
 
-Everything else about the training is in `training_config.json`. Photographs much larger than {side} px are restored
-small and the change is carried over by local affine maps; the command line of uniser-jax, `uniser restore`, does that more
-finely and keeps metadata, 16 bits and alpha.
+Everything else about the training is in `training_config.json`. {limits}
 """
+
+_PIXELS = """```python
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+folder = "."  # where this card lies
+pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+prompts = load_file(f"{folder}/prompt_embeds.safetensors")
+photo = Image.open("photo.jpg")
+restored = pipe(image=photo, prompt_embeds=prompts["remove_effects"]).images[0]
+restored.save("restored.png")
+```
+
+`mask=` takes a gray picture of the photograph's size (white: remove, black: leave) and `strength=` a number from 0 to 1.
+`pipeline.py` is all there is beside the transformer."""
+
+_PIXELS_LIMITS = """Photographs much larger than those of the training are restored small and the change is carried
+over by local affine maps; the command line of uniser-jax, `uniser restore`, does that more finely and keeps metadata, 16 bits
+and alpha."""
+
+_LATENTS = """```python
+from diffusers import Flux2KleinPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+folder = "."  # where this card lies
+pipe = Flux2KleinPipeline.from_pretrained(folder, text_encoder=None, tokenizer=None)
+prompts = load_file(f"{folder}/prompt_embeds.safetensors")
+photo = Image.open("photo.jpg")
+mask = Image.new("RGB", photo.size, "white")  # gray where less should be removed, black where nothing
+restored = pipe(image=[photo, mask], prompt_embeds=prompts["remove_effects"], num_inference_steps=STEPS).images[0]
+restored.save("restored.png")
+```"""
+
+_LATENTS_LIMITS = """The stock pipeline crops sides to multiples of 16 px, makes photographs of more than a megapixel
+smaller, and returns what the autoencoder makes of every pixel; the command line of uniser-jax, `uniser restore`, does none of
+this."""
 
 
 def text(
@@ -63,14 +84,15 @@ def text(
     licence: str = "apache-2.0",
 ) -> str:
     """The card; what is known only after training is asked for, the rest is in the config."""
+    latents = config.model.codec == "latents"
     names = [f"`{task.replace(' ', '_')}`" for task in TASKS if task]
     return _TEXT.format(
         license=licence,
         size=config.model.preset,
         version=__version__,
+        usage=(_LATENTS if latents else _PIXELS).replace("STEPS", str(config.restore.steps)),
+        limits=_LATENTS_LIMITS if latents else _PIXELS_LIMITS,
         prompts=", ".join(names),
-        patch=config.model.patch,
-        channels=transformer.in_channels,
         parameters=transformer.parameter_count(),
         double=transformer.num_layers,
         single=transformer.num_single_layers,

@@ -8,6 +8,7 @@ training keeps them. Tensors are read one at a time, so memory is that of the la
 """
 
 import argparse
+import dataclasses
 import math
 import pathlib
 import sys
@@ -49,7 +50,7 @@ def convert(folder: str | pathlib.Path, out: str | pathlib.Path) -> dict[str, An
       ValueError: one line, before anything is written, if keys, shapes, types or configs are not what they should be.
     """
     sources = open_checkpoint(pathlib.Path(folder))
-    record = {source.item: {"dtype": source.dtype, **configs.to_diffusers(source.config)} for source in sources}
+    record = {source.item: {"dtype": source.dtype, "config": dataclasses.asdict(source.config)} for source in sources}
     trees = {source.item: source.shapes for source in sources}
     write_base(out, trees, (part for source in sources for part in _slices(source)), {"base": record})
     return record

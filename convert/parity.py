@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 from convert import configs, mapping
 from convert.tensorfile import open_tensors
 from uniser_jax import config as schema
+from uniser_jax import pretrained
 from uniser_jax.diffusion.flow import Flow
-from uniser_jax.diffusion.sampler import euler
+from uniser_jax.diffusion.sampler import restore
 from uniser_jax.models import uniser
 from uniser_jax.models.codec import PixelCodec
 from uniser_jax.models.dit import DiT
@@ -44,7 +45,9 @@ def compare(folder: pathlib.Path, config: ConfigDict, params: Any) -> dict[str, 
     """
     exact = ConfigDict(config.to_dict())
     exact.model.compute_dtype = "float32"
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True).to(torch.float32)
+    klein = config.model.codec == "latents"
+    extra = {"text_encoder": None, "tokenizer": None} if klein else {"trust_remote_code": True}
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **extra).to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     params = {**params, "dit": _as_exported(folder, params["dit"])}
     with jax.default_matmul_precision("highest"):
@@ -93,16 +96,27 @@ def _predictions(folder: pathlib.Path, pipe: Any, params: Any) -> tuple[np.ndarr
 
 def _restorations(folder: pathlib.Path, pipe: Any, config: ConfigDict, params: Any) -> tuple[np.ndarray, np.ndarray]:
     network, flow = build_network(config.model), schema.build(Flow, config.flow)
+    latents = pretrained.latents(config.model.base) if config.model.codec == "latents" else None
     height, width = (cells * config.model.patch for cells in _CELLS)
     photo = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     images, key = jnp.asarray(photo[None] / np.float32(127.5) - 1), jax.random.key(0)
     predict = functools.partial(uniser.apply, network.graphdef, params)
     task = jnp.array([TASKS.index(_TASK)])
-    sampled = jax.jit(lambda: euler(predict, flow, key, images, jnp.ones((1, height, width)), task, _STEPS))()
-    noise = np.asarray(jax.random.normal(key, images.shape))  # as `euler` draws it
-    pipe.register_to_config(working_size=max(height, width))  # small enough for the network to see every pixel
+    mask = jnp.ones((1, height, width))
+    sampled = jax.jit(
+        lambda latents: restore(
+            predict, flow, key, images, mask, task, _STEPS, config.restore.shift, latents, compensate=False
+        )
+    )(latents)
+    shape = images.shape if latents is None else latents.shape(images.shape)
+    noise = np.asarray(jax.random.normal(key, shape))  # as `euler` draws it
+    image: Any = Image.fromarray(photo)
+    if latents is None:
+        pipe.register_to_config(working_size=max(height, width))  # small enough for the network to see every pixel
+    else:
+        image = [image, Image.new("RGB", image.size, "white")]
     theirs = pipe(
-        image=Image.fromarray(photo),
+        image=image,
         prompt_embeds=load_file(folder / "prompt_embeds.safetensors")[_TASK.replace(" ", "_")],
         num_inference_steps=_STEPS,
         latents=torch.tensor(noise.transpose(0, 3, 1, 2).copy()),

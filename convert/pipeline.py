@@ -3,8 +3,9 @@
     pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
     restored = pipe(image=photo, prompt_embeds=prompts["remove_haze"]).images[0]
 
-Everything is in this file but the transformer, which is diffusers' own. A token is [x_t | photo | mask] of a patch of pixels;
-x_t runs from noise at t = 1 to the restored photograph at t = 0. The same file is shipped in every exported folder.
+Everything is in this file but the transformer, which is diffusers' own. A token is [x_t | photo | mask] of a patch of pixels,
+or each of the three has tokens of its own; x_t runs from noise at t = 1 to the restored photograph at t = 0. The same file
+is shipped in every exported folder.
 """
 
 import numpy as np
@@ -21,6 +22,7 @@ class UniSERPipeline(DiffusionPipeline):
       transformer: takes and gives tokens.
       scheduler: Euler steps on an even grid of times.
       patch: side of a token in pixels.
+      conditioning: `channels` (photo and mask in each token) or `references` (as images of their own).
       prediction: what the transformer predicts: `residual` (restored - photo), `x0` (restored) or `velocity`.
       working_size: square root of the area, in pixels, it was trained for.
       steps: default number of steps.
@@ -31,13 +33,16 @@ class UniSERPipeline(DiffusionPipeline):
         transformer: Flux2Transformer2DModel,
         scheduler: FlowMatchEulerDiscreteScheduler,
         patch: int = 16,  # without a default diffusers would take it for a component
+        conditioning: str = "channels",
         prediction: str = "residual",
         working_size: int = 256,
         steps: int = 1,
     ):
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler)
-        self.register_to_config(patch=patch, prediction=prediction, working_size=working_size, steps=steps)
+        self.register_to_config(
+            patch=patch, conditioning=conditioning, prediction=prediction, working_size=working_size, steps=steps
+        )
 
     @torch.no_grad()
     def __call__(
@@ -106,12 +111,16 @@ class UniSERPipeline(DiffusionPipeline):
         rows, columns = photo.shape[2] // patch, photo.shape[3] // patch
         context = prompt_embeds.to(device, dtype)
         image_ids = torch.cartesian_prod(*(torch.arange(n, device=device) for n in (1, rows, columns, 1)))
+        references = self.config.conditioning == "references"
+        if references:
+            mask = (2 * mask - 1).expand_as(photo)
+            image_ids = torch.cat([image_ids + torch.tensor([t, 0, 0, 0], device=device) for t in (0, 10, 20)])
         text_ids = torch.cartesian_prod(*(torch.arange(n, device=device) for n in (1, 1, 1, context.shape[1])))
         steps = steps or self.config.steps
         self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device)
         for timestep in self.scheduler.timesteps:
             t = timestep / 1000
-            tokens = torch.cat([_patches(part, patch) for part in (x, photo, mask)], -1)
+            tokens = torch.cat([_patches(part, patch) for part in (x, photo, mask)], 1 if references else -1)
             out = self.transformer(
                 hidden_states=tokens.to(dtype),
                 encoder_hidden_states=context,
@@ -120,7 +129,9 @@ class UniSERPipeline(DiffusionPipeline):
                 txt_ids=text_ids,
                 return_dict=False,
             )[0].float()
-            prediction = functional.pixel_shuffle(out.transpose(1, 2).unflatten(2, (rows, columns)), patch)
+            prediction = functional.pixel_shuffle(
+                out[:, : rows * columns].transpose(1, 2).unflatten(2, (rows, columns)), patch
+            )
             if self.config.prediction == "velocity":
                 velocity = prediction
             else:

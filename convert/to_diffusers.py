@@ -2,10 +2,11 @@
 
     python -m convert.to_diffusers RUN OUT [--no-ema] [--dtype bf16] [--single-file]
 
-OUT gets the transformer in diffusers' stock class, `pipeline.py`, `prompt_embeds.safetensors` with one tensor per task, a model
-card, and the training config. Every tensor is read back and compared. Where torch is installed, the exported model is run
-beside ours and `parity.json` holds the largest difference; without torch all else works the same. A base made by
-`convert.from_diffusers` goes back to the folders it came from.
+OUT gets the transformer in diffusers' stock class, `prompt_embeds.safetensors` with one tensor per task, a model card, the
+training config, and either `pipeline.py` or, of a run through latents, all that diffusers' own `Flux2KleinPipeline` needs.
+Every tensor is read back and compared. Where torch is installed, the exported model is run beside ours and `parity.json` holds
+the largest difference; without torch all else works the same. A base made by `convert.from_diffusers` goes back to the folders
+it came from.
 """
 
 import argparse
@@ -74,10 +75,16 @@ def export(
     if single_file:
         write_tensors(out, "uniser", mapping.TRANSFORMER_BFL, loaded.params["dit"], DTYPES[dtype])
     _write_prompts(out / "prompt_embeds.safetensors", loaded.params["prompts"]["table"])
-    shutil.copyfile(pathlib.Path(__file__).with_name("pipeline.py"), out / "pipeline.py")
-    _write_json(out / "scheduler" / "scheduler_config.json", _SCHEDULER)
+    if loaded.config.model.codec == "latents":
+        with Checkpoints(loaded.config.model.base) as checkpoints:
+            stored = checkpoints.record()["base"]
+            _export_base(checkpoints, {"vae": stored["vae"]}, out)
+        _write_json(out / "model_index.json", _KLEIN_INDEX)
+    else:
+        shutil.copyfile(pathlib.Path(__file__).with_name("pipeline.py"), out / "pipeline.py")
+        _write_json(out / "model_index.json", _index(loaded.config))
+    _write_json(out / "scheduler" / "scheduler_config.json", _SCHEDULER | {"shift": loaded.config.restore.shift})
     _write_json(out / "training_config.json", loaded.config.to_dict())
-    _write_json(out / "model_index.json", _index(loaded.config))
     difference = _compare(out, loaded) if importlib.util.find_spec("torch") else None
     (out / "README.md").write_text(card.text(loaded.config, loaded.transformer, loaded.step, dtype, ema, difference))
     return difference
@@ -152,15 +159,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _load(checkpoints: Checkpoints, record: Mapping[str, Any], ema: bool) -> Run:
     config = schema.from_json(json.dumps(record["config"]))
     network = build_network(config.model)
-    transformer = conditioned_config(preset(config.model.preset), network.codec)
+    transformer = conditioned_config(preset(config.model.preset), network.codec, config.model.conditioning)
     return Run(config, transformer, checkpoints.weights(network.shapes, ema), record["step"])
 
 
 def _export_base(checkpoints: Checkpoints, base: Mapping[str, Any], out: pathlib.Path) -> None:
     """Both networks in the types they came in."""
-    for item, table in base.items():
-        table = dict(table)
-        dtype = np.dtype(table.pop("dtype"))  # ml_dtypes knows bfloat16 by name
+    for item, stored in base.items():
+        dtype, table = np.dtype(stored["dtype"]), stored["config"]  # numpy knows bfloat16 by ml_dtypes
         if item == "params":
             config = configs.transformer(table)
             params = checkpoints.item("params", shapes_of(config))
@@ -211,14 +217,25 @@ def _index(config: ConfigDict) -> dict[str, Any]:
         "transformer": ["diffusers", configs.TRANSFORMER_CLASS],
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "patch": config.model.patch,
+        "conditioning": config.model.conditioning,
         "prediction": config.flow.prediction,
         "working_size": config.restore.working_size or config.data.size,
         "steps": config.restore.steps,
     }
 
 
-# Euler on an even grid of times.
-_SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0, "use_dynamic_shifting": False}
+_SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": False}
+
+# Diffusers' own pipeline. Distilled here means: sampled without classifier-free guidance, so no negative prompt is needed.
+_KLEIN_INDEX = {
+    "_class_name": "Flux2KleinPipeline",
+    "is_distilled": True,
+    "transformer": ["diffusers", configs.TRANSFORMER_CLASS],
+    "vae": ["diffusers", configs.VAE_CLASS],
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": [None, None],
+    "tokenizer": [None, None],
+}
 
 
 def _shards(sizes: Mapping[str, int], most: int) -> list[list[str]]:

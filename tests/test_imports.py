@@ -21,6 +21,7 @@ LEVELS = {
     "optim": 4,
     "metrics": 4,
     "checkpoint": 4,
+    "pretrained": 5,
     "step": 5,
     "samples": 6,
     "train": 7,

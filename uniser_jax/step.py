@@ -16,7 +16,7 @@ from uniser_jax import mesh as meshes
 from uniser_jax import optim
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.models import uniser
-from uniser_jax.models.codec import PixelCodec
+from uniser_jax.models.codec import LatentCodec, PixelCodec
 from uniser_jax.models.presets import preset
 from uniser_jax.types import Batch, TrainState
 
@@ -40,7 +40,8 @@ def build_network(model: ConfigDict) -> Network:
     Raises:
       ValueError: for an unknown preset, dtype, kernel or remat policy, naming the known ones.
     """
-    codec = PixelCodec(model.patch)
+    size = preset(model.preset)
+    codec = PixelCodec(1, size.in_channels) if model.codec == "latents" else PixelCodec(model.patch)
     settings = {
         "prompt_length": model.prompt_length,
         "dtype": jnp.dtype(model.compute_dtype),
@@ -48,7 +49,6 @@ def build_network(model: ConfigDict) -> Network:
         "remat": model.remat,
         "conditioning": model.conditioning,
     }
-    size = preset(model.preset)
     graphdef, shapes, axes = uniser.abstract(size, codec, **settings)
     return Network(graphdef, shapes, axes, codec, lambda key: uniser.create(size, codec, key, **settings)[1])
 
@@ -81,16 +81,20 @@ def init_state(network: Network, optimizer: optax.GradientTransformation, shapes
 
 
 def make_step(
-    config: ConfigDict, network: Network, optimizer: optax.GradientTransformation, shapes: TrainState
+    config: ConfigDict,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    shapes: TrainState,
+    latents: LatentCodec | None = None,
 ) -> Step:
-    """Compiles, on first use, `(state, batch) -> (state, metrics)`; the old state is donated."""
+    """Compiles, on first use, `(state, batch) -> (state, metrics)`; the old state is donated, the latents' codec stays."""
     flow = schema.build(Flow, config.flow)
     learning_rate = optim.schedule(config.optim, config.steps)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, latents: LatentCodec | None = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        t, noise = flow.draw(key, batch.target.shape)
-        loss = functools.partial(batch_loss, network, flow)
+        t, noise = flow.draw(key, latents.shape(batch.target.shape) if latents else batch.target.shape)
+        loss = functools.partial(batch_loss, network, flow, latents=latents)
         gradient, metrics = accumulated_gradient(loss, state.params, (batch, t, noise), config.optim.accumulate)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -104,13 +108,19 @@ def make_step(
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     replicated = shapes.step.sharding
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
+    return compiled if latents is None else lambda state, batch: compiled(state, batch, latents)
 
 
-def batch_loss(network: Network, flow: Flow, params: Any, batch: Batch, t: Any, noise: Any) -> tuple[Any, Metrics]:
-    """The mean loss of a batch, and its sums per effect and per tenth of t."""
+def batch_loss(
+    network: Network, flow: Flow, params: Any, batch: Batch, t: Any, noise: Any, latents: LatentCodec | None = None
+) -> tuple[Any, Metrics]:
+    """The mean loss of a batch, and its sums per effect and per tenth of t; of its latents, if there is a codec."""
     predict = functools.partial(uniser.apply, network.graphdef, params)
-    losses = flow.loss(predict, t, noise, to_float(batch.input), to_float(batch.target), mask_of(batch), batch.task)
+    input, target, mask = to_float(batch.input), to_float(batch.target), mask_of(batch)
+    if latents is not None:
+        input, target, mask = latents.encode(input), latents.encode(target), latents.encode_mask(mask)
+    losses = flow.loss(predict, t, noise, input, target, mask, batch.task)
     present = (batch.strengths > 0).astype(jnp.float32)
     tenth = jax.nn.one_hot(jnp.clip(jnp.int32(t * 10), 0, 9), 10)
     sums = {

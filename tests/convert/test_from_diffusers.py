@@ -44,8 +44,8 @@ def test_a_pipeline_folder_in_bfloat16_shards(tmp_path: pathlib.Path) -> None:
     with Checkpoints(tmp_path / "out") as checkpoints:
         base = checkpoints.record()["base"]
     assert (base["params"]["dtype"], base["vae"]["dtype"]) == ("bfloat16", "float32")
-    assert base["params"]["num_attention_heads"] == SMALL.num_attention_heads
-    assert base["vae"]["block_out_channels"] == list(SMALL_VAE.block_out_channels)
+    assert base["params"]["config"]["num_attention_heads"] == SMALL.num_attention_heads
+    assert base["vae"]["config"]["block_out_channels"] == list(SMALL_VAE.block_out_channels)
 
 
 def test_a_converted_base_lands_on_the_mesh(tmp_path: pathlib.Path) -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
-from flax import nnx
 from PIL import Image
 
 from convert import mapping
@@ -54,7 +53,7 @@ def both():
     )
     pipe.set_progress_bar_config(disable=True)
     vae_graph, vae_shapes, _ = vae.abstract(SMALL_VAE)
-    codec = LatentCodec(nnx.merge(vae_graph, ours_of(mapping.VAE, vae_shapes, numpy_state(autoencoder))))
+    codec = LatentCodec(SMALL_VAE, vae_graph, ours_of(mapping.VAE, vae_shapes, numpy_state(autoencoder)))
     prompts = np.random.default_rng(0).normal(size=(len(TASKS), 5, CONFIG.joint_attention_dim)).astype(np.float32)
     graphdef, shapes, _ = uniser.abstract(CONFIG, codec.tokens, prompt_length=5, conditioning="references")
     dit = ours_of(mapping.TRANSFORMER, graph_and_shapes(CONFIG)[1], numpy_state(transformer))

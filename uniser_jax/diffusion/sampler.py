@@ -6,6 +6,7 @@
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,39 @@ def euler(
 
     noise = jax.random.normal(key, input.shape, input.dtype)
     return jax.lax.scan(step, noise, (grid[:-1], grid[1:]))[0]
+
+
+def restore(
+    predict: Predict,
+    flow: Flow,
+    key: jax.Array,
+    images: Image,
+    mask: Float[Array, "b h w"],
+    task: Int[Array, "b"],
+    steps: int = 1,
+    shift: float = 1.0,
+    latents: Any = None,
+    compensate: bool = True,
+) -> Image:
+    """Samples a restoration of images, through latents if there are any; arguments as those of `euler`, and:
+
+    Args:
+      predict: the network.
+      flow: what it predicts.
+      key: for the initial noise.
+      images: degraded photographs in [-1, 1].
+      mask: soft masks aM.
+      task: indices into TASKS.
+      steps: of `euler`.
+      shift: of `euler`.
+      latents: a `models.codec.LatentCodec`; None samples pixels.
+      compensate: whether to return y + D(z) - D(E(y)): what the autoencoder loses of y is not lost from the result.
+    """
+    if latents is None:
+        return euler(predict, flow, key, images, mask, task, steps, shift)
+    seen = latents.encode(images)
+    restored = latents.decode(euler(predict, flow, key, seen, latents.encode_mask(mask), task, steps, shift))
+    return images + restored - latents.decode(seen) if compensate else restored
 
 
 def times(steps: int, shift: float = 1.0) -> Float32[np.ndarray, "s"]:
