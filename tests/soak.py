@@ -57,23 +57,31 @@ def logged(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
     return lines
 
 
+def changed(path: pathlib.Path) -> float:
+    """When; long ago for what is gone by now."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def digests(workdir: pathlib.Path, step: int) -> dict:
     """As `uniser_jax.checkpoint` wrote them, read without it."""
     return json.loads((workdir / f"checkpoints/{step}/record/metadata").read_text())["digests"]
 
 
 def live_and_die(workdir: pathlib.Path, steps: int, rng: random.Random) -> int | None:
-    """Runs until a random moment after the first step of this life; returns the steps lost, None if the run ended first."""
-    process, before = start(workdir, steps), committed(workdir)
-    in_a_save = rng.random() < 0.5
+    """Runs until a random moment after this life's first progress; returns the steps lost, None if the run ended first."""
+    started, before = time.time(), committed(workdir)
+    process, in_a_save, saves = start(workdir, steps), rng.random() < 0.5, rng.randrange(3)
     while process.poll() is None:
-        writing = any("tmp" in path.name for path in workdir.glob("checkpoints/*"))
-        alive = len(logged(workdir)) and max(logged(workdir)) > before
-        if (in_a_save and writing) or (not in_a_save and alive):
-            time.sleep(rng.uniform(0, 0.05 if in_a_save else 0.5))
+        # Half-written checkpoints of earlier lives lie there too, but they are older.
+        writing = any("tmp" in path.name and changed(path) > started for path in workdir.glob("checkpoints/*"))
+        if committed(workdir) >= before + saves and (writing if in_a_save else committed(workdir) > before):
+            time.sleep(rng.uniform(0, 0.1 if in_a_save else 1.0))
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            return max([0, *logged(workdir)]) - min(committed(workdir), max([0, *logged(workdir)]))
+            return max(max([0, *logged(workdir)]) - committed(workdir), 0)
         time.sleep(0.005)
     if process.returncode:
         raise RuntimeError(f"the run ended with {process.returncode}; see {workdir}.log")
@@ -90,14 +98,21 @@ def soak(folder: pathlib.Path, kills: int, steps: int, seed: int = 0) -> dict[st
     folder.mkdir(parents=True, exist_ok=True)
     if start(whole, steps).wait():
         raise RuntimeError(f"the uninterrupted run failed; see {whole}.log")
-    rng, lost = random.Random(seed), []
+    rng, lost, saved = random.Random(seed), [], []
     while len(lost) < kills and (steps_lost := live_and_die(killed, steps, rng)) is not None:
         lost.append(steps_lost)
+        saved.append(committed(killed))
     if start(killed, steps).wait():
         raise RuntimeError(f"the last life failed; see {killed}.log")
     assert digests(killed, steps) == digests(whole, steps), "parameters, average or optimizer differ"
     assert logged(killed) == logged(whole), "logged values differ"
-    return {"kills": len(lost), "steps": steps, "steps_lost": lost, "leaves": len(digests(whole, steps)["params"])}
+    return {
+        "kills": len(lost),
+        "steps": steps,
+        "steps_lost": lost,
+        "newest": saved,
+        "leaves": len(digests(whole, steps)["params"]),
+    }
 
 
 def main() -> None:

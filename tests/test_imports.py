@@ -12,6 +12,8 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "uniser_jax"
 # A module may import from rooms of a lower level, and from its own room.
 LEVELS = {
     "types": 0,
+    "hosts": 0,
+    "status": 0,
     "mesh": 1,
     "effects": 1,
     "data": 2,
@@ -21,6 +23,8 @@ LEVELS = {
     "optim": 4,
     "metrics": 4,
     "checkpoint": 4,
+    "watchdog": 4,
+    "manifest": 4,
     "pretrained": 5,
     "step": 5,
     "samples": 6,

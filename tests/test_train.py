@@ -15,7 +15,7 @@ import pytest
 from absl import logging
 
 from uniser_jax import config as schema
-from uniser_jax import train
+from uniser_jax import status, train
 from uniser_jax.checkpoint import Checkpoints, has_checkpoint, newest_run
 from uniser_jax.metrics import log_to_terminal
 
@@ -77,6 +77,15 @@ def test_a_run_leaves_what_it_should(run: pathlib.Path) -> None:
     assert record["step"] == 6
     assert schema.from_json(json.dumps(record["config"])) == config_of()
     assert newest_run(run.parent) == run
+
+
+def test_a_run_tells_what_it_is(run: pathlib.Path) -> None:
+    found = status.read(run)
+    assert (found.state, found.step, found.steps, found.checkpoint, found.restarts) == ("finished", 6, 6, 6, 0)
+    manifest = status.read_manifest(run)
+    assert schema.from_json(json.dumps(manifest["config"])) == config_of()
+    assert (manifest["mesh"]["data"], manifest["photographs"]["count"], manifest["from_step"]) == (8, 8, 0)
+    assert '"stalled": false' in (run / "watchdog/process_00000.txt").read_text()
 
 
 def test_a_continued_run_equals_an_uninterrupted_one(run: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -1,11 +1,10 @@
-"""The command line: `uniser train | restore | evaluate | preview`. A mistake of the caller's is one line and exit code 2."""
+"""The command line: `uniser train | restore | evaluate | preview | status`. The mistake of a caller is one line and code 2."""
 
 import argparse
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
-from uniser_jax.metrics import log_to_terminal
 from uniser_jax.types import EFFECTS
 
 Command = Callable[[argparse.Namespace, list[str]], None]
@@ -18,6 +17,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from uniser_jax import train
 
         return train.main(argv[1:])
+    if argv[:1] == ["status"]:
+        from uniser_jax import status
+
+        return status.main(argv[1:])
+    from uniser_jax.metrics import log_to_terminal  # from here on jax is worth its second
+
     arguments, rest = _parser().parse_known_args(argv)
     log_to_terminal(arguments.verbose)
     try:
@@ -99,8 +104,9 @@ def preview(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("uniser", description=__doc__)
     parser.add_argument("--verbose", action="store_true", help="log what happens")
-    commands = parser.add_subparsers(required=True, metavar="train | restore | evaluate | preview")
+    commands = parser.add_subparsers(required=True, metavar="train | restore | evaluate | preview | status")
     commands.add_parser("train", help="train a model: uniser train --config=configs/tiny.py --workdir=runs/x")
+    commands.add_parser("status", help="how runs are doing: uniser status RUN...")
 
     add = commands.add_parser("restore", help="remove soft effects from a photograph")
     add.set_defaults(command=restore)

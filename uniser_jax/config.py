@@ -28,6 +28,7 @@ def defaults() -> ConfigDict:
     config.batch_size = 256  # global, over all processes
     config.log_every = 50
     config.sample_every = 2_000  # a grid of held-out restorations as PNG; 0 is never
+    config.stall_seconds = 600.0  # without a step, after which a run logs what it hangs on; 0 is never
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})  # -1: all remaining devices
 

@@ -19,8 +19,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from uniser_jax import config as schema
+from uniser_jax import hosts, manifest, optim
 from uniser_jax import mesh as meshes
-from uniser_jax import optim
 from uniser_jax.checkpoint import Checkpoints
 from uniser_jax.data.photos import open_photos, split
 from uniser_jax.data.pipeline import Examples, batches
@@ -31,6 +31,7 @@ from uniser_jax.pretrained import latents, with_base
 from uniser_jax.samples import SampleGrid
 from uniser_jax.step import build_network, init_state, make_step, state_shapes
 from uniser_jax.types import TrainState
+from uniser_jax.watchdog import Watchdog
 
 
 def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
@@ -79,8 +80,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
             dict(mesh.shape),
             start,
         )
+        manifest.write(workdir, config, mesh, examples.photos, start)
         progress = Progress(start, config.steps, config.batch_size, config.optim.max_skipped, pending)
-        with MetricsWriter(workdir, start) as writer:
+        watchdog = Watchdog(workdir / "watchdog", config.stall_seconds, process, processes, start)
+        with MetricsWriter(workdir, start) as writer, watchdog:
             try:
                 for number in range(start + 1, config.steps + 1):
                     asked = time.monotonic()
@@ -98,6 +101,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
                     if stop:
                         logging.info("asked to stop: saved step %d; the same command continues from there", number)
                         break
+                    watchdog.beat(number)
             except KeyboardInterrupt:
                 checkpoints.save(int(state.step), state, config, progress.pending, force=True)
                 logging.info("interrupted at step %d; the same command continues from there", state.step)
@@ -133,7 +137,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     log_to_terminal()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
     try:
-        train(schema.read(known.config, overrides), known.workdir)
+        config = schema.read(known.config, overrides)
+        hosts.join()
+        train(config, known.workdir)
     except ValueError as error:
         sys.stderr.write(f"uniser train: {error}\n")
         return 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from uniser_jax.data.photos import open_photos, split
-from uniser_jax.data.pipeline import Examples, batches, random_crop, vary_colour
+from uniser_jax.data.pipeline import Examples, Recent, batches, colour_matrix, random_crop
 from uniser_jax.effects import light
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.layer import Scene
@@ -114,9 +114,34 @@ def test_crops_have_the_size_asked_for(shape: tuple[int, int]) -> None:
 
 
 def test_varied_colours_keep_grays_neutral_but_for_white_balance() -> None:
-    gray = np.full((8, 8, 3), 100, np.uint8)
-    photo = light.decode(EXAMPLES.photos[0])
-    np.testing.assert_array_equal(vary_colour(np.random.default_rng(0), photo, 0.0), photo)
+    gray, photo = np.full((8, 8, 3), 100, np.uint8), EXAMPLES.photos[0]
+    np.testing.assert_allclose(colour_matrix(np.random.default_rng(0), 0.0), np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(light.expand_highlights(photo, 0.0, np.eye(3)), light.decode(photo), atol=1e-6)
     for seed in range(5):
-        pixel = light.encode(vary_colour(np.random.default_rng(seed), light.decode(gray), 0.5))[0, 0].astype(int)
+        matrix = colour_matrix(np.random.default_rng(seed), 0.5)
+        pixel = light.encode(light.expand_highlights(gray, 2.0, matrix))[0, 0].astype(int)
         assert np.ptp(pixel) < 40  # within half a stop of each other, in stored values
+        varied = light.expand_highlights(photo, 2.0, matrix)
+        assert varied.min() >= 0
+        expected = np.maximum(light.decode(photo).astype(np.float64) @ matrix.T, 0)
+        plain = (photo < 255).any(-1)
+        np.testing.assert_allclose(varied[plain], expected[plain], atol=1e-5)
+
+
+def test_what_was_made_a_moment_ago_is_kept_within_bounds() -> None:
+    recent, made = Recent(limit=100), []
+
+    def make(index: int) -> np.ndarray:
+        made.append(index)
+        return np.full(40, index, np.uint8)
+
+    for index in (0, 1, 0, 1, 2, 1, 0):
+        assert (recent.get(index, make) == index).all()
+    assert made == [0, 1, 2, 0]
+    few = Recent(count=2)
+    for index in (0, 1, 2, 0):
+        few.get(index, make)
+    assert made == [0, 1, 2, 0, 0, 1, 2, 0]
+    assert (recent.get(5, lambda index: np.full(1_000, index, np.uint8)) == 5).all()  # one alone may be larger
+    pickle.loads(pickle.dumps(recent)).get(7, make)
+    assert made[-1] == 7

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 
+import cv2
 import numpy as np
 import pytest
 import skimage.data
@@ -86,7 +87,8 @@ def test_shadows_never_brighten_and_haze_moves_towards_airlight() -> None:
         assert (shaded <= SCENE.radiance + 1e-6).all()
         haze = layer_of("haze", seed)
         hazed = haze.at(1.0)(SCENE.radiance)
-        toward = (hazed - SCENE.radiance) * (haze.airlight - SCENE.radiance)
+        airlight = cv2.resize(haze.veil(), (SIZE, SIZE))
+        toward = (hazed - SCENE.radiance) * (airlight - SCENE.radiance)
         assert (toward >= -1e-5).all()
 
 
@@ -104,7 +106,8 @@ def test_removing_everything_gives_the_clean_photograph(seed: int, noise: float)
     _, target = rendering.pair("remove effects", constant_mask(255))
     np.testing.assert_array_equal(target, rendering.clean())
     unlit = Rendering(SCENE, recipe_of(seed, effects=("shadow", "haze", "reflection")))
-    np.testing.assert_array_equal(unlit.pair("remove effects", constant_mask(255))[1], PHOTO)
+    if not any(layer.lamp is not None for layer in unlit.layers):  # a night stays dark
+        np.testing.assert_array_equal(unlit.pair("remove effects", constant_mask(255))[1], PHOTO)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -162,8 +165,10 @@ def test_targets_equal_a_float64_reference(alpha: float) -> None:
         for layer, strength, ask in zip(rendering.layers, rendering.recipe.strengths, asked, strict=True):
             s = strength * (1 - a) if ask else strength
             if layer.effect == "haze":
-                t = np.exp(-s * layer.optical_depth[..., None].astype(np.float64) * layer.spectrum)
-                x = t * x + layer.airlight * (1 - t)
+                tau = s * layer.optical_depth[..., None].astype(np.float64) * layer.spectrum
+                direct, reaches = np.exp(-tau), np.exp(-(1 - layer.forward) * tau)
+                soft = x if not layer.forward else cv2.resize(layer.scattered(x.astype(np.float32), s), (SIZE, SIZE))
+                x = direct * x + soft * (reaches - direct) + cv2.resize(layer.veil(), (SIZE, SIZE)) * (1 - reaches)
             else:
                 x = (1 - s * (1 - layer.transmission.astype(np.float64))) * x + s * layer.emission
         x = np.clip(x, 0, 1)
@@ -225,9 +230,9 @@ def test_masks_are_soft_and_in_range(kind: str, shape: tuple[int, int]) -> None:
 
 def test_the_same_look_at_any_size() -> None:
     """Parameters are fractions: a shadow rendered large and reduced is the shadow rendered small."""
-    for shape in ("polygon", "bars", "window", "edge", "person"):
+    for shape in ("polygon", "railing", "window", "edge", "person"):
         shadow = dataclasses.replace(
-            FAMILIES["shadow"].sample(np.random.default_rng(0), SCENE), shape=shape, penumbra=0.02
+            FAMILIES["shadow"].sample(np.random.default_rng(0), SCENE), shapes=(shape,), penumbra=0.02
         )
         small, large = shadow.coverage((64, 64)), shadow.coverage((256, 256))
         reduced = large.reshape(64, 4, 64, 4).mean((1, 3))
@@ -272,11 +277,6 @@ def test_black_bodies_run_from_red_to_blue() -> None:
 def test_fields_are_pure_and_in_range() -> None:
     noise = fields.fractal_noise(np.random.default_rng(0), (33, 70))
     np.testing.assert_array_equal(noise, fields.fractal_noise(np.random.default_rng(0), (33, 70)))
-    brightness = np.sqrt(light.luminance(np.clip(SCENE.radiance, 0, 1)))
-    for seed in SEEDS:
-        depth = fields.depth(np.random.default_rng(seed), brightness)
-        assert depth.min() == 0
-        assert depth.max() == pytest.approx(1)
     flat = np.full((20, 30), 0.25, np.float32)
     for sigma in (0.1, 1.0, 30.0):
         np.testing.assert_allclose(fields.blur(flat, sigma), flat, atol=1e-5)

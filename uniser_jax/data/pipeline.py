@@ -4,23 +4,30 @@ global index -> photograph, crop, recipe -> edit -> batch -> this process's rows
 step can be computed alone, on any number of processes and workers.
 """
 
+import collections
+import contextlib
+import ctypes
 import dataclasses
+import functools
 import hashlib
 import itertools
-from collections.abc import Iterator
-from typing import NamedTuple, Self
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Self
 
 import cv2
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Float32, Shaped, UInt8
+from jaxtyping import Float64, Int32, Shaped, UInt8
 
 from uniser_jax.data.photos import Photos
 from uniser_jax.effects import edit, light
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.layer import Scene
 from uniser_jax.types import Batch, Edit
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +40,8 @@ class Examples:
       size: side of an example in pixels.
       seed: of everything.
       colour: how much exposure, white balance, hue and saturation of a photograph vary from visit to visit; 0 to 1.
-      smallest: part of a photograph that an example shows, see `random_crop`.
+      smallest: part of a photograph that an example shows, see `Crop`.
+      recent: photographs that were decoded a moment ago.
     """
 
     photos: Photos
@@ -42,9 +50,11 @@ class Examples:
     seed: int = 0
     colour: float = 0.0
     smallest: float = 0.35
+    recent: "Recent" = dataclasses.field(default_factory=lambda: Recent(), compare=False, repr=False)
 
     def __getitem__(self, index: int) -> Edit:
         """The edit at a global index."""
+        _keep_freed_memory()
         scene, recipe = self.recipe(index)
         return Rendering(scene, recipe).edit()
 
@@ -52,14 +62,22 @@ class Examples:
         """What the edit at a global index is made of, for logs and replay."""
         rng = np.random.default_rng((self.seed, index))
         epoch, place = divmod(index, len(self.photos))
-        order = np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.photos))
+        order = _order(self.seed, epoch, len(self.photos))
         stops = float(rng.uniform(0, self.sampling.highlight_stops))
         scene = self._view(rng, int(order[place]), stops)
         recipe = edit.sample(rng, scene, self.sampling)
         if any(name == "reflection" for name, _ in recipe.effects):  # only a window needs a second photograph
-            other = self._view(rng, int(rng.integers(len(self.photos))), stops)
-            scene = scene._replace(other=other.radiance)
+            # That of the example before: any other would do, but this one was decoded a moment ago.
+            scene = scene._replace(other=self._view(rng, int(order[place - 1]), stops).radiance)
         return scene, recipe
+
+    def _view(self, rng: np.random.Generator, index: int, stops: float) -> Scene:
+        """A part of a photograph, in linear light and other colours, with its depth if there is one."""
+        photo, depth = self.recent.get(index, self.photos.__getitem__), self.photos.depth(index)
+        crop = Crop.sample(rng, photo.shape[:2], self.smallest)
+        matrix = colour_matrix(rng, self.colour) if self.colour else None
+        radiance = light.expand_highlights(crop.cut(photo, self.size), stops, matrix)
+        return Scene(radiance, depth=None if depth is None else crop.cut(depth, self.size))
 
     def find(self, effect: str | None, count: int, limit: int = 1_000) -> list[int]:
         """The first indices whose example shows an effect, any for None.
@@ -77,18 +95,41 @@ class Examples:
             raise ValueError(f"none of the first {limit} examples shows {effect}: its weight in config.edit is zero")
         return found
 
-    def _view(self, rng: np.random.Generator, index: int, stops: float) -> Scene:
-        """A part of a photograph, in linear light and other colours, with its depth if there is one."""
-        photo, depth = self.photos[index], self.photos.depth(index)
-        crop = Crop.sample(rng, photo.shape[:2], self.smallest)
-        radiance = vary_colour(rng, light.expand_highlights(crop.cut(photo, self.size), stops), self.colour)
-        return Scene(radiance, depth=None if depth is None else crop.cut(depth, self.size))
-
     def fingerprint(self) -> str:
         """A digest of what the stream depends on; equal on all hosts of a healthy run."""
         names = "\n".join(self.photos.name(index) for index in range(len(self.photos)))
         text = f"{names}\n{self.sampling}\n{self.size}\n{self.seed}\n{self.colour}\n{self.smallest}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Recent:
+    """What was made last, by index, so that neighbouring examples share it; threads may too, processes do not.
+
+    Args:
+      limit: bytes kept, but for the very last.
+      count: of what is kept.
+    """
+
+    def __init__(self, limit: int = 2**26, count: int = 8):
+        self._limit, self._count, self._bytes = limit, count, 0
+        self._kept: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, index: int, make: Callable[[int], np.ndarray]) -> np.ndarray:
+        """The array of an index, made if it is not kept."""
+        with self._lock:
+            if index in self._kept:
+                return self._kept[index]
+        made = make(index)
+        with self._lock:
+            self._bytes += made.nbytes if index not in self._kept else 0
+            self._kept[index] = made
+            while (self._bytes > self._limit and len(self._kept) > 1) or len(self._kept) > self._count:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Recent, (self._limit, self._count)
 
 
 class Crop(NamedTuple):
@@ -135,23 +176,32 @@ def _interpolation(ratio: float) -> int:
     return cv2.INTER_CUBIC if ratio < 1 else cv2.INTER_LINEAR if ratio < 1.6 else cv2.INTER_AREA
 
 
-def vary_colour(
-    rng: np.random.Generator, radiance: Float32[np.ndarray, "h w c"], amount: float
-) -> Float32[np.ndarray, "h w c"]:
-    """The same forms under another light and in other paints: one 3 x 3 matrix in linear light, nothing below 0.
+def colour_matrix(rng: np.random.Generator, amount: float) -> Float64[np.ndarray, "c c"]:
+    """Shows the same forms under another light and in other paints: a matrix for linear light.
 
     At amount 1: exposure from 1 stop down to 1/2 up, white balance within 1/2 stop per channel, any hue, saturation 0 to 1.3.
     """
-    if not amount:
-        return radiance
     exposure = 2 ** (amount * rng.uniform(-1, 0.5))
     balance = 2 ** (amount * rng.uniform(-0.5, 0.5, 3))
     saturation = 1 + amount * rng.uniform(-1, 0.3)
     gray = np.full((3, 3), 1 / 3)
     turn = cv2.Rodrigues(amount * rng.uniform(-np.pi, np.pi) * np.full(3, 3**-0.5))[0]  # about the gray axis
-    mix = saturation * turn + (1 - saturation) * gray
-    varied = cv2.transform(radiance, exposure * balance[:, None] * mix)
-    return np.maximum(varied, 0, out=varied)
+    return exposure * balance[:, None] * (saturation * turn + (1 - saturation) * gray)
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> Int32[np.ndarray, "n"]:
+    """In which an epoch visits the photographs."""
+    return np.random.default_rng((seed, epoch, 1)).permutation(np.arange(count, dtype=np.int32))
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Lets glibc keep freed images for the next ones, once per process: new pages cost a fourth of the time of a pair."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library has other ways
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**30), (_M_TOP_PAD, 2**26)):
+            mallopt(option, value)
 
 
 def batches(

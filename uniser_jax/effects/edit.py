@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Self
 
+import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
@@ -65,7 +66,7 @@ class EditSampling:
     full_strength: float = 0.5
     noise: float = 0.5
     tone: float = 0.3
-    jpeg: float = 0.2
+    jpeg: float = 0.1
     highlight_stops: float = 2.5
     target: str = "exact"
 
@@ -174,7 +175,7 @@ class Rendering:
             left = [s * (1 - a) if ask else s for ask, s in zip(asked, strengths, strict=True)]
             degraded, target = self._expose_both(first, strengths, left, 1 - a)  # (1)
         if isinstance(a, np.ndarray):  # scattered light and JPEG blocks reach across the edge of a mask
-            target = np.where(mask[..., None] == 0, degraded, target)
+            target = cv2.copyTo(degraded, (mask == 0).view(np.uint8), target)
         return degraded, target
 
     def _expose_both(
@@ -202,13 +203,15 @@ class Rendering:
     def mask(self) -> UInt8[np.ndarray, "h w"]:
         """The recipe's soft mask aM, rounded to 8 bits."""
         shape = self.radiance.shape[:2]
+        if self.recipe.mask == "all":
+            return np.full(shape, round(255 * self.recipe.alpha), np.uint8)
         where = None
         if self.recipe.mask == "support":
             asked = asked_for(self.recipe.task, self.names)
             parts = [support(layer, self.radiance) for layer, ask in zip(self.layers, asked, strict=True) if ask]
             where = np.max(parts, 0) if parts else np.ones(shape, np.float32)
         drawn = masks.draw(np.random.default_rng(self.recipe.mask_seed), shape, self.recipe.mask, where)
-        return np.round(255 * np.float32(self.recipe.alpha) * drawn).astype(np.uint8)
+        return cv2.convertScaleAbs(drawn, alpha=255 * self.recipe.alpha)
 
 
 def scene_from_photo(

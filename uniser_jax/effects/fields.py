@@ -1,4 +1,4 @@
-"""Random fields: fractal noise, depth, soft shapes, blurs. Sizes are fractions of the image, so any resolution looks alike."""
+"""Random fields: fractal noise, soft shapes, blurs. Sizes are fractions of the image, so any resolution looks alike."""
 
 import cv2
 import numpy as np
@@ -25,18 +25,22 @@ def fractal_noise(
       octaves: each halves the size; those finer than a pixel are drawn, for replay at any size, but not added.
       persistence: amplitude of an octave against the one before.
     """
-    total = np.zeros(shape, np.float32)
     pixels = scale * side(shape)
+    aspect = np.sqrt(shape[1] / shape[0])
+    total: np.ndarray = np.zeros((2, 2), np.float32)
     for octave in range(octaves):
         cell = scale / 2**octave
-        aspect = np.sqrt(shape[1] / shape[0])
         rows, columns = (max(2, int(np.ceil(n / cell)) + 2) for n in (1 / aspect, aspect))
         lattice = rng.random((rows, columns), np.float32)
         if pixels / 2**octave >= 1:
-            interpolation = cv2.INTER_CUBIC if octave < 2 else cv2.INTER_LINEAR
-            total += persistence**octave * cv2.resize(lattice, shape[::-1], interpolation=interpolation)
-    low, high = float(total.min()), float(total.max())
-    return (total - low) / max(high - low, 1e-6)
+            # the coarser octaves ride on this finer lattice, so that only the finest is enlarged to the image
+            total = cv2.resize(total, (columns, rows), interpolation=cv2.INTER_CUBIC)
+            cv2.scaleAdd(lattice, persistence**octave, total, dst=total)
+    smooth = tuple(min(full, 4 * drawn) for full, drawn in zip(shape[::-1], total.shape[::-1], strict=True))
+    total = cv2.resize(total, smooth, interpolation=cv2.INTER_CUBIC)  # four samples a cell: from here on lines will do
+    low, high, _, _ = cv2.minMaxLoc(total)
+    reach = max(high - low, 1e-6)
+    return cv2.resize(np.clip((total - np.float32(low)) / np.float32(reach), 0, 1), shape[::-1])
 
 
 def smoothstep(x: Field, low: float, high: float) -> Field:
@@ -65,63 +69,3 @@ def varying_blur(image: Field, sigma: Field) -> Field:
     stack = [blur(image, level) for level in levels]
     position = np.interp(sigma, levels, np.arange(4)).astype(np.float32)
     return sum(plane * np.clip(1 - np.abs(position - index), 0, 1) for index, plane in enumerate(stack))
-
-
-def guided_filter(guide: Field, field: Field, radius: float, epsilon: float = 1e-3) -> Field:
-    """Lays the edges of `guide` into `field` (He, Sun & Tang 2013).
-
-    Args:
-      guide: in [0, 1].
-      field: what to filter.
-      radius: of the window, in pixels.
-      epsilon: variance of the guide below which it has no edge.
-    """
-    size = (2 * max(1, round(radius)) + 1,) * 2
-    mean_g, mean_f = cv2.blur(guide, size), cv2.blur(field, size)
-    a = (cv2.blur(guide * field, size) - mean_g * mean_f) / (cv2.blur(guide * guide, size) - mean_g**2 + epsilon)
-    return cv2.blur(a, size) * guide + cv2.blur(mean_f - a * mean_g, size)
-
-
-def depth(rng: np.random.Generator, brightness: Field) -> Field:
-    """A plausible depth for a photograph without one: 0 near, 1 far.
-
-    One of three scenes (ground under a sky, a wall or slope, a room that recedes to a point), with roughness, objects that
-    stand nearer than the ground behind them, and the photograph's own edges.
-
-    Args:
-      rng: source of the scene.
-      brightness: of the photograph in [0, 1], perceptual (square root of luminance): the guide for edges.
-    """
-    h, w = brightness.shape
-    y, x = np.mgrid[0 : 1 : h * 1j, 0 : 1 : w * 1j].astype(np.float32)
-    kind = rng.choice(3, p=(0.6, 0.25, 0.15))
-    horizon, tilt, camera = rng.uniform(0.15, 0.6), rng.normal(0, 0.05), rng.uniform(0.02, 0.12)
-    angle, centre = rng.uniform(-0.6, 0.6), rng.uniform(0.3, 0.7, 2)
-    if kind == 0:
-        below = np.maximum(y - horizon - tilt * (x - 0.5), 0)
-        d = camera / (camera + below)
-    elif kind == 1:
-        d = 1 - y * np.cos(angle) - (x - 0.5) * np.sin(angle)
-    else:
-        d = 1 - np.maximum(np.abs(x - centre[0]), np.abs(y - centre[1]))
-    d = d + 0.25 * (fractal_noise(rng, (h, w), 0.5, 4) - 0.5)
-    d = _standing_objects(rng, d, y)
-    d = guided_filter(brightness, d, 0.06 * side((h, w)), 4e-3)
-    low, high = float(d.min()), float(d.max())
-    return (d - low) / max(high - low, 1e-6)
-
-
-def _standing_objects(rng: np.random.Generator, d: Field, y: Field) -> Field:
-    """Sets smooth-edged columns to the depth at their foot, as trees, houses and people stand on the ground."""
-    h, w = d.shape
-    for _ in range(int(rng.integers(0, 5))):
-        foot, top = rng.uniform(0.5, 1.0), rng.uniform(0.0, 0.5)
-        left, width = rng.uniform(-0.1, 0.9), rng.uniform(0.05, 0.35)
-        outline = fractal_noise(rng, (1, w), 0.1, 3, 0.6)[0] * 0.25 + top
-        column = np.linspace(0, 1, w)
-        inside = (column > left) & (column < left + width)
-        mask = (y > outline[None]) & (y < foot) & inside[None]
-        row = min(int(foot * (h - 1)), h - 1)
-        near = np.float32(np.median(d[row]))
-        d = np.where(mask, np.minimum(d, near), d)
-    return d

@@ -1,234 +1,287 @@
 """Lens flare: the lens spreads a little of a strong light over the frame.
 
-  (1) seen = J + F,  F = glare * diffraction + streak + ghosts, per source
-  (2) glare(r) = ((1 + r / r0) / (1 + 0.05 / r0))^-n              scattering wings, 1 at r = 5 % of the side
-  (3) diffraction_l(x) = D(x l_green / l),  D = |FFT(pupil)|^2 over its own radial mean       blades, dust, scratches
-  (4) ghost centre = c + a (source - c)                            on the line through the centre c of the frame
+  (1) seen = J + F,  F = sum over sources of colour * share * (l^-p scatter + streaks + ghosts) + mirror
+  (2) scatter: G(r) (1 - d + d C_c(x))          glare, and what the pupil makes of it: `glare` (1, 2), `pupil` (1 to 4)
+  (3) ghosts, mirror: images of aperture and lamps thrown back by pairs of surfaces: `ghosts` (1 to 4)
+  (4) lamp(r) = P (1 + (r / r0)^2)^-b           a lamp hung into the scene and the lens's core: clipped within its radius
 
-One transform serves all wavelengths, since for a pupil that is the same in every colour the pattern only scales (Wu et al.
-2021; Goodman). Brightness is set by the veil it lays at r = 5 %, which is what one sees, not by the radiance of the source.
-The source itself stays: where the photograph has no light of its own, a lamp is added to the scene, not to the flare.
+Brightness is quoted as the veil at 5 % of the side from the source, which is what one sees, not as the radiance of the source,
+which no file holds; counted from the edge of the frame for a source beyond it. A phone's ranges are those measured on pairs of
+photographs at night: F of 0.003 to 0.1 there, a third of it at 12 %, blue against the lamp (p of (1)), four times as bright in
+its rays as on average. A camera's are wider. The source itself stays: the photograph's own highlights do, and a lamp is added
+to the scene, not to the flare.
 """
 
 import dataclasses
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import cv2
 import numpy as np
 from jaxtyping import Float32
 
-from uniser_jax.effects import fields, light
+from uniser_jax.effects import fields, ghosts, glare, light, pupil, sources, templates
+from uniser_jax.effects.glare import Glare, Grain
 from uniser_jax.effects.layer import LinearLayer, Scene
+from uniser_jax.effects.sources import Rgb, Source
 
-_SPECTRUM = np.linspace(0.43, 0.67, 7)  # micrometres
-_RESPONSE = np.exp(-(((_SPECTRUM[:, None] - light.WAVELENGTHS) / 0.045) ** 2))
-_RESPONSE = (_RESPONSE / _RESPONSE.sum(0)).astype(np.float32)
-_REACH = 1.4  # the diffraction pattern's half width, in image sides
+Image = Float32[np.ndarray, "h w c"]
+
+_WHOLE = 256  # px; larger photographs get a flare of half their resolution
+_PEAK, _STEEP = 30.0, 2.2  # P and b of (4)
+_BRIGHTEST = 8.0
+_NIGHT = 0.07  # a dark photograph's median luminance
+_SUN = 4  # times the veil of a lamp at night
+_PHONE_KINDS, _LENS_KINDS = (0.1, 0.1, 0.75, 0.05), (0.3, 0.25, 0.15, 0.3)  # weights of pupil.KINDS
 
 
 @dataclasses.dataclass(frozen=True)
 class FlareSampling:
-    """What draws come from."""
+    """What draws come from.
+
+    Args:
+      own: share of photographs with highlights whose flare comes from these.
+      outside: share of the other flares whose sources lie out of frame.
+      phone: share of flares of a small lens with finger marks: steep, with thin rays; 2.5 times that in dark photographs.
+      phone_level: lowest and highest veil of these in the dark, linear, white at 1; four times that in daylight.
+      lens_level: of the others.
+      ghosts: share with ghosts.
+      mirror: share of phone flares with mirrored lamps.
+      streaks: share with streaks.
+      layers: folder of real flares on black; "" for none.
+      real: share of flares that come from it.
+
+    Raises:
+      ValueError: for a share outside [0, 1], levels that are no range, or `real` without `layers`.
+    """
+
+    own: float = 0.7
+    outside: float = 0.4
+    phone: float = 0.35
+    phone_level: tuple[float, ...] = (0.015, 0.1)
+    lens_level: tuple[float, ...] = (0.1, 0.8)
+    ghosts: float = 0.6
+    mirror: float = 0.4
+    streaks: float = 0.25
+    layers: str = ""
+    real: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("own", "outside", "phone", "ghosts", "mirror", "streaks", "real"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"edit.families.flare.{name} = {getattr(self, name)}: expected in [0, 1]")
+        for name in ("phone_level", "lens_level"):
+            value = getattr(self, name)
+            if len(value) != 2 or not 0 < value[0] <= value[1]:
+                raise ValueError(f"edit.families.flare.{name} = {value}: expected lowest and highest, above 0")
+        if self.real and not self.layers:
+            raise ValueError(f"edit.families.flare.real = {self.real}: expected a folder in edit.families.flare.layers")
 
 
 @dataclasses.dataclass(frozen=True)
 class Flare:
-    """One lens and its light sources.
+    """One lens and its light sources. Lengths are fractions of the image side.
 
     Args:
-      sources: (x, y) of each, as fractions of width and height; outside [0, 1] is out of frame.
-      kelvin: colour of the light.
-      level: brightness of the veil 5 % of the side from the source, linear, white at 1.
-      falloff: n of (2).
-      core: r0 of (2), as a fraction of the side.
-      diffraction: share of the glare that (3) shapes.
-      blades: of the aperture, an even count gives as many rays, an odd one twice as many.
-      dirt: specks and scratches on the lens.
-      streak: brightness of an anamorphic streak against the veil; 0 for spherical lenses.
-      streak_angle: its direction, radians.
+      sources: (x, y, share, size) of each, see `sources.Source`.
+      colours: of each.
+      level: the veil at 5 % of the side from the brightest source, linear, white at 1.
+      falloff: n of `glare` (1).
+      core: r0.
+      bloom: b and s_b.
+      veil: v and s_v.
+      pattern: which of `pupil.COUNT`.
+      formed: d of (2).
+      turn: of the pattern and the aperture, radians.
+      zoom: of the pattern.
+      mirrored: the pattern, left for right.
+      spectrum: p, scattered light goes as wavelength^-p: 0 large marks, 4 fine ones.
+      streaks: (light against the level, angle in radians, width, length) of each.
+      streak_colour: of them, times the source's.
       ghosts: how many.
-      ghost_level: brightness of the brightest ghost against the veil.
-      lamp: radius of the lamp added to the scene, as a fraction of the side; 0 where the photograph has its own.
-      seed: of the lens: aperture, dirt, ghosts.
+      ghost_level: the brightest ghost's light against the level.
+      blades: of the aperture.
+      mirror: brightness of mirrored highlights.
+      lamp: radius of the lamps added to the scene; 0 where the photograph has its own.
+      layer: path of a real flare that stands for scatter, streaks and ghosts; "" for none.
+      seed: of the ghosts.
     """
 
     effect: ClassVar[str] = "flare"
-    sources: tuple[tuple[float, float], ...]
-    kelvin: float
+    sources: tuple[tuple[float, float, float, float], ...]
+    colours: tuple[Rgb, ...]
     level: float
     falloff: float
     core: float
-    diffraction: float
-    blades: int
-    dirt: int
-    streak: float
-    streak_angle: float
+    bloom: tuple[float, float]
+    veil: tuple[float, float]
+    pattern: int
+    formed: float
+    turn: float
+    zoom: float
+    mirrored: bool
+    spectrum: float
+    streaks: tuple[tuple[float, float, float, float], ...]
+    streak_colour: Rgb
     ghosts: int
     ghost_level: float
+    blades: int
+    mirror: float
     lamp: float
+    layer: str
     seed: int
 
     @classmethod
     def sample(cls, rng: np.random.Generator, scene: Scene, sampling: FlareSampling = FlareSampling()) -> Self:
-        """Half of the sources lie in frame, most where the photograph is bright."""
-        inside = rng.random() < 0.5
-        count = 1 if rng.random() < 0.75 else 2
-        sources = tuple(_bright_place(rng, scene) if inside else _outside(rng) for _ in range(count))
+        """Draws lights, then a phone's lens or a camera's."""
+        small = sources.reduced(scene)
+        lights, lamp = _lights(rng, small, sampling)
+        dark = float(np.median(light.luminance(small)[::3, ::3])) < _NIGHT
+        phone = rng.random() < sampling.phone * (2.5 if dark else 1)
+        bounds = sampling.phone_level if phone else sampling.lens_level
+        level = float(np.exp(rng.uniform(*np.log(bounds)))) * (1 if dark or not phone else _SUN)
+        body = _scatter(rng, phone) | _streaks(rng, sampling.streaks * (0.5 if phone else 1.0))
+        within = Glare(body["falloff"], body["core"], body["bloom"], body["veil"])
+        farthest = sources.beyond(lights[0], scene.radiance.shape[:2]) + np.hypot(glare.QUOTED, lights[0].size)
+        with_ghosts, with_mirror = rng.random(2) < (sampling.ghosts, sampling.mirror * phone)
+        count = int(rng.integers(1, 5 if phone else 13))
+        brightest = np.exp(rng.uniform(np.log(0.15), np.log(1.2)))
+        blades, mirror, seed = int(rng.integers(5, 10)), rng.uniform(0.03, 0.3), int(rng.integers(2**31))
+        layer = ""
+        if sampling.real and rng.random() < sampling.real:
+            layer = str(rng.choice(templates.paths(sampling.layers)))
         return cls(
-            sources=sources,
-            kelvin=float(rng.uniform(2_800, 8_000)),
-            level=float(np.exp(rng.uniform(np.log(0.15), np.log(1.2)))),
-            falloff=float(rng.uniform(0.9, 2.2)),
-            core=float(rng.uniform(0.01, 0.06)),
-            diffraction=float(rng.uniform(0.3, 1.0)),
-            blades=int(rng.integers(5, 10)),
-            dirt=int(rng.integers(0, 40)),
-            streak=float(rng.choice([0.0, rng.uniform(0.2, 1)], p=[0.75, 0.25])),
-            streak_angle=float(rng.normal(0, 0.05)),
-            ghosts=int(rng.integers(0, 9)),
-            ghost_level=float(np.exp(rng.uniform(np.log(0.1), np.log(0.8)))),
-            lamp=float(rng.uniform(0.006, 0.02)) if inside else 0.0,
-            seed=int(rng.integers(2**31)),
+            sources=tuple((each.x, each.y, each.share, each.size) for each in lights),
+            colours=tuple(each.colour for each in lights),
+            level=float(level / max(float(within(np.array(farthest))), 0.12)),
+            ghosts=count if with_ghosts else 0,
+            ghost_level=float(brightest * level),
+            blades=blades,
+            mirror=float(mirror) if with_mirror else 0.0,
+            lamp=lamp,
+            layer=layer,
+            seed=seed,
+            **body,
         )
 
     def render(self, scene: Scene) -> LinearLayer:
-        """The layer on one photograph."""
-        shape = scene.radiance.shape[:2]
-        colour = light.black_body(self.kelvin)
-        pattern = self._pattern(fields.side(shape))
-        flare = np.zeros((*shape, 3), np.float32)
-        lamp = np.zeros((*shape, 3), np.float32)
-        for source in self.sources:
-            centre = np.array(source) * shape[::-1]
-            flare += self._scattered(shape, centre, pattern)
-            self._add_ghosts(flare, centre)
-            if self.lamp:
-                lamp += self._lamp(scene, centre)[..., None] * np.clip(colour, 0.6, 1.6)
-        emission = np.minimum(self.level * colour * flare, 8)
-        return LinearLayer("flare", np.ones(3, np.float32), emission, lamp if self.lamp else None)
+        """The layer on one photograph.
 
-    def _scattered(self, shape: tuple[int, int], centre: np.ndarray, pattern: np.ndarray) -> np.ndarray:
-        """Equations (2) and (3), and the streak."""
-        size = fields.side(shape)
-        x = ((np.arange(shape[1], dtype=np.float32) - centre[0]) / size)[None]
-        y = ((np.arange(shape[0], dtype=np.float32) - centre[1]) / size)[:, None]
-        r = cv2.sqrt(x * x + y * y)
-        glare = ((1 + r / self.core) / (1 + 0.05 / self.core)) ** np.float32(-self.falloff)
-        rays = np.zeros((*shape, 3), np.float32)
-        half = pattern.shape[0] / 2
-        for wavelength, response in zip(_SPECTRUM, _RESPONSE, strict=True):
-            zoom = half / (_REACH * size) * light.WAVELENGTHS[1] / wavelength
-            to_pattern = np.array([[zoom, 0, half - zoom * centre[0]], [0, zoom, half - zoom * centre[1]]])
-            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-            plane = cv2.warpAffine(pattern, to_pattern, shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
-            rays += plane[..., None] * response
-        out = glare[..., None] * ((1 - self.diffraction) + self.diffraction * rays)
-        if self.streak:
-            c, s = np.float32(np.cos(self.streak_angle)), np.float32(np.sin(self.streak_angle))
-            along, across = np.abs(c * x + s * y), np.abs(c * y - s * x)
-            line = self.streak * np.exp(-across / 0.004) / (1 + along / 0.25) ** 1.5
-            out += line[..., None] * np.array([0.55, 0.8, 1.3], np.float32)  # coatings of cylindrical fronts shine blue
-        return out
-
-    def _pattern(self, size: float) -> Float32[np.ndarray, "n n"]:
-        """D of equation (3)."""
-        n = 128 if size < 160 else 256 if size < 400 else 512
-        spectrum = np.abs(np.fft.fftshift(np.fft.fft2(self._pupil(n)))).astype(np.float32)
-        power = cv2.GaussianBlur(spectrum**2, (0, 0), 0.7)  # the source has a size
-        y, x = np.mgrid[-n // 2 : n // 2, -n // 2 : n // 2]
-        radius = np.hypot(x, y)
-        index = radius.astype(np.int32)
-        mean = np.bincount(index.ravel(), power.ravel()) / np.bincount(index.ravel())
-        smooth = np.convolve(np.log(mean + 1e-12), np.ones(9) / 9, "same")
-        ratio = power / np.exp(np.interp(radius, np.arange(len(smooth)), smooth)).astype(np.float32)
-        return np.minimum(ratio, 40)
-
-    def _pupil(self, n: int) -> Float32[np.ndarray, "n n"]:
-        """The aperture with its slightly curved blades, specks and scratches; drawn at n / 2, so that D is well sampled."""
-        rng = np.random.default_rng(self.seed)
-        turn = np.linspace(0, 2 * np.pi, 8 * self.blades, endpoint=False)
-        start, bend = rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.8)
-        sector = np.pi / self.blades
-        chord = np.cos(sector) / np.cos((turn % (2 * sector)) - sector)
-        radius = n / 4 * (bend * chord + (1 - bend)) if self.blades < 9 else np.full_like(turn, n / 4)
-        points = n / 2 + radius[:, None] * np.stack([np.cos(turn + start), np.sin(turn + start)], -1)
-        pupil = np.zeros((n, n), np.uint8)
-        cv2.fillPoly(pupil, [(points * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
-        for _ in range(self.dirt):
-            place = tuple(int(v) for v in rng.uniform(n / 4, 3 * n / 4, 2))
-            if rng.random() < 0.6:
-                cv2.circle(pupil, place, max(1, int(rng.uniform(0.004, 0.02) * n)), int(rng.uniform(0, 160)), -1)
-            else:
-                end = tuple(int(p + v) for p, v in zip(place, rng.normal(0, 0.1 * n, 2), strict=True))
-                cv2.line(pupil, place, end, int(rng.uniform(0, 160)), 1, cv2.LINE_AA)
-        return pupil.astype(np.float32) / 255
-
-    def _add_ghosts(self, flare: np.ndarray, source: np.ndarray) -> None:
-        """Equation (4): images of the aperture, smaller ones brighter, tinted by the coatings that made them."""
-        rng = np.random.default_rng(self.seed + 1)
-        h, w = flare.shape[:2]
-        size, centre = fields.side((h, w)), np.array([w, h]) / 2
-        start = rng.uniform(0, 2 * np.pi)
-        for _ in range(self.ghosts):
-            place = centre + rng.uniform(-1.6, 1.4) * (source - centre)
-            radius = size * np.exp(rng.uniform(np.log(0.012), np.log(0.14)))
-            brightness = self.ghost_level * min(1.0, (0.03 * size / radius) ** rng.uniform(0.6, 1.4))
-            coating = rng.uniform(0.38, 0.75)
-            tint = np.sin(np.pi / 2 * coating / light.WAVELENGTHS) ** 2 + 0.05  # a quarter-wave layer's residual
-            rim, softness, cut = rng.uniform(0, 1.5), rng.uniform(0.03, 0.3), rng.normal(0, 0.5, 2) * radius
-            for channel, spread in enumerate((1.02, 1.0, 0.975)):
-                self._add_ghost(
-                    flare[..., channel], place, radius * spread, start, brightness * tint[channel], rim, softness, cut
-                )
-
-    def _add_ghost(
-        self,
-        plane: np.ndarray,
-        place: np.ndarray,
-        radius: float,
-        start: float,
-        brightness: float,
-        rim: float,
-        softness: float,
-        cut: np.ndarray,
-    ) -> None:
-        """One colour of one ghost: a polygon with a caustic rim, vignetted by another lens's edge (`cut`)."""
-        h, w = plane.shape
-        reach = 1.3 * radius + 2
-        left, right = (int(np.clip(place[0] + sign * reach, 0, w)) for sign in (-1, 1))
-        top, bottom = (int(np.clip(place[1] + sign * reach, 0, h)) for sign in (-1, 1))
-        if left >= right or top >= bottom:
-            return
-        x = ((np.arange(left, right, dtype=np.float32) - place[0]) / radius)[None]
-        y = ((np.arange(top, bottom, dtype=np.float32) - place[1]) / radius)[:, None]
-        blades = start + 2 * np.pi * np.arange(self.blades) / self.blades
-        edge = np.max([x * np.float32(np.cos(u)) + y * np.float32(np.sin(u)) for u in blades], 0)
-        edge = 0.6 * edge + 0.4 * np.sqrt(x * x + y * y)  # blades are curved, ghosts defocused
-        inside = fields.smoothstep(1 - edge, 0, softness) * (1 + rim * np.exp(-(((1 - edge) / 0.12) ** 2)))
-        lens = np.sqrt((x - cut[0] / radius) ** 2 + (y - cut[1] / radius) ** 2)
-        plane[top:bottom, left:right] += np.float32(brightness) * inside * fields.smoothstep(1.35 - lens, 0, 0.15)
-
-    def _lamp(self, scene: Scene, centre: np.ndarray) -> Float32[np.ndarray, "h w"]:
-        """A small soft-edged disc, brighter than white, where the photograph is not already clipped."""
+        Raises:
+          ValueError: if the real flare cannot be read.
+        """
         h, w = scene.radiance.shape[:2]
-        radius = max(self.lamp * fields.side((h, w)), 0.8)
-        y, x = np.ogrid[:h, :w]
-        r = np.hypot(x - centre[0], y - centre[1]).astype(np.float32) / radius
-        column, row = int(np.clip(centre[0], 0, w - 1)), int(np.clip(centre[1], 0, h - 1))
-        missing = 1 - min(1.0, float(scene.radiance[row, column].min()))
-        return 3 * missing * fields.smoothstep(1.6 - r, 0, 0.9)
+        half = 2 if max(h, w) > _WHOLE else 1
+        flare = np.zeros(((h + half - 1) // half, (w + half - 1) // half, 3), np.float32)
+        self._add_template(flare) if self.layer else self._add_lens(flare)
+        lamp = self._lamps((h, w), scene) if self.lamp else None
+        if self.mirror:
+            flare += self._mirrored(scene.radiance if lamp is None else scene.radiance + lamp, flare.shape[:2])
+        np.minimum(flare, _BRIGHTEST, out=flare)
+        emission = cv2.resize(flare, (w, h), interpolation=cv2.INTER_LINEAR) if half > 1 else flare
+        return LinearLayer("flare", np.ones(3, np.float32), emission, lamp)
+
+    def _placed(self, shape: fields.Shape) -> list[tuple[np.ndarray, Any, Float32[np.ndarray, "c"]]]:
+        """Of each source: where, in pixels; its parameters; its colour."""
+        return [
+            (np.array(source[:2]) * shape[::-1], source, np.array(colour, np.float32))
+            for source, colour in zip(self.sources, self.colours, strict=True)
+        ]
+
+    def _add_lens(self, flare: Image) -> None:
+        """Equations (2) and (3)."""
+        side = fields.side(flare.shape[:2])
+        table = Glare(self.falloff, self.core, self.bloom, self.veil).table()
+        grain = Grain(self.pattern, self.formed, self.turn, self.zoom, self.mirrored)
+        hue = ((light.WAVELENGTHS / light.WAVELENGTHS[1]) ** -self.spectrum).astype(np.float32)
+        lens = ghosts.lens(self.seed, self.ghosts, self.blades, self.turn)
+        for place, (_, _, share, size), colour in self._placed(flare.shape[:2]):
+            lit = np.float32(self.level * share) * colour
+            glare.add(flare, place, size, lit * hue, table, grain, side)
+            for strength, angle, width, length in self.streaks:
+                line = lit * np.float32(strength) * np.array(self.streak_colour, np.float32)
+                glare.add_streak(flare, place, line, angle, max(width, size), length, side)
+            if self.ghosts and share > 0.1:
+                ghosts.add(flare, place, np.float32(self.ghost_level * share) * colour, lens, side)
+
+    def _add_template(self, flare: Image) -> None:
+        """A real flare at every source."""
+        template = templates.read(self.layer, glare.QUOTED)
+        for place, source, colour in self._placed(flare.shape[:2]):
+            templates.add(flare, place, np.float32(self.level * source[2]) * colour, template, self.turn, self.zoom)
+
+    def _mirrored(self, radiance: Image, shape: fields.Shape) -> Image:
+        """`ghosts` (4), cyan to green, as the coatings of infrared filters are."""
+        small = cv2.resize(radiance, shape[::-1], interpolation=cv2.INTER_AREA)
+        excess = np.maximum(light.luminance(small) - 0.95, 0)
+        hue = np.random.default_rng(self.seed + 1).uniform((0.05, 0.7, 0.3), (0.35, 1.0, 0.9)).astype(np.float32)
+        return ghosts.mirrored(np.minimum(3 * excess, 1), self.mirror * hue)
+
+    def _lamps(self, shape: fields.Shape, scene: Scene) -> Image:
+        """Equation (4), where the photograph is not clipped already."""
+        lamp = np.zeros((*shape, 3), np.float32)
+        side = fields.side(shape)
+        for place, source, colour in self._placed(shape):
+            radius = max(self.lamp * side * np.sqrt(source[2]), 0.7)
+            core = radius / np.sqrt(_PEAK ** (1 / _STEEP) - 1)
+            left, top = (int(np.clip(v - 8 * radius, 0, n)) for v, n in zip(place, shape[::-1], strict=True))
+            right, bottom = (int(np.clip(v + 8 * radius + 1, 0, n)) for v, n in zip(place, shape[::-1], strict=True))
+            if left >= right or top >= bottom:
+                continue
+            y, x = np.ogrid[top:bottom, left:right]
+            r2 = ((x + 0.5 - place[0]) ** 2 + (y + 0.5 - place[1]) ** 2) / core**2
+            column, row = (min(int(v), n - 1) for v, n in zip(place, shape[::-1], strict=True))
+            missing = 1 - min(1.0, float(scene.radiance[row, column].min()))
+            far = (1 + (8 * radius / core) ** 2) ** -_STEEP
+            bulb = _PEAK * missing * np.maximum((1 + r2) ** -_STEEP - far, 0)
+            lamp[top:bottom, left:right] += bulb[..., None].astype(np.float32) * (0.15 + 0.85 * colour)
+        return lamp
 
 
-def _bright_place(rng: np.random.Generator, scene: Scene) -> tuple[float, float]:
-    small = cv2.resize(light.luminance(np.clip(scene.radiance, 0, 1)), (16, 16), interpolation=cv2.INTER_AREA)
-    weight = (0.02 + small**2) * np.linspace(1.5, 0.3, 16)[:, None]  # lights hang, suns stand
-    cell = int(rng.choice(256, p=(weight / weight.sum()).ravel()))
-    row, column = divmod(cell, 16)
-    return float((column + rng.random()) / 16), float((row + rng.random()) / 16)
+def _lights(rng: np.random.Generator, small: Image, sampling: FlareSampling) -> tuple[list[Source], float]:
+    """The sources, and the radius of lamps to be added."""
+    own, out = rng.random(2) < (sampling.own, sampling.outside)
+    count = int(rng.choice([1, 2, 3, 4], p=(0.65, 0.18, 0.1, 0.07)))
+    found = sources.highlights(small, 4) if own else []
+    if found:
+        return found, 0.0
+    if out:
+        return sources.outside(rng, min(count, 2)), 0.0
+    return sources.hung(rng, small, count), float(np.exp(rng.uniform(np.log(0.003), np.log(0.012))))
 
 
-def _outside(rng: np.random.Generator) -> tuple[float, float]:
-    distance, along = rng.uniform(0.03, 0.35), rng.uniform(0, 1)
-    place = ((along, -distance), (-distance, along), (1 + distance, along), (along, 1 + distance))
-    x, y = place[int(rng.choice(4, p=(0.5, 0.22, 0.22, 0.06)))]
-    return float(x), float(y)
+def _scatter(rng: np.random.Generator, phone: bool) -> dict[str, Any]:
+    """A small lens with finger marks scatters steeply and in rays, a large one wide and evenly."""
+    kind = int(rng.choice(4, p=_PHONE_KINDS if phone else _LENS_KINDS))
+    bloom, veil = (0.25, 0.03) if phone else (0.4, 0.35)
+    low, high = (2.0, 3.0) if phone else (1.1, 2.3)
+    return {
+        "falloff": float(rng.uniform(low, high)),
+        "core": float(rng.uniform(0.008, 0.04)),
+        "bloom": (float(rng.uniform(0, bloom)), float(rng.uniform(0.015, 0.06))),
+        "veil": (float(rng.uniform(0, veil) ** 2 / veil), float(np.exp(rng.uniform(np.log(0.2), np.log(1.5))))),
+        "pattern": kind + len(pupil.KINDS) * int(rng.integers(pupil.COUNT // len(pupil.KINDS))),
+        "formed": float(rng.uniform(0.9 if phone else 0.3, 1)),
+        "turn": float(rng.uniform(0, 2 * np.pi)),
+        "zoom": float(np.exp(rng.uniform(np.log(0.7), np.log(1.8)))),
+        "mirrored": bool(rng.random() < 0.5),
+        "spectrum": float(rng.uniform(1, 4.5) if phone else rng.uniform(-0.5, 1)),
+    }
+
+
+def _streaks(rng: np.random.Generator, share: float) -> dict[str, Any]:
+    """None, one anamorphic, or a few from wiped glass."""
+    anamorphic = rng.random() < 0.5
+    count = 1 if anamorphic else int(rng.integers(1, 4))
+    start = rng.normal(0, 0.04) if anamorphic else rng.uniform(0, np.pi)
+    arms = []
+    for arm in range(count):
+        strength, length = np.exp(rng.uniform(np.log(0.3), np.log(3))), np.exp(rng.uniform(np.log(0.08), np.log(0.5)))
+        width = np.exp(rng.uniform(np.log(0.0015), np.log(0.012)))
+        arms.append((float(strength), float(start + arm * rng.uniform(0.5, 1.6)), float(width), float(length)))
+    blue = (
+        float(rng.uniform(0.15, 0.5)),
+        float(rng.uniform(0.4, 0.8)),
+        1.0,
+    )  # coatings of cylindrical fronts shine blue
+    colour = blue if anamorphic else (1.0, 1.0, 1.0)
+    return {"streaks": tuple(arms) if rng.random() < share else (), "streak_colour": colour}

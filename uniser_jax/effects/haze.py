@@ -1,25 +1,158 @@
-"""Haze: light is scattered out of the line of sight, and daylight into it.
+"""Haze: fog, haze, smoke, dust, and lamps in the night. Light is scattered out of the line of sight, and other light into it.
 
-(1) seen = J exp(-tau) + A (1 - exp(-tau))                        Koschmieder 1924; Narasimhan & Nayar 2002
-(2) tau = tau_far * d^power * ((1 - mix) + mix * 2 N)             depth d in [0, 1], fractal inhomogeneity N
-(3) tau_c = tau (l_c / l_green)^-a                                Angstrom 1929: a = 0 fog, 1.3 fine haze
-(4) A = L * ((1 - sky) * black body(T) + sky * colour of the photograph's own sky)
+(1) seen: equation (2) of `medium`, for light scattered forward; Koschmieder 1924 without
+(2) tau = tau_far u N                                        u path through the medium, N density
+(3) u = d^p (1 - e^-q) / q,  q = d sin(elevation) / H        density falls off as e^(-height / H), in closed form; q = 0 without
+(4) N = (1 - mix) + mix * plume                              plume: fractal noise carried along a flow, cut soft or sharp
+(5) tau_c = tau (l_c / l_green)^-a                           Angstrom 1929: a = 0 fog and dust, 1.3 fine haze
+(6) A: equations (1) and (2) of `airlight`
+
+Lengths are in units of the farthest distance. By night the scene itself is dark and lit by its lamps, and stays so in the
+target; only the medium is removed.
 """
 
 import dataclasses
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import cv2
 import numpy as np
 from jaxtyping import Float32
 
-from uniser_jax.effects import fields, light
-from uniser_jax.effects.layer import MediumLayer, Scene
+from uniser_jax.effects import airlight, depth, fields, haze_presets, light
+from uniser_jax.effects.airlight import Lamp
+from uniser_jax.effects.fields import Field
+from uniser_jax.effects.haze_presets import UniserLayer
+from uniser_jax.effects.layer import Scene, mean_light
+from uniser_jax.effects.medium import MediumLayer
+
+KINDS = ("fog", "haze", "smoke", "dust", "night")
+_PLUME = 96  # side of the grid that plumes are drawn on; they have no sharper edges
+
+Range = tuple[float, float]
+
+
+class _Ranges(NamedTuple):
+    """What a kind draws from; see Haze for the names."""
+
+    optical_depth: Range
+    depth_power: Range
+    height: Range
+    angstrom: Range
+    luminance: Range
+    kelvin: Range
+    mix: Range
+    sharpness: Range
+    forward: Range
+
+
+_RANGES = {
+    "fog": _Ranges(  # drops of water: gray, and much of it forward
+        optical_depth=(0.8, 5),
+        depth_power=(0.7, 1.3),
+        height=(0.1, 1.5),
+        angstrom=(0, 0.2),
+        luminance=(0.45, 0.95),
+        kelvin=(5_500, 8_000),
+        mix=(0, 0.4),
+        sharpness=(0, 0.3),
+        forward=(0.4, 0.75),
+    ),
+    "haze": _Ranges(  # fine particles: blue is scattered most
+        optical_depth=(0.6, 4),
+        depth_power=(0.7, 1.5),
+        height=(0.3, 3),
+        angstrom=(0.4, 1.5),
+        luminance=(0.4, 0.95),
+        kelvin=(5_500, 12_000),
+        mix=(0, 0.25),
+        sharpness=(0, 0.2),
+        forward=(0.2, 0.5),
+    ),
+    "smoke": _Ranges(  # finer still; patches that hide near and far alike
+        optical_depth=(1, 4),
+        depth_power=(0, 0.6),
+        height=(0.5, 3),
+        angstrom=(0.4, 1.6),
+        luminance=(0.25, 0.95),
+        kelvin=(5_500, 11_000),
+        mix=(0.6, 1),
+        sharpness=(0, 0.8),
+        forward=(0.2, 0.5),
+    ),
+    "dust": _Ranges(  # coarse: nearly gray in what it hides, brown in what it adds
+        optical_depth=(0.7, 4),
+        depth_power=(0.6, 1.3),
+        height=(0.3, 3),
+        angstrom=(-0.2, 0.4),
+        luminance=(0.25, 0.8),
+        kelvin=(3_200, 5_200),
+        mix=(0, 0.5),
+        sharpness=(0, 0.3),
+        forward=(0.3, 0.6),
+    ),
+    "night": _Ranges(  # fog or haze, lit by lamps
+        optical_depth=(0.6, 3.5),
+        depth_power=(0.3, 1.2),
+        height=(0.3, 3),
+        angstrom=(0, 0.8),
+        luminance=(0.004, 0.06),
+        kelvin=(2_500, 9_000),
+        mix=(0, 0.4),
+        sharpness=(0, 0.3),
+        forward=(0.4, 0.75),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class HazeSampling:
-    """What draws come from."""
+    """What draws come from.
+
+    Args:
+      fog: relative weight of the kind.
+      haze: the same.
+      smoke: the same.
+      dust: the same.
+      night: the same.
+      uniser: share of draws that are one of UniSER's 37 settings instead.
+      texture: share of those with a smoke texture.
+      dense: share with a denser medium than the range of its kind.
+      dense_depth: optical depth that those reach.
+      sky: share with the colour of the photograph's own sky.
+      sun: share with a sun.
+      glow: share in which bright places of the photograph glow.
+      scatter: share with light scattered forward.
+
+    Raises:
+      ValueError: for a share outside [0, 1], weights without one above 0, or a dense_depth that is not.
+    """
+
+    fog: float = 0.3
+    haze: float = 0.3
+    smoke: float = 0.22
+    dust: float = 0.1
+    night: float = 0.08
+    uniser: float = 0.0
+    texture: float = 0.5
+    dense: float = 0.15
+    dense_depth: float = 8.0
+    sky: float = 0.5
+    sun: float = 0.2
+    glow: float = 0.3
+    scatter: float = 0.2
+
+    def __post_init__(self) -> None:
+        if min(self.weights()) < 0 or sum(self.weights()) <= 0:
+            raise ValueError(f"haze weights {self.weights()}: expected none below 0 and one above")
+        for name in ("uniser", "texture", "dense", "sky", "sun", "glow", "scatter"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"haze.{name} = {getattr(self, name)}: expected in [0, 1]")
+        if not 1 <= self.dense_depth <= 20:
+            raise ValueError(f"haze.dense_depth = {self.dense_depth}: expected in [1, 20]")
+
+    def weights(self) -> tuple[float, ...]:
+        """In the order of KINDS."""
+        return self.fog, self.haze, self.smoke, self.dust, self.night
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,63 +160,193 @@ class Haze:
     """One medium.
 
     Args:
-      optical_depth: tau_far in green, at the farthest point.
-      depth_power: how depth counts; near 0 the medium is a bank of smoke that hides near and far alike.
-      angstrom: exponent a.
-      luminance: L of the airlight, linear, white at 1.
-      kelvin: colour temperature of the airlight.
-      sky: share of the photograph's own sky colour in the airlight.
-      inhomogeneity: mix of (2).
-      scale: of the inhomogeneity, as a fraction of the image side.
-      seed: of depth and inhomogeneity.
+      kind: one of KINDS, or "uniser".
+      seed: of depth and density.
+      preset: for "uniser", one of haze_presets.settings(); of the others then only `mix` is read, the texture's.
+      optical_depth: tau_far in green, on a level path to the farthest point.
+      depth_power: p of (3); near 0 the medium hides near and far alike.
+      height: H of (3), in units of the farthest distance; 0 is no fall-off.
+      horizon: its row in [0, 1], where the photograph shows no sky.
+      angstrom: a of (5).
+      luminance: L of `airlight`, linear, white at 1.
+      kelvin: T of `airlight`.
+      tint: gain of green in the airlight, in stops.
+      sky: of `airlight`.
+      mix: of (4).
+      scale: of the plumes, as a fraction of the image side.
+      coverage: share of the image that plumes cover.
+      sharpness: of their edges, in [0, 1].
+      forward: f of `medium`.
+      spread: sigma_0 of `medium`, as a fraction of the image side.
+      sun: (x, y, strength), the place in fractions of the image, possibly outside it; () is none.
+      glow: share of the light of bright places that the medium spreads.
+      lamps: see airlight.Lamp.
+      dark: by night, the gain of what the lamps do not light; 1 by day.
     """
 
     effect: ClassVar[str] = "haze"
-    optical_depth: float
-    depth_power: float
-    angstrom: float
-    luminance: float
-    kelvin: float
-    sky: float
-    inhomogeneity: float
-    scale: float
+    kind: str
     seed: int
+    preset: str = ""
+    optical_depth: float = 1.0
+    depth_power: float = 1.0
+    height: float = 0.0
+    horizon: float = 0.4
+    angstrom: float = 0.0
+    luminance: float = 0.8
+    kelvin: float = 6_500.0
+    tint: float = 0.0
+    sky: float = 0.0
+    mix: float = 0.0
+    scale: float = 0.4
+    coverage: float = 0.6
+    sharpness: float = 0.0
+    forward: float = 0.0
+    spread: float = 0.0
+    sun: tuple[float, ...] = ()
+    glow: float = 0.0
+    lamps: tuple[Lamp, ...] = ()
+    dark: float = 1.0
 
     @classmethod
     def sample(cls, rng: np.random.Generator, scene: Scene, sampling: HazeSampling = HazeSampling()) -> Self:
-        """Ranges of physics as measured: visibilities from kilometres to a dense tail (physics of RESIDE, NH-HAZE)."""
-        dense = rng.random() < 0.15
+        """Visibilities from kilometres to a dense tail (as in RESIDE, NH-HAZE, Dense-HAZE); every draw can be seen."""
+        if rng.random() < sampling.uniser:
+            return cls._sample_uniser(rng, sampling)
+        weights = np.cumsum(sampling.weights())
+        kind = KINDS[min(int(np.searchsorted(weights, rng.random() * weights[-1], "right")), len(KINDS) - 1)]
+        ranges = _RANGES[kind]
+        dense, falls, coloured, sunny, glows, scatters, patchy = (
+            rng.random(7) < (sampling.dense, 0.5, sampling.sky, sampling.sun, sampling.glow, sampling.scatter, 0.5)
+        ).tolist()
+        night = kind == "night"
+        power = rng.uniform(*ranges.depth_power)
+        low, high = ranges.optical_depth
+        reach = (high, sampling.dense_depth) if dense and power > 0.5 and not night else (low, high)  # or all is lost
         return cls(
-            optical_depth=float(
-                np.exp(rng.uniform(np.log(2.5), np.log(6)) if dense else rng.uniform(-0.7, np.log(2.5)))
-            ),
-            depth_power=float(rng.choice([rng.uniform(0.7, 1.6), rng.uniform(0.05, 0.4)], p=[0.85, 0.15])),
-            angstrom=float(rng.uniform(0, 1.3)),
-            luminance=float(rng.uniform(0.35, 0.95)),
-            kelvin=float(rng.uniform(5_000, 12_000)),
-            sky=float(rng.choice([0.0, rng.uniform(0.3, 1)])),
-            inhomogeneity=float(rng.choice([rng.uniform(0, 0.3), rng.uniform(0.3, 0.9)], p=[0.6, 0.4])),
-            scale=float(rng.uniform(0.2, 0.8)),
+            kind=kind,
             seed=int(rng.integers(2**31)),
+            optical_depth=float(np.exp(rng.uniform(*np.log(sorted(reach))))),
+            depth_power=float(power),
+            height=float(np.exp(rng.uniform(*np.log(ranges.height)))) if falls else 0.0,
+            horizon=float(rng.uniform(0.15, 0.6)),
+            angstrom=float(rng.uniform(*ranges.angstrom)),
+            luminance=float(rng.uniform(*ranges.luminance)),
+            kelvin=float(1 / rng.uniform(*sorted(1 / np.array(ranges.kelvin)))),  # even in mired, as eyes are
+            tint=float(rng.normal(0, 0.04)),
+            sky=float(rng.uniform(0.3, 1)) if coloured and kind in ("fog", "haze") else 0.0,
+            mix=float(rng.uniform(*ranges.mix)) if patchy or kind == "smoke" else 0.0,
+            scale=float(rng.uniform(0.25, 0.9)),
+            coverage=float(rng.uniform(0.2, 0.9)),
+            sharpness=float(rng.uniform(*ranges.sharpness)),
+            forward=float(rng.uniform(*ranges.forward)) if scatters or night else 0.0,
+            spread=float(np.exp(rng.uniform(np.log(0.006), np.log(0.025)))),
+            sun=_sample_sun(rng) if sunny and not night else (),
+            glow=float(rng.uniform(0.3, 1)) if glows or night else 0.0,
+            lamps=_sample_lamps(rng) if night else (),
+            dark=_sample_dark(rng, scene) if night else 1.0,
         )
 
-    def render(self, scene: Scene) -> MediumLayer:
-        """The layer on one photograph."""
-        rng = np.random.default_rng(self.seed)
-        brightness = np.sqrt(np.clip(light.luminance(scene.radiance), 0, 1))
-        depth = fields.depth(rng, brightness)
-        noise = fields.fractal_noise(rng, depth.shape, self.scale, 5, 0.55)
-        density = (1 - self.inhomogeneity) + self.inhomogeneity * 2 * fields.smoothstep(noise, 0.15, 0.85)
-        tau = self.optical_depth * depth**self.depth_power * density  # (2)
-        spectrum = (light.WAVELENGTHS / light.WAVELENGTHS[1]) ** -self.angstrom  # (3)
-        return MediumLayer("haze", tau, spectrum.astype(np.float32), self._airlight(scene))
+    @classmethod
+    def _sample_uniser(cls, rng: np.random.Generator, sampling: HazeSampling) -> Self:
+        names = tuple(haze_presets.settings())
+        preset, textured = names[int(rng.integers(len(names)))], rng.random() < sampling.texture
+        return cls("uniser", int(rng.integers(2**31)), preset, mix=0.5 if textured else 0.0)
 
-    def _airlight(self, scene: Scene) -> Float32[np.ndarray, "c"]:
-        """Equation (4)."""
-        colour = light.black_body(self.kelvin)
-        small = cv2.resize(np.clip(scene.radiance, 0, 1), (32, 32), interpolation=cv2.INTER_AREA)[:12].reshape(-1, 3)
-        brightest = small[np.argsort(small @ light.LUMINANCE)[-40:]].mean(0)
-        sky = brightest / max(float(brightest @ light.LUMINANCE), 1e-3)
-        mixed = (1 - self.sky) * colour + self.sky * np.clip(sky, 0.6, 1.5)
-        mixed = mixed / float(mixed @ light.LUMINANCE)
-        return np.clip(self.luminance * mixed, 0, 1).astype(np.float32)
+    def render(self, scene: Scene) -> MediumLayer | UniserLayer:
+        """The layer on one photograph.
+
+        Raises:
+          ValueError: if the scene's depth has another size, or the kind or preset is unknown.
+        """
+        if scene.depth is not None and scene.depth.shape != scene.radiance.shape[:2]:
+            raise ValueError(
+                f"depth of shape {scene.depth.shape}: expected {scene.radiance.shape[:2]}, the photograph's"
+            )
+        rng = np.random.default_rng(self.seed)
+        small = depth.reduce(scene.radiance, depth.cell(scene.radiance.shape[:2]))
+        if self.kind == "uniser":
+            return self._render_uniser(rng, scene, small)
+        if self.kind not in KINDS:
+            raise ValueError(f"haze kind {self.kind!r} is unknown; known: {', '.join(KINDS)}, uniser")
+        tau = self._optical_depth(rng, scene, small)
+        spectrum = (light.WAVELENGTHS / light.WAVELENGTHS[1]) ** -self.angstrom  # (5)
+        night = airlight.night(scene.radiance, self.dark, self.lamps) if self.kind == "night" else None
+        veil = airlight.veil(small, self.luminance, self.kelvin, self.tint, self.sky)
+        lit = airlight.field(small, veil, self.sun, self.glow, self.lamps)
+        return MediumLayer("haze", tau, spectrum.astype(np.float32), lit, self.forward, self.spread, night)
+
+    def _render_uniser(
+        self, rng: np.random.Generator, scene: Scene, small: Float32[np.ndarray, "h w c"]
+    ) -> UniserLayer:
+        if self.preset not in haze_presets.settings():
+            raise ValueError(f"haze preset {self.preset!r} is unknown; known: {', '.join(haze_presets.settings())}")
+        d = scene.depth
+        if d is None:
+            d = depth.follow_light(depth.sketch(rng, small, self.horizon).depth, small, scene.radiance)
+        return haze_presets.render(self.preset, d, self.seed, self.mix)
+
+    def _optical_depth(
+        self, rng: np.random.Generator, scene: Scene, small: Float32[np.ndarray, "h w c"]
+    ) -> Float32[np.ndarray, "H W"]:
+        """Equation (2): the path on the grid, then at full size along the edges of the photograph, or of its depth."""
+        if scene.depth is None:
+            d, horizon = depth.sketch(rng, small, self.horizon)
+        else:
+            d, horizon = depth.reduce(scene.depth, depth.cell(scene.depth.shape)), self.horizon
+        path = np.float32(self.optical_depth) * self._path(d, horizon)
+        density = None
+        if self.mix:
+            density = 1 - np.float32(self.mix) * (1 - self._plume(rng, scene.radiance.shape[:2]))  # (4)
+        if scene.depth is None:
+            return depth.follow_light(path, small, scene.radiance, density)
+        tau = depth.follow_depth(path, d, scene.depth)
+        return tau if density is None else tau * cv2.resize(density, tau.shape[::-1])
+
+    def _path(self, d: Field, horizon: float) -> Field:
+        """Equation (3)."""
+        path = cv2.pow(d, self.depth_power) if self.depth_power != 1 else d
+        if not self.height:
+            return path
+        up = (horizon - np.linspace(0, 1, len(d), dtype=np.float32))[:, None] * np.float32(airlight.FIELD_OF_VIEW)
+        q = np.clip(d * (up / np.sqrt(1 + up * up)) / np.float32(self.height), -2, 20)  # a valley is at most so deep
+        q = np.where(np.abs(q) < 1e-3, np.float32(1e-3), q)
+        return path * (1 - cv2.exp(-q)) / q
+
+    def _plume(self, rng: np.random.Generator, shape: tuple[int, int]) -> Field:
+        """The plume of (4): noise, carried along the curl of another noise, then cut at a height that leaves `coverage`."""
+        size = min(_PLUME, fields.side(shape))  # of a grid of its own
+        h, w = (max(2, round(n * size / fields.side(shape))) for n in shape)
+        noise = fields.fractal_noise(rng, (h, w), self.scale, 6, 0.6)
+        stream = fields.fractal_noise(rng, (h, w), 0.6 * self.scale, 4, 0.35)
+        reach = 0.03 * self.scale**2 * size**2 / 8  # the curl is per pixel, and 8 the gain of the derivative
+        x = np.arange(w, dtype=np.float32)[None] + cv2.Sobel(stream, cv2.CV_32F, 0, 1, scale=reach)
+        y = np.arange(h, dtype=np.float32)[:, None] - cv2.Sobel(stream, cv2.CV_32F, 1, 0, scale=reach)
+        noise = cv2.remap(noise, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        cut = float(np.quantile(noise[::4, ::4], 1 - self.coverage))
+        half = 0.5 * (1 - self.sharpness) + 0.04
+        return fields.smoothstep(noise, cut - 0.5 * half, cut + half) * (np.float32(0.4) + np.float32(0.6) * noise)
+
+
+def _sample_sun(rng: np.random.Generator) -> tuple[float, ...]:
+    return float(rng.uniform(-0.3, 1.3)), float(rng.uniform(-0.3, 0.45)), float(np.exp(rng.uniform(-1, 0.5)))
+
+
+def _sample_lamps(rng: np.random.Generator) -> tuple[Lamp, ...]:
+    """One to eight, more often few, mostly of one sort, in the upper two thirds."""
+    usual = 1 / rng.uniform(1 / 5_500, 1 / 1_900)
+    return tuple(
+        (
+            float(rng.uniform(0.03, 0.97)),
+            float(rng.uniform(0.05, 0.6)),
+            float(usual if rng.random() < 0.7 else rng.uniform(1_900, 9_000)),
+            float(np.exp(rng.uniform(-1, 0.7))),
+            float(np.exp(rng.uniform(np.log(0.003), np.log(0.012)))),
+        )
+        for _ in range(int(8 * rng.random() ** 1.5) + 1)
+    )
+
+
+def _sample_dark(rng: np.random.Generator, scene: Scene) -> float:
+    """The gain that takes a photograph to the light of a night, 1 if it was taken in one."""
+    return float(min(1.0, np.exp(rng.uniform(np.log(0.003), np.log(0.05))) / max(mean_light(scene.radiance), 1e-3)))

@@ -28,30 +28,6 @@ def linear(radiance: Image, transmission: Image, emission: Image, strength: Plan
 
 
 @_compiled
-def toward(radiance: Image, airlight: Image, transmission: Image) -> Image:
-    """x T + A (1 - T): Koschmieder's equation, as a step from the airlight towards the scene."""
-    out = np.empty(radiance.shape, np.float32)
-    for i in range(radiance.shape[0]):
-        for j in range(radiance.shape[1]):
-            for c in range(3):
-                a = airlight[i, j, c]
-                out[i, j, c] = a + (radiance[i, j, c] - a) * transmission[i, j, c]
-    return out
-
-
-@_compiled
-def scaled(plane: Plane, strength: Plane, factor: Float32[np.ndarray, "c"]) -> Image:
-    """plane * s * factor_c: a field and a spectrum to one value per channel."""
-    out = np.empty((plane.shape[0], plane.shape[1], 3), np.float32)
-    for i in range(plane.shape[0]):
-        for j in range(plane.shape[1]):
-            value = plane[i, j] * strength[i, j]
-            for c in range(3):
-                out[i, j, c] = value * factor[c]
-    return out
-
-
-@_compiled
 def all_white(stored: UInt8[np.ndarray, "h w c"]) -> Bool[np.ndarray, "h w"]:
     """Where every channel of a stored image is 255."""
     out = np.empty(stored.shape[:2], np.bool_)
@@ -63,21 +39,51 @@ def all_white(stored: UInt8[np.ndarray, "h w c"]) -> Bool[np.ndarray, "h w"]:
 
 @_compiled
 def encode(
-    radiance: Image, gain: Float32[np.ndarray, "c"], levels: Int16[np.ndarray, "n"], ends: Float32[np.ndarray, "256"]
+    radiance: Image,
+    gain: Float32[np.ndarray, "c"],
+    levels: Int16[np.ndarray, "n"],
+    ends: Float32[np.ndarray, "256"],
+    normal: Float32[np.ndarray, "m"],
+    offset: int,
+    shot: float,
+    read: float,
+    scale: Plane,
 ) -> UInt8[np.ndarray, "h w c"]:
-    """The level of each value times its channel's gain, of a contiguous image; see `light.Curve` for the tables.
+    """The level of gain x + k sigma e, sigma^2 = shot * clip(gain x) + read^2, of a contiguous image.
 
     A row at a time, values first: flat loops without look-ups are vectorised.
+
+    Args:
+      radiance: x.
+      gain: of each channel.
+      levels: see `light.Curve`.
+      ends: see `light.Curve`.
+      normal: e, a table of normal numbers longer than a row; empty for no noise.
+      offset: into the table.
+      shot: see above.
+      read: see above.
+      scale: k of each pixel.
     """
     height, width = radiance.shape[0], 3 * radiance.shape[1]
     out = np.empty(radiance.shape, np.uint8)
     gains, values, bins = _repeated(gain, width), np.empty(width, np.float32), np.empty(width, np.int32)
-    scale = np.float32(len(levels) - 1)
+    spread, variance, slope = np.empty(width, np.float32), np.float32(read * read), np.float32(shot)
+    count = np.float32(len(levels) - 1)
     for i in range(height):
         row, stored = radiance[i].reshape(-1), out[i].reshape(-1)
         for j in range(width):
-            values[j] = min(max(row[j] * gains[j], _ZERO), _ONE)
-            bins[j] = np.int32(values[j] * scale)
+            values[j] = row[j] * gains[j]
+        if len(normal):
+            start = (offset + i * width) % (len(normal) - width)
+            noise = normal[start : start + width]
+            for j in range(radiance.shape[1]):
+                spread[3 * j] = spread[3 * j + 1] = spread[3 * j + 2] = scale[i, j]
+            for j in range(width):
+                sigma = np.sqrt(slope * min(max(values[j], _ZERO), _ONE) + variance)
+                values[j] += spread[j] * sigma * noise[j]
+        for j in range(width):
+            values[j] = min(max(values[j], _ZERO), _ONE)
+            bins[j] = np.int32(values[j] * count)
         for j in range(width):
             level = levels[bins[j]]
             if level < 0:
@@ -89,29 +95,23 @@ def encode(
 
 
 @_compiled
-def with_noise(
-    radiance: Image,
-    gain: Float32[np.ndarray, "c"],
-    normal: Float32[np.ndarray, "n"],
-    offset: int,
-    shot: float,
-    read: float,
-    scale: Plane,
-) -> Image:
-    """gain x + k sigma e, sigma^2 = shot * clip(gain x) + read^2, e from a table of normal numbers, longer than a row."""
-    height, width = radiance.shape[0], 3 * radiance.shape[1]
-    out = np.empty(radiance.shape, np.float32)
-    gains, spread = _repeated(gain, width), np.empty(width, np.float32)
-    variance, slope = np.float32(read * read), np.float32(shot)
-    for i in range(height):
-        start = (offset + i * width) % (len(normal) - width)
-        row, noise, noisy = radiance[i].reshape(-1), normal[start : start + width], out[i].reshape(-1)
-        for j in range(radiance.shape[1]):
-            spread[3 * j] = spread[3 * j + 1] = spread[3 * j + 2] = scale[i, j]
-        for j in range(width):
-            value = row[j] * gains[j]
-            noisy[j] = value + spread[j] * np.sqrt(slope * min(max(value, _ZERO), _ONE) + variance) * noise[j]
-    return out
+def decode(
+    stored: UInt8[np.ndarray, "h w c"], table: Float32[np.ndarray, "256"], matrix: Float32[np.ndarray, "c c"]
+) -> tuple[Image, bool]:
+    """matrix * table[stored], nothing below 0, and whether any pixel is white in every channel."""
+    out, white = np.empty(stored.shape, np.float32), False
+    m00, m01, m02 = matrix[0]
+    m10, m11, m12 = matrix[1]
+    m20, m21, m22 = matrix[2]
+    for i in range(stored.shape[0]):
+        for j in range(stored.shape[1]):
+            r, g, b = stored[i, j, 0], stored[i, j, 1], stored[i, j, 2]
+            white |= (r & g & b) == 255
+            x, y, z = table[r], table[g], table[b]
+            out[i, j, 0] = max(m00 * x + m01 * y + m02 * z, _ZERO)
+            out[i, j, 1] = max(m10 * x + m11 * y + m12 * z, _ZERO)
+            out[i, j, 2] = max(m20 * x + m21 * y + m22 * z, _ZERO)
+    return out, white
 
 
 @_compiled

@@ -3,7 +3,7 @@
   (1) seen = T * scene + C                                       per pixel and channel: transmission, emission
   (2) (T2, C2) after (T1, C1) = (T2 T1, T2 C1 + C2)              associative, not commutative
   (3) T(s) = 1 - s (1 - T),  C(s) = s C                          strength of shadow, reflection, flare, patches
-  (4) T(s) = exp(-s tau),    C(s) = A (1 - T(s))                 strength of a medium: optical depth scales
+  (4) T(s) = exp(-s tau),    C(s) = A (1 - T(s))                 strength of a medium (`medium`): optical depth scales
 
 Strength 0 is the identity. Removing a share a leaves s (1 - a), so removals compose: two halves are three quarters.
 """
@@ -56,6 +56,10 @@ class Layer(Protocol):
         """The light behind the layer at a strength, one number or one per pixel; a new array."""
         ...
 
+    def at(self, strength: Strength) -> Affine:
+        """The affine map at a strength; of a layer that blurs, the map for a scene without detail."""
+        ...
+
     @property
     def lamp(self) -> Float32[np.ndarray, "h w c"] | None:
         """Light that the effect's cause adds to the scene itself, and that no removal takes away."""
@@ -88,38 +92,6 @@ class LinearLayer:
         """Equation (3)."""
         s = _per_channel(strength)
         return Affine(1 - s * (1 - self.transmission), s * self.emission)
-
-
-@dataclasses.dataclass(frozen=True)
-class MediumLayer:
-    """A layer whose strength obeys (4) (Beer-Lambert; Koschmieder 1924).
-
-    Args:
-      effect: one of types.EFFECTS.
-      optical_depth: tau in green.
-      spectrum: tau of red, green and blue against it.
-      airlight: A, [c] or [h w c].
-      lamp: see Layer.
-    """
-
-    effect: str
-    optical_depth: Float32[np.ndarray, "h w"]
-    spectrum: Float32[np.ndarray, "c"]
-    airlight: Float32[np.ndarray, "..."]
-    lamp: Float32[np.ndarray, "h w c"] | None = None
-
-    def __call__(self, radiance: Float32[np.ndarray, "h w c"], strength: Strength) -> Float32[np.ndarray, "h w c"]:
-        """Equation (1)."""
-        return kernels.toward(radiance, np.broadcast_to(self.airlight, radiance.shape), self._transmission(strength))
-
-    def at(self, strength: Strength) -> Affine:
-        """Equation (4)."""
-        transmission = self._transmission(strength)
-        return Affine(transmission, self.airlight * (1 - transmission))
-
-    def _transmission(self, strength: Strength) -> Float32[np.ndarray, "h w c"]:
-        tau = kernels.scaled(self.optical_depth, per_pixel(strength, self.optical_depth.shape), -self.spectrum)
-        return cv2.exp(tau, dst=tau)
 
 
 def see(

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Float64, Int16, UInt8
 
 from uniser_jax.effects import fields, kernels
 
-_WHITE = np.ones(3, np.float32)
+_WHITE, _NONE = np.ones(3, np.float32), np.zeros(0, np.float32)
 _BINS = 65_536  # of a Curve; narrow, so that few hold the end of a level
 
 WAVELENGTHS = np.array([0.610, 0.550, 0.465])  # of red, green and blue, micrometres
@@ -65,7 +65,8 @@ def decode(srgb: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
 
 def encode(linear: Float32[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
     """The inverse of (1): clips to [0, 1], encodes and rounds, exactly; `encode(decode(x)) == x`."""
-    return kernels.encode(np.ascontiguousarray(linear, np.float32), _WHITE, *srgb())
+    still = np.broadcast_to(np.float32(0), linear.shape[:2])
+    return kernels.encode(np.ascontiguousarray(linear, np.float32), _WHITE, *srgb(), _NONE, 0, 0.0, 0.0, still)
 
 
 def luminance(linear: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w"]:
@@ -73,7 +74,9 @@ def luminance(linear: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w"
     return cv2.transform(linear, LUMINANCE[None])
 
 
-def expand_highlights(photo: UInt8[np.ndarray, "h w c"], stops: float) -> Float32[np.ndarray, "h w c"]:
+def expand_highlights(
+    photo: UInt8[np.ndarray, "h w c"], stops: float, matrix: Float32[np.ndarray, "c c"] | None = None
+) -> Float32[np.ndarray, "h w c"]:
     """Decodes a photograph and gives its clipped highlights back some of the light that the file could not hold.
 
     Only pixels that are clipped in every channel grow, most in the middle of a clipped area, so that encoding the result
@@ -82,14 +85,20 @@ def expand_highlights(photo: UInt8[np.ndarray, "h w c"], stops: float) -> Float3
     Args:
       photo: stored values.
       stops: how much brighter than white the brightest becomes, in powers of two.
+      matrix: mixes the channels afterwards, for other colours; nothing falls below 0. None leaves them.
     """
-    linear = decode(photo)
-    clipped = kernels.all_white(photo)
-    if stops <= 0 or not clipped.any():
+    if matrix is None:
+        linear, white = decode(photo), stops > 0
+    else:
+        linear, white = kernels.decode(photo, _decoded(), matrix.astype(np.float32))
+    if stops <= 0 or not white:
         return linear
-    inside = fields.blur(clipped.astype(np.float32), 0.01 * fields.side(clipped.shape))
-    # 1/2 at a straight edge, where nothing is added: a step would show as a hard white patch under any shadow.
-    linear[clipped] += (np.maximum(2 * inside[clipped] - 1, 0) ** 2 * np.float32(2**stops - 1))[:, None]
+    clipped = kernels.all_white(photo)
+    if clipped.any():
+        inside = fields.blur(clipped.astype(np.float32), 0.01 * fields.side(clipped.shape))[clipped]
+        # 1/2 at a straight edge, where nothing is added: a step would show as a hard white patch under any shadow.
+        lift = np.maximum(2 * inside - 1, 0) ** 2 * np.float32(2**stops - 1)
+        linear[clipped] += lift[:, None] * (_WHITE if matrix is None else matrix.sum(1).astype(np.float32))
     return linear
 
 

@@ -1,27 +1,104 @@
 """Occlusion, the auxiliary effect: patches of any form and material, which only the generic task removes.
 
-  (1) seen = J (1 - a) + a P              opaque (a = 1) and semi-transparent patches
-  (2) seen = J (1 - a (1 - P))            tinted film
-  (3) seen = J + a P                      a veil of stray light
+  (1) seen = J + s a (Q B(J) + P - J)                a: the patch's coverage; strength s as in (3) of `layer`
+  (2) opaque: a = 1, Q = 0. semi-transparent: Q = 0. tint: P = 0. veil: Q = 1. film: any Q and P.    B is the identity
+  (3) frosted: B a Gaussian blur, Q = 1, P = 0                                                 light is spread, not lost
 
-Together they span the affine maps, so that "remove effects" carries over to effects that were never rendered.
+(2) spans the affine maps of one pixel, (3) adds its neighbours, so that "remove effects" carries over to what was never
+rendered. UniSER (arXiv 2511.14183) covers clean photographs with such patches, and gives no parameters.
 """
 
 import dataclasses
 from typing import ClassVar, Self
 
+import cv2
+import numba
 import numpy as np
+from jaxtyping import Float32, Float64, UInt8
 
-from uniser_jax.effects import fields, masks
-from uniser_jax.effects.layer import LinearLayer, Scene
+from uniser_jax.effects import fields
+from uniser_jax.effects.layer import Affine, Scene, Strength, per_pixel
 
-MATERIALS = ("opaque", "semi-transparent", "tint", "veil")
-_WEIGHTS = (0.2, 0.4, 0.2, 0.2)
+Image = Float32[np.ndarray, "h w c"]
+Plane = Float32[np.ndarray, "h w"]
+Canvas = UInt8[np.ndarray, "h w"]
+
+MATERIALS = ("opaque", "semi-transparent", "tint", "veil", "film", "frosted")
+FORMS = ("box", "ellipse", "polygon", "stroke", "blob", "glyphs")
+TEXTURES = ("constant", "gradient", "fractal", "photo")
+_INK = 0.35  # share of a line of glyphs that is ink
+
+_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
 @dataclasses.dataclass(frozen=True)
 class OcclusionSampling:
-    """What draws come from."""
+    """What draws come from.
+
+    Args:
+      materials: weights, in the order of MATERIALS.
+      forms: weights, in the order of FORMS.
+      textures: weights, in the order of TEXTURES.
+      most: patches.
+      area: least and most share of the frame.
+      softness: widest edge, as a fraction of the image side; half of all patches are sharp.
+
+    Raises:
+      ValueError: for weights of another number than the names, one below 0 or none above it, or a range out of order.
+    """
+
+    materials: tuple[float, ...] = (0.2, 0.25, 0.12, 0.13, 0.1, 0.2)
+    forms: tuple[float, ...] = (0.15, 0.15, 0.2, 0.2, 0.2, 0.1)
+    textures: tuple[float, ...] = (0.4, 0.2, 0.2, 0.2)
+    most: int = 6
+    area: tuple[float, float] = (0.02, 0.35)
+    softness: float = 0.04
+
+    def __post_init__(self) -> None:
+        for name, known in (("materials", MATERIALS), ("forms", FORMS), ("textures", TEXTURES)):
+            weights = getattr(self, name)
+            if len(weights) != len(known) or min(weights) < 0 or sum(weights) <= 0:
+                raise ValueError(
+                    f"occlusion.{name} = {weights}: expected weights >= 0 of {', '.join(known)}, one above"
+                )
+        if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"occlusion.area = {self.area}: expected (least, most), 0 < least <= most <= 1")
+        if self.most < 1 or self.softness < 0:
+            raise ValueError(f"occlusion.most = {self.most}, softness = {self.softness}: expected >= 1 and >= 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchLayer:
+    """Equation (1).
+
+    Args:
+      coverage: a.
+      filtered: Q, [h w c] or broadcastable.
+      added: P, the same.
+      sigma: of B, in pixels; 0 is the identity.
+      behind: what it was rendered on, for `at`.
+    """
+
+    coverage: Plane
+    filtered: Float32[np.ndarray, "..."]
+    added: Float32[np.ndarray, "..."]
+    sigma: float
+    behind: Image
+    lamp: None = None
+    effect: ClassVar[str] = "occlusion"
+
+    def __call__(self, radiance: Image, strength: Strength) -> Image:
+        """Equation (1)."""
+        shape = radiance.shape
+        maps = np.broadcast_to(self.filtered, shape), np.broadcast_to(self.added, shape)
+        return _patched(radiance, frost(radiance, self.sigma), self.coverage, *maps, per_pixel(strength, shape))
+
+    def at(self, strength: Strength) -> Affine:
+        """(1) as an affine map per pixel; of a frosted patch for the scene that it was rendered on, as B sees neighbours."""
+        a = (self.coverage * strength)[..., None]
+        if self.sigma == 0:
+            return Affine(1 - a * (1 - self.filtered), a * self.added)
+        return Affine(1 - a, a * (self.filtered * frost(self.behind, self.sigma) + self.added))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,47 +108,229 @@ class Occlusion:
     Args:
       material: one of MATERIALS.
       alpha: a inside a patch.
-      colour: P, linear RGB.
-      texture: how much fractal noise modulates P, 0 to 1.
-      kind: of form, a drawn kind of `masks`.
-      count: of patches.
+      texture: one of TEXTURES; `photo` is fractal where the scene has no second photograph.
+      first: a colour, linear RGB.
+      second: what a gradient or fractal runs to from there.
+      filter: Q of a film, linear RGB in [0, 1].
+      blur: sigma of a frosted patch, as a fraction of the image side.
+      form: one of FORMS.
+      count: of patches; a blob breaks up by itself.
+      area: all patches together, as a share of the frame, before they overlap or leave it.
+      softness: width of the edge, as a fraction of the image side.
       seed: of forms and texture.
     """
 
     effect: ClassVar[str] = "occlusion"
     material: str
     alpha: float
-    colour: tuple[float, float, float]
-    texture: float
-    kind: str
+    texture: str
+    first: tuple[float, float, float]
+    second: tuple[float, float, float]
+    filter: tuple[float, float, float]
+    blur: float
+    form: str
     count: int
+    area: float
+    softness: float
     seed: int
 
     @classmethod
     def sample(cls, rng: np.random.Generator, scene: Scene, sampling: OcclusionSampling = OcclusionSampling()) -> Self:
-        """Alpha from 0.2 to 1, one to four patches."""
-        material = str(rng.choice(MATERIALS, p=_WEIGHTS))
+        """Alpha from 0.2 to 1, blur from 0.6 to 3 % of the side."""
+        material, form, texture = (
+            str(rng.choice(names, p=np.array(weights) / sum(weights)))
+            for names, weights in (
+                (MATERIALS, sampling.materials),
+                (FORMS, sampling.forms),
+                (TEXTURES, sampling.textures),
+            )
+        )
+        least = {"opaque": 1.0, "frosted": 0.7, "tint": 0.5}.get(material, 0.2)
         return cls(
             material=material,
-            alpha=1.0 if material == "opaque" else float(rng.uniform(0.2, 0.9)),
-            colour=(float(rng.random() ** 2), float(rng.random() ** 2), float(rng.random() ** 2)),
-            texture=float(rng.choice([0.0, rng.uniform(0, 1)])),
-            kind=str(rng.choice(masks.DRAWN)),
-            count=int(rng.integers(1, 5)),
+            alpha=float(rng.uniform(least, 1.0)),
+            texture=texture,
+            first=_colour(rng),
+            second=_colour(rng),
+            filter=_colour(rng),
+            blur=float(np.exp(rng.uniform(np.log(0.006), np.log(0.03)))),
+            form=form,
+            count=int(rng.integers(1, sampling.most + 1)),
+            area=float(np.exp(rng.uniform(*np.log(sampling.area)))),
+            softness=float(rng.uniform(0, sampling.softness)) * (rng.random() < 0.5),
             seed=int(rng.integers(2**31)),
         )
 
-    def render(self, scene: Scene) -> LinearLayer:
+    def render(self, scene: Scene) -> PatchLayer:
         """The layer on one photograph."""
         rng = np.random.default_rng(self.seed)
         shape = scene.radiance.shape[:2]
-        a = np.max([masks.draw(rng, shape, self.kind, count=1) for _ in range(self.count)], 0) * np.float32(self.alpha)
-        grain = 1 - self.texture * fields.fractal_noise(rng, shape, 0.4, 5, 0.5)
-        patch = grain[..., None] * np.array(self.colour, np.float32)
-        a = a[..., None]
-        zero = np.zeros(3, np.float32)
-        if self.material == "tint":
-            return LinearLayer("occlusion", 1 - a * (1 - patch), zero)
-        if self.material == "veil":
-            return LinearLayer("occlusion", np.ones_like(patch), 0.5 * a * patch)
-        return LinearLayer("occlusion", np.repeat(1 - a, 3, -1), a * patch)
+        coverage = self._coverage(rng, shape)
+        nothing, everything = np.zeros(3, np.float32), np.ones(3, np.float32)
+        filtered, added, sigma = nothing, nothing, 0.0
+        if self.material == "frosted":
+            filtered, sigma = everything, max(0.6, self.blur * fields.side(shape))
+        elif self.material == "tint":
+            filtered = np.minimum(self._textured(rng, scene), 1)
+        else:
+            filtered = {"veil": everything, "film": np.array(self.filter, np.float32)}.get(self.material, nothing)
+            added = self._textured(rng, scene)
+        return PatchLayer(coverage, filtered, added, sigma, scene.radiance)
+
+    def _coverage(self, rng: np.random.Generator, shape: tuple[int, int]) -> Plane:
+        """a: drawn smaller where its edges are soft, blurred, enlarged."""
+        sigma = self.softness * fields.side(shape) / 2.5
+        factor = _reduction(sigma, shape)
+        size = tuple(-(-n // factor) for n in shape)
+        if self.form == "blob":
+            drawn = _blob(rng, size, self.area)
+        else:
+            drawn = np.zeros(size, np.uint8)
+            for _ in range(self.count):
+                _FORMS[self.form](rng, drawn, self.area / self.count * drawn.size)
+        soft = drawn.astype(np.float32) * np.float32(self.alpha / 255)
+        return _softened(soft, sigma, factor, shape)
+
+    def _textured(self, rng: np.random.Generator, scene: Scene) -> Float32[np.ndarray, "..."]:
+        """P, or Q of a tint: [c] or [h w c]."""
+        h, w = scene.radiance.shape[:2]
+        first, second = np.array(self.first, np.float32), np.array(self.second, np.float32)
+        if self.texture == "constant":
+            return first
+        if self.texture == "photo" and scene.other is not None:
+            return _crop(rng, scene.other, (h, w))
+        if self.texture == "gradient":
+            y, x = np.mgrid[-1:1:8j, -1:1:8j].astype(np.float32)
+            angle = rng.uniform(0, 2 * np.pi)
+            share = 0.5 + 0.35 * (np.cos(angle) * x + np.sin(angle) * y)
+        else:
+            share = fields.fractal_noise(rng, (-(-h // 4), -(-w // 4)), rng.uniform(0.05, 0.5), 5, 0.6)
+        mixed = first + np.clip(share, 0, 1).astype(np.float32)[..., None] * (second - first)
+        return cv2.resize(mixed, (w, h))
+
+
+def frost(image: Image, sigma: float) -> Image:
+    """B of (3), sigma in pixels: on a reduced image where it is wide. What is constant stays as it is."""
+    factor = _reduction(sigma, image.shape[:2])
+    if factor > 1:
+        reduced = tuple(max(2, n // factor) for n in image.shape[1::-1])
+        return _softened(cv2.resize(image, reduced, interpolation=cv2.INTER_AREA), sigma, factor, image.shape[:2])
+    return _softened(image, sigma, 1, image.shape[:2])
+
+
+@_compiled
+def _patched(radiance: Image, spread: Image, coverage: Plane, filtered: Image, added: Image, strength: Plane) -> Image:
+    """Equation (1)."""
+    out = np.empty(radiance.shape, np.float32)
+    for i in range(radiance.shape[0]):
+        for j in range(radiance.shape[1]):
+            a = strength[i, j] * coverage[i, j]
+            for c in range(3):
+                x = radiance[i, j, c]
+                out[i, j, c] = x + a * (filtered[i, j, c] * spread[i, j, c] + added[i, j, c] - x)
+    return out
+
+
+def _reduction(sigma: float, shape: tuple[int, ...]) -> int:
+    """How many pixels make one, so that a blur of sigma hides it."""
+    return 1 + min(int(sigma / 1.1), 7) if min(shape) >= 48 else 1
+
+
+def _softened(image: np.ndarray, sigma: float, factor: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The rest of a Gaussian blur after a reduction, which blurs by about a third of a cell itself as enlargement does."""
+    left = np.sqrt(max(sigma**2 - (factor**2 / 4 if factor > 1 else 0), 0)) / factor
+    if left > 0.2:
+        width = 2 * int(np.ceil(2.5 * left)) + 1
+        image = cv2.GaussianBlur(image, (width, width), left, borderType=cv2.BORDER_REPLICATE)
+    return cv2.resize(image, shape[1::-1]) if factor > 1 else image
+
+
+def _crop(rng: np.random.Generator, photo: Image, shape: tuple[int, int]) -> Image:
+    """Some part of a photograph over the whole frame."""
+    size = [max(2, int(n * rng.uniform(0.25, 1))) for n in photo.shape[:2]]
+    top, left = (int(rng.uniform(0, n - m + 1)) for n, m in zip(photo.shape[:2], size, strict=True))
+    part = photo[top : top + size[0], left : left + size[1]]
+    return cv2.resize(part[:, ::-1] if rng.random() < 0.5 else part, shape[::-1])
+
+
+def _blob(rng: np.random.Generator, size: tuple[int, ...], area: float) -> Canvas:
+    """What of a fractal lies above the level that leaves this area."""
+    small = max(2, -(-size[0] // 2)), max(2, -(-size[1] // 2))
+    noise = fields.fractal_noise(rng, small, rng.uniform(0.2, 0.6), 6, rng.uniform(0.35, 0.6))
+    place = int((1 - area) * (noise.size - 1))
+    level = np.partition(noise, place, None)[place]
+    noise = cv2.resize(noise, size[::-1])
+    return cv2.convertScaleAbs(np.clip(noise, level - 0.005, level + 0.005) - (level - 0.005), alpha=25_500)
+
+
+def _box(rng: np.random.Generator, canvas: Canvas, area: float) -> None:
+    tall = np.sqrt(area * np.exp(rng.uniform(-1, 1))) / 2
+    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * (area / tall / 4, tall)
+    _fill(canvas, _place(rng, canvas) + corners @ _turn(rng.uniform(0, np.pi) * (rng.random() < 0.5)))
+
+
+def _ellipse(rng: np.random.Generator, canvas: Canvas, area: float) -> None:
+    tall = np.sqrt(area / np.pi * np.exp(rng.uniform(-0.8, 0.8)))
+    angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    outline = np.stack([np.cos(angle) * area / np.pi / tall, np.sin(angle) * tall], -1)
+    _fill(canvas, _place(rng, canvas) + outline @ _turn(rng.uniform(0, np.pi)))
+
+
+def _polygon(rng: np.random.Generator, canvas: Canvas, area: float) -> None:
+    """Corners at sorted angles, scaled to the area by the shoelace formula."""
+    angle = (np.arange(int(rng.integers(3, 9))) + rng.uniform(-0.35, 0.35)) * 2 * np.pi
+    angle = angle / len(angle) + rng.uniform(0, 2 * np.pi)
+    outline = rng.uniform(0.4, 1, len(angle))[:, None] * np.stack([np.cos(angle), np.sin(angle)], -1)
+    x, y = outline.T
+    own = abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+    _fill(canvas, _place(rng, canvas) + outline * np.sqrt(area / own))
+
+
+def _stroke(rng: np.random.Generator, canvas: Canvas, area: float) -> None:
+    """A brush that wanders: its direction drifts, its width stays."""
+    steps = int(rng.integers(6, 25))
+    length = np.sqrt(area) * rng.uniform(2, 5)
+    heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.35, steps))
+    path = np.cumsum(length / steps * np.stack([np.cos(heading), np.sin(heading)], -1), 0)
+    _line(canvas, _place(rng, canvas) + path - path.mean(0), area / length)
+
+
+def _glyphs(rng: np.random.Generator, canvas: Canvas, area: float) -> None:
+    """Rows of signs that no language has: a few strokes between points of a lattice each."""
+    rows, columns = int(rng.integers(1, 4)), int(rng.integers(3, 10))
+    height = np.sqrt(area / _INK / (rows * columns * 0.7))
+    turn, corner = _turn(rng.normal(0, 0.25)), _place(rng, canvas)
+    for row in range(rows):
+        for column in range(columns):
+            if rng.random() < 0.12:
+                continue  # between words
+            points = rng.integers(0, (3, 4), (int(rng.integers(3, 6)), 2)) * (0.22, 0.25)
+            points = points + ((column - columns / 2) * 0.7, (row - rows / 2) * 1.3)
+            _line(canvas, corner + height * points @ turn, 0.12 * height)
+
+
+_FORMS = {"box": _box, "ellipse": _ellipse, "polygon": _polygon, "stroke": _stroke, "glyphs": _glyphs}
+
+
+def _place(rng: np.random.Generator, canvas: Canvas) -> Float64[np.ndarray, "2"]:
+    return rng.uniform(0.15, 0.85, 2) * canvas.shape[::-1]
+
+
+def _turn(angle: float) -> Float64[np.ndarray, "2 2"]:
+    return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+
+
+def _fill(canvas: Canvas, points: Float64[np.ndarray, "n 2"]) -> None:
+    cv2.fillPoly(canvas, [np.round(points * 16 - 8).astype(np.int32)], 255, cv2.LINE_AA, 4)
+
+
+def _line(canvas: Canvas, points: Float64[np.ndarray, "n 2"], width: float) -> None:
+    cv2.polylines(
+        canvas, [np.round(points * 16 - 8).astype(np.int32)], False, 255, max(1, round(width)), cv2.LINE_AA, 4
+    )
+
+
+def _colour(rng: np.random.Generator) -> tuple[float, float, float]:
+    """Linear RGB; the square makes the stored values uniform, nearly."""
+    red, green, blue = rng.random(3) ** 2
+    return float(red), float(green), float(blue)

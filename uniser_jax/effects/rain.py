@@ -17,12 +17,13 @@ import cv2
 import numpy as np
 from jaxtyping import Float32
 
-from uniser_jax.effects import fields, light
+from uniser_jax.effects import depth, fields, light
 from uniser_jax.effects.layer import Scene
 from uniser_jax.effects.scattering import Blot, Image, Plane, ScatteringLayer, disc_blur
 
 _DISTANCES = (1.0, 1.7, 3.0, 5.0)  # of the depth layers of (3)
 _WATER = 1.33
+_HORIZON = 0.4  # as a share of the height, where the photograph shows no sky
 _PICTURE = 64  # pixels of the side of the picture that drops show: they are small
 
 
@@ -73,10 +74,11 @@ class Rain:
         shape = scene.radiance.shape[:2]
         rng = np.random.default_rng(self.seed)
         a = self.streaks(rng, shape)[..., None]
-        depth = scene.depth
-        if depth is None:
-            depth = fields.depth(rng, np.sqrt(light.luminance(np.clip(scene.radiance, 0, 1))))
-        veil = np.exp(-np.float32(self.veil) * depth)[..., None]
+        distance = scene.depth
+        if distance is None:
+            small = depth.reduce(scene.radiance, depth.cell(shape))
+            distance = depth.follow_light(depth.sketch(rng, small, _HORIZON).depth, small, scene.radiance)
+        veil = np.exp(-np.float32(self.veil) * distance)[..., None]
         sigma = 0.15 * fields.side(shape)
         gray = (0.4 * np.eye(3) + 0.6 * light.LUMINANCE).astype(np.float32)  # many drops mix all colours
 

@@ -1,125 +1,383 @@
 """Reflection: a pane of glass adds a second scene to the one behind it.
 
-  (1) seen = T J + g R * (ghost(defocus(S)))                     mixed in linear light (Kee et al. 2025)
-  (2) Rs = (sin(i - r) / sin(i + r))^2, Rp = (tan(i - r) / tan(i + r))^2, sin i = n sin r        Fresnel 1823
-  (3) R1 = (Rs + Rp) / 2,  R = 2 R1 / (1 + R1),  T = 1 - R       both faces of a pane, n = 1.52
-  (4) ghost(S) = (S + c S(x - shift)) / (1 + c),  c = (1 - R1)^2 the second face reflects what the first let pass
+  (1) seen = T J + g (f S(x) + b S(x - d))                       mixed in linear light (Kee et al. 2025)
+  (2) Rs = ((cos i - n cos r) / (cos i + n cos r))^2,  Rp the same with i and r exchanged,  sin i = n sin r     Fresnel 1823
+  (3) R(m) = m R / (1 + (m - 1) R)                               m faces, incoherent: 2 of a pane, 4 of a double pane
+  (4) f = R(m / 2),  b = f (1 - f)^2 a^(2 / cos r)               the nearer half of the faces; the farther, through it twice
+  (5) T = (1 - R(m)) a^(1 / cos r)                               a: what a straight passage leaves; (3) to (5) mean s and p
+  (6) x' = K Q K^-1 x                                            S through another camera, turned by Q; the mirror flips it
+  (7) S (1 - k + k l^2)                                          l: light around; a photograph's tone curve has compressed it
+  (8) |sqrt(T J + g R) - sqrt(T J)| at a quantile                how visible g makes it; solved for g, pixel by pixel
 
-The angle i varies over the frame, and with it R: reflections fade towards where one looks straight through. The target is the
-scene without the pane, J, not attenuated.
+The angle i varies over the frame, and with it f, b and T: reflections fade towards where one looks straight through. The target
+is the scene without the pane, J, not attenuated.
 """
 
 import dataclasses
 from typing import ClassVar, Self
 
 import cv2
+import numba
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64, UInt8
 
 from uniser_jax.effects import fields, light
-from uniser_jax.effects.layer import LinearLayer, Scene, mean_light
+from uniser_jax.effects.layer import Scene
+from uniser_jax.effects.pane import PaneLayer, fresnel, several
 
-_INDEX = 1.52  # of window glass
+Image = Float32[np.ndarray, "h w c"]
+Plane = Float32[np.ndarray, "h w"]
+
+OCCLUDERS = ("none", "person", "curtain", "dark")
+_GRID = 64  # cells along a side of what is smooth (angles) or only measured (light)
+_VISIBLE, _OVERWHELMING = 0.08, 0.25  # changes of the square root of light, of 5 % and of half of the pixels
+_MOST = 1.0  # of the transmitted light, in the mean
+_GRAZING = 0.17  # cosine of 80 degrees
+
+_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
 @dataclasses.dataclass(frozen=True)
 class ReflectionSampling:
-    """What draws come from."""
+    """What draws come from.
+
+    Args:
+      energy: least and most mean reflected light over mean transmitted light, log-uniform.
+      sharp: share in focus.
+      defocus: sigma of the others, fractions of the image side, log-uniform.
+      double: share of double panes.
+      ghost: share of single panes thick enough to show both faces.
+      tinted: share of coloured glass.
+      night: share of dark rooms with a few lamps.
+      occluded: share partly blocked, by the photographer, a curtain, or something dark.
+
+    Raises:
+      ValueError: for a share outside [0, 1] or a range that does not ascend from above 0.
+    """
+
+    energy: tuple[float, float] = (0.04, 1.0)
+    sharp: float = 0.6
+    defocus: tuple[float, float] = (0.0008, 0.006)
+    double: float = 0.2
+    ghost: float = 0.5
+    tinted: float = 0.15
+    night: float = 0.2
+    occluded: float = 0.4
+
+    def __post_init__(self) -> None:
+        for name in ("sharp", "double", "ghost", "tinted", "night", "occluded"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"reflection.{name} = {getattr(self, name)}: expected in [0, 1]")
+        for name in ("energy", "defocus"):
+            if len(getattr(self, name)) != 2 or not 0 < getattr(self, name)[0] <= getattr(self, name)[1]:
+                raise ValueError(
+                    f"reflection.{name} = {getattr(self, name)}: expected (least, most), 0 < least <= most"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
 class Reflection:
-    """One pane and what it reflects.
+    """One window and what it reflects.
 
     Args:
       yaw: between the pane's normal and the optical axis, radians.
       pitch: the same, vertically.
       field_of_view: of the photograph, radians.
-      energy: mean reflected light over mean transmitted light; fixes the gain g.
-      defocus: sigma of the blur, as a fraction of the image side; most reflections are sharp.
-      ghost: shift between the faces' images, as a fraction of the image side.
-      direction: of that shift, radians.
-      contrast: exponent on the reflected scene; above 1 few lamps stand out of a dark room.
+      panes: 1 or 2.
+      glass: a of (5), linear RGB in (0, 1].
+      ghost: |d|, shift between the two images, as a fraction of the image side.
+      direction: of d, radians.
+      energy: mean reflected light over mean transmitted light, before (8).
+      defocus: sigma of the blur, as a fraction of the image side.
+      contrast: k of (7), in [0, 1].
       kelvin: colour of the light on the reflected side.
       mirrored: whether the reflected photograph is flipped.
-      occluder: how much of the reflection something dark in front of it hides, 0 to 1.
-      seed: of the occluder's form.
+      zoom: into the reflected photograph, from 1.
+      centre: of what is seen of it, x and y in [-1, 1].
+      turn: angles of Q: pan, tilt and roll, radians.
+      lamps: how many shine in a dark room; 0 is day.
+      lamp_light: their radiance, white of the room is 1.
+      lamp_kelvin: their colour.
+      occluder: one of OCCLUDERS.
+      cover: share of light that the occluder blocks.
+      cloth: its own radiance.
+      seed: of the forms of lamps and occluder.
     """
 
     effect: ClassVar[str] = "reflection"
     yaw: float
     pitch: float
     field_of_view: float
-    energy: float
-    defocus: float
+    panes: int
+    glass: tuple[float, float, float]
     ghost: float
     direction: float
+    energy: float
+    defocus: float
     contrast: float
     kelvin: float
     mirrored: bool
-    occluder: float
+    zoom: float
+    centre: tuple[float, float]
+    turn: tuple[float, float, float]
+    lamps: int
+    lamp_light: float
+    lamp_kelvin: float
+    occluder: str
+    cover: float
+    cloth: float
     seed: int
 
     @classmethod
     def sample(
         cls, rng: np.random.Generator, scene: Scene, sampling: ReflectionSampling = ReflectionSampling()
     ) -> Self:
-        """Invisible and overwhelming reflections are excluded by the range of `energy`."""
+        """Ranges: Kee et al. 2025 (most are sharp), panes of 3 to 10 mm and gaps of 12 to 20 mm, 1 to 3 m away."""
+        yaw, pitch = float(rng.uniform(-1.05, 1.05)), float(rng.uniform(-0.35, 0.35))
+        double, thick, tinted, night, occluded, sharp = rng.random(6) < (
+            sampling.double,
+            sampling.ghost,
+            sampling.tinted,
+            sampling.night,
+            sampling.occluded,
+            sampling.sharp,
+        )
+        thin, gap = _log_uniform(rng, 0.0008, 0.006), _log_uniform(rng, 0.003, 0.012)
+        lamps, lamp_light = int(rng.integers(2, 8)), _log_uniform(rng, 10, 100)
         return cls(
-            yaw=float(rng.uniform(-1.05, 1.05)),
-            pitch=float(rng.uniform(-0.35, 0.35)),
+            yaw=yaw,
+            pitch=pitch,
             field_of_view=float(rng.uniform(0.6, 1.2)),
-            energy=float(np.exp(rng.uniform(np.log(0.08), np.log(0.8)))),
-            defocus=float(rng.choice([0.0, np.exp(rng.uniform(np.log(0.002), np.log(0.02)))], p=[0.4, 0.6])),
-            ghost=float(rng.choice([0.0, rng.uniform(0.001, 0.01)], p=[0.4, 0.6])),
-            direction=float(rng.uniform(0, 2 * np.pi)),
-            contrast=float(rng.choice([1.0, rng.uniform(1.3, 2.5)], p=[0.6, 0.4])),
-            kelvin=float(rng.uniform(3_200, 9_000)),
+            panes=2 if double else 1,
+            glass=_glass(rng, bool(tinted)),
+            ghost=gap if double else thin if thick else 0.0,
+            direction=float(
+                np.arctan2(pitch, yaw) + rng.normal(0, 0.3)
+            ),  # along the plane of incidence, but for a wedge
+            energy=_log_uniform(rng, *sampling.energy),
+            defocus=_log_uniform(rng, *sampling.defocus) * (not sharp),
+            contrast=float(rng.uniform(0, 1)) * (not night),  # a lamp is no highlight of a photograph
+            kelvin=float(rng.uniform(4_000, 9_000)),
             mirrored=bool(rng.random() < 0.5),
-            occluder=float(rng.choice([0.0, rng.uniform(0.5, 1)], p=[0.5, 0.5])),
+            zoom=float(rng.uniform(1, 1.6)),
+            centre=(float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1))),
+            turn=(float(rng.uniform(-0.3, 0.3)), float(rng.uniform(-0.15, 0.15)), float(rng.normal(0, 0.05))),
+            lamps=lamps if night else 0,
+            lamp_light=lamp_light,
+            lamp_kelvin=float(rng.uniform(2_500, 5_500)),
+            occluder=str(rng.choice(OCCLUDERS[1:])) if occluded else "none",
+            cover=float(rng.uniform(0.6, 1)),
+            cloth=float(rng.uniform(0, 0.08)),
             seed=int(rng.integers(2**31)),
         )
 
-    def render(self, scene: Scene) -> LinearLayer:
+    def render(self, scene: Scene) -> PaneLayer:
         """The layer on one photograph; without `scene.other` the pane mirrors the photograph itself."""
         shape = scene.radiance.shape[:2]
-        first, pane = self.reflectance(shape)
-        transmission = (1 - pane)[..., None]
-        reflected = self._reflected(scene, first) * pane[..., None]
-        wanted = self.energy * mean_light(transmission * np.clip(scene.radiance, 0, 1))
-        reflected = reflected * np.float32(wanted / max(mean_light(reflected), 1e-4))
-        # A lamp in the glass may clip, but not everything may: overwhelming cases teach nothing.
-        return LinearLayer("reflection", np.repeat(transmission, 3, -1), np.minimum(reflected, 4))
+        grid = tuple(min(_GRID, n) for n in shape)
+        near, far, transmission = self.glazing(grid)
+        seen, margin = self._reflected(scene)
+        inside = seen[margin : margin + shape[0], margin : margin + shape[1]]
+        reflected = cv2.resize(inside, grid[::-1], interpolation=cv2.INTER_AREA)
+        around = np.minimum(cv2.GaussianBlur(light.luminance(reflected), (7, 7), 1.4), 2)
+        tone = (1 - self.contrast + self.contrast * around * around)[..., None] * light.black_body(self.kelvin)  # (7)
+        near, far = near * tone, far * tone
+        behind = cv2.resize(scene.radiance, grid[::-1]) * transmission
+        gain = np.float32(self._gain(light.luminance(reflected * (near + far)), light.luminance(behind)))
+        wide = shape[1], grid[0]  # the loop over pixels enlarges downwards itself
+        near, far, through = (
+            cv2.resize(field, wide).reshape(grid[0], -1) for field in (gain * near, gain * far, transmission)
+        )
+        step = self.ghost * fields.side(shape)
+        shift = float(step * np.sin(self.direction)), float(step * np.cos(self.direction))
+        return PaneLayer(near, far, through, seen.reshape(len(seen), -1), shape[0], margin, shift)
 
-    def reflectance(self, shape: tuple[int, int]) -> tuple[Float32[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]:
-        """Equations (2) and (3): of one face and of the whole pane, per pixel."""
-        h, w = shape
+    def glazing(self, grid: tuple[int, ...]) -> tuple[Image, Image, Image]:
+        """f [h w 1], b and T [h w c] of (4) and (5), at the centres of a grid of cells over the frame."""
+        h, w = grid
         half = np.tan(self.field_of_view / 2)
-        y, x = np.mgrid[-half : half : h * 1j, -half : half : w * 1j].astype(np.float32)
-        normal = [np.sin(self.yaw), np.sin(self.pitch), np.cos(self.yaw) * np.cos(self.pitch)]
-        cosine = np.abs(x * normal[0] + y * normal[1] + normal[2]) / np.sqrt(x * x + y * y + 1) / np.linalg.norm(normal)
-        incident = np.arccos(np.clip(cosine, 0.12, 0.9999))
-        refracted = np.arcsin(np.sin(incident) / _INDEX)
-        s = (np.sin(incident - refracted) / np.sin(incident + refracted)) ** 2
-        p = (np.tan(incident - refracted) / np.tan(incident + refracted)) ** 2
-        first = ((s + p) / 2).astype(np.float32)
-        return first, 2 * first / (1 + first)
+        y = ((np.arange(h, dtype=np.float32) + 0.5) * (2 / h) - 1)[:, None] * np.float32(half)
+        x = ((np.arange(w, dtype=np.float32) + 0.5) * (2 / w) - 1)[None] * np.float32(half)
+        normal = np.array([np.sin(self.yaw), np.sin(self.pitch), np.cos(self.yaw) * np.cos(self.pitch)])
+        normal = (normal / np.linalg.norm(normal)).astype(np.float32)
+        cosine = np.abs(x * normal[0] + y * normal[1] + normal[2]) / np.sqrt(x * x + y * y + 1)
+        faces, inner = fresnel(np.clip(cosine, _GRAZING, 1))
+        near = several(faces, self.panes)
+        far, through = near * (1 - near) ** 2, 1 - several(faces, 2 * self.panes)
+        once = np.exp(np.log(np.array(self.glass, np.float32)) / inner[..., None])
+        near, far, through = (polarised.mean(0)[..., None] for polarised in (near, far, through))
+        return near, far * (once * once), through * once
 
-    def _reflected(self, scene: Scene, first: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w c"]:
-        """Equation (4), before Fresnel."""
-        h, w = first.shape
-        size = fields.side((h, w))
+    def _gain(self, reflected: Plane, behind: Plane) -> float:
+        """g of (1): the energy asked for, but no reflection that nobody sees, and none that hides the scene.
+
+        Each pixel needs g = ((sqrt(T J) + change)^2 - T J) / R to change so much, so a quantile of these is the least g that
+        changes a share of the pixels. The visible never exceeds the overwhelming: it asks less of fewer pixels.
+        """
+        root = np.sqrt(np.clip(behind, 0, 1)).ravel()
+        light_of = np.maximum(reflected.ravel(), 1e-9)
+        total = float(light_of.mean())
+        if total <= 2e-9:
+            return 0.0
+        if self.lamps:  # they clip whatever the gain: it is the room that must be seen
+            total = float(np.minimum(light_of, _quantile(light_of, 0.95)).mean())
+        visible = _quantile((2 * root + _VISIBLE) * _VISIBLE / light_of, 0.05)
+        overwhelming = _quantile((2 * root + _OVERWHELMING) * _OVERWHELMING / light_of, 0.5)
+        mean = max(float(behind.mean()), 1e-4) / total
+        return min(max(self.energy * mean, visible), overwhelming, _MOST * mean)
+
+    def _reflected(self, scene: Scene) -> tuple[Image, int]:
+        """S with a margin of so many pixels, wide enough for its second image; drawn smaller where it is out of focus."""
+        shape = scene.radiance.shape[:2]
+        side = fields.side(shape)
+        sigma, step = self.defocus * side, self.ghost * side
+        factor = 1 + min(int(sigma / 1.1), 5) if min(shape) >= 48 else 1
+        margin = factor * int(np.ceil((step + 1) / factor))
+        size = tuple(-(-(n + 2 * margin) // factor) for n in shape)
         other = scene.radiance[:, ::-1] if scene.other is None else scene.other
-        other = np.ascontiguousarray(other[:, ::-1] if self.mirrored else other)
-        other = cv2.pow(other, self.contrast) * light.black_body(self.kelvin)
-        other = fields.blur(other, self.defocus * size)
-        if self.ghost:
-            offset = self.ghost * size * np.array([np.cos(self.direction), np.sin(self.direction)])
-            shift = np.array([[1, 0, offset[0]], [0, 1, offset[1]]])
-            shifted = cv2.warpAffine(other, shift, (w, h), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-            c = ((1 - first) ** 2)[..., None]
-            other = (other + c * shifted) / (1 + c)
-        if self.occluder:
-            noise = fields.fractal_noise(np.random.default_rng(self.seed), (h, w), 0.8, 3, 0.4)
-            other = other * (1 - self.occluder * fields.smoothstep(noise, 0.45, 0.6))[..., None]
-        return other
+        if factor > 1:
+            reduced = tuple(max(2, n // factor) for n in other.shape[1::-1])
+            other = cv2.resize(other, reduced, interpolation=cv2.INTER_AREA)
+        view = self._view(other.shape[:2], tuple(n / factor for n in shape), margin / factor)
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        seen = cv2.warpPerspective(other, view, size[::-1], flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+        if self.lamps or self.occluder != "none":
+            self._dress(seen, margin // factor, side / factor)
+        # Reduction and enlargement blur by themselves, with about a third of a cell each way.
+        left = np.sqrt(max(sigma**2 - (factor**2 / 4 if factor > 1 else 0), 0)) / factor
+        if left > 0.2:
+            width = 2 * int(np.ceil(2.5 * left)) + 1
+            seen = cv2.GaussianBlur(seen, (width, width), left, borderType=cv2.BORDER_REPLICATE)
+        if factor > 1:
+            seen = cv2.resize(seen, (size[1] * factor, size[0] * factor))
+        return seen, margin
+
+    def _view(self, source: tuple[int, ...], frame: tuple[float, ...], margin: float) -> Float64[np.ndarray, "3 3"]:
+        """Equation (6): from pixels of the frame and its margin to those of the reflected photograph, which fits at zoom 1."""
+        scale = min(source[0] / frame[0], source[1] / frame[1]) / self.zoom
+        focal = max(frame) / 2 / np.tan(self.field_of_view / 2)
+        turned = np.diag([focal, focal, 1]) @ _rotation(*self.turn) @ np.diag([1 / focal, 1 / focal, 1])
+        turned = _shift(*(-turned[:2, 2] / turned[2, 2])) @ turned  # what is in the middle stays there
+        free = [(n - m * scale) / 2 for n, m in zip(source, frame, strict=True)]
+        middle = [(n - 1) / 2 + free_n * c for n, free_n, c in zip(source, free, self.centre[::-1], strict=True)]
+        onto = _shift(middle[1], middle[0]) @ np.diag([-scale if self.mirrored else scale, scale, 1])
+        return onto @ turned @ _shift(*((1 - n) / 2 - margin for n in frame[::-1]))
+
+    def _dress(self, seen: Image, margin: int, side: float) -> None:
+        """Lamps, and the occluder over all, in place."""
+        rng = np.random.default_rng(self.seed)
+        shape = seen.shape[0] - 2 * margin, seen.shape[1] - 2 * margin
+        lamps = np.zeros(shape, np.uint8)
+        for _ in range(self.lamps):
+            _lamp(rng, lamps, side)
+        blocked = np.zeros(shape, np.uint8) if self.occluder == "none" else _FORMS[self.occluder](rng, shape, side)
+        lamps, blocked = (np.pad(plane, margin, "edge") for plane in (lamps, blocked))
+        shine = (self.lamp_light * light.black_body(self.lamp_kelvin)).astype(np.float32)
+        _dressed(seen, lamps, shine, blocked, self.cover, self.cloth)
+
+
+@_compiled
+def _dressed(
+    seen: Image,
+    lamps: UInt8[np.ndarray, "h w"],
+    shine: Float32[np.ndarray, "c"],
+    blocked: UInt8[np.ndarray, "h w"],
+    cover: float,
+    cloth: float,
+) -> None:
+    """x + lamps, then the occluder over it; in place."""
+    part, hide, own = np.float32(1 / 255), np.float32(cover / 255), np.float32(cloth)
+    for i in range(seen.shape[0]):
+        for j in range(seen.shape[1]):
+            m, lit = hide * blocked[i, j], part * lamps[i, j]
+            for c in range(3):
+                x = seen[i, j, c] + lit * shine[c]
+                seen[i, j, c] = x + m * (own - x)
+
+
+def _lamp(rng: np.random.Generator, plane: UInt8[np.ndarray, "h w"], side: float) -> None:
+    """A bulb, a tube or a panel of the ceiling, seen at an angle; its level is its brightness."""
+    h, w = plane.shape
+    level, kind = int(rng.integers(90, 256)), rng.integers(3)
+    centre = rng.uniform((0.05, 0.05), (0.95, 0.6)) * (w, h)
+    angle, size = rng.normal(0, 0.25), np.exp(rng.uniform(np.log(0.003), np.log(0.015))) * side
+    across = ((1.0, 1.0), (rng.uniform(3, 8), 0.35), (rng.uniform(1.5, 3), rng.uniform(0.5, 1)))[kind]
+    turn = np.linspace(0, 2 * np.pi, 24, endpoint=False) if kind == 0 else np.pi / 4 + np.pi / 2 * np.arange(4)
+    outline = np.stack([np.cos(turn) * across[0], np.sin(turn) * across[1]], -1) * size
+    outline[:, 0] *= 1 + rng.uniform(-0.3, 0.3) * np.sign(outline[:, 1]) * (kind == 2)  # recedes
+    cosine, sine = np.cos(angle), np.sin(angle)
+    points = centre + outline @ np.array([[cosine, sine], [-sine, cosine]])
+    cv2.fillPoly(plane, [np.round(points * 16 - 8).astype(np.int32)], level, cv2.LINE_AA, 4)
+
+
+def _person(rng: np.random.Generator, shape: tuple[int, int], side: float) -> UInt8[np.ndarray, "h w"]:
+    """The photographer: head, shoulders and arms that hold a camera before the face."""
+    plane = np.zeros(shape, np.uint8)
+    h, w = shape
+    unit = rng.uniform(0.05, 0.13) * side  # half a head's width
+    x, y = w * rng.uniform(0.3, 0.7), h - unit * rng.uniform(3, 7)
+    elbow, lean = rng.uniform(1.9, 2.7), rng.normal(0, 0.15)
+    right = np.array([(0.45, 1.1), (0.6, 1.6), (1.9, 2.1), (2.3, 3.0), (2.2, 12), (0, 12)])
+    arm = np.array([(1.7, 2.3), (elbow, 3.3), (0.9, 0.4), (0.5, 0.2), (0.4, 0.7), (1.5, 3.5)])
+    for mirror in (-1, 1):
+        for part in (right, arm):
+            points = np.stack([x + unit * (mirror * part[:, 0] + lean * part[:, 1]), y + unit * part[:, 1]], -1)
+            cv2.fillPoly(plane, [np.round(points * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    head = tuple(int(16 * n) for n in (x, y)), tuple(int(16 * n) for n in (0.95 * unit, 1.3 * unit))
+    cv2.ellipse(plane, *head, 8 * float(lean), 0, 360, 255, -1, cv2.LINE_AA, 4)
+    return plane
+
+
+def _curtain(rng: np.random.Generator, shape: tuple[int, int], side: float) -> UInt8[np.ndarray, "h w"]:
+    """Vertical folds from one side to an edge that hangs a little askew, or from both sides."""
+    small = min(shape[0], 160), min(shape[1], 160)
+    y = np.linspace(0, 1, small[0], dtype=np.float32)[:, None]
+    x = np.linspace(0, 1, small[1], dtype=np.float32)[None] + np.float32(rng.normal(0, 0.03)) * y
+    edges = rng.uniform(0.2, 0.6), 2.0 if rng.random() < 0.5 else rng.uniform(0.65, 0.9)
+    x = 1 - x if rng.random() < 0.5 else x
+    bend = x + np.float32(rng.uniform(0.005, 0.02)) * np.sin(np.float32(rng.uniform(8, 20)) * x)
+    fold = np.cos(np.float32(2 * np.pi * rng.uniform(8, 22)) * bend) * np.float32(0.5) + np.float32(0.5)
+    soft = np.float32(0.01)
+    inside = np.maximum(np.clip((edges[0] - x) / soft, 0, 1), np.clip((x - edges[1]) / soft, 0, 1))
+    return cv2.resize((255 * inside * (1 - rng.uniform(0.2, 0.6) * fold)).astype(np.uint8), shape[::-1])
+
+
+def _dark(rng: np.random.Generator, shape: tuple[int, int], side: float) -> UInt8[np.ndarray, "h w"]:
+    """Foliage, furniture, a wall in the shade: whatever is dark before what is bright."""
+    small = min(shape[0], 128), min(shape[1], 128)
+    noise = fields.fractal_noise(rng, small, 0.8, 5, 0.5)
+    threshold = rng.uniform(0.35, 0.6)
+    return cv2.resize((255 * fields.smoothstep(noise, threshold, threshold + 0.06)).astype(np.uint8), shape[::-1])
+
+
+_FORMS = {"person": _person, "curtain": _curtain, "dark": _dark}
+
+
+def _glass(rng: np.random.Generator, tinted: bool) -> tuple[float, float, float]:
+    """Clear glass absorbs 1 to 4 % per centimetre, green least; tinted is gray, bronze, green or blue."""
+    shade = np.array([(1, 1, 1), (1, 0.88, 0.75), (0.78, 1, 0.85), (0.75, 0.9, 1)])[rng.integers(4)]
+    depth, passes = rng.uniform(0.4, 1.5), rng.uniform(0.6, 0.95)
+    left = np.exp(-depth * np.array([0.025, 0.006, 0.02]))
+    red, green, blue = left * shade * passes if tinted else left
+    return float(red), float(green), float(blue)
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def _quantile(values: Float32[np.ndarray, "n"], share: float) -> float:
+    place = int(share * (len(values) - 1))
+    return float(np.partition(values, place)[place])
+
+
+def _shift(x: float, y: float) -> Float64[np.ndarray, "3 3"]:
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
+
+
+def _rotation(pan: float, tilt: float, roll: float) -> Float64[np.ndarray, "3 3"]:
+    """Q of (6)."""
+    (a, b), (c, d), (e, f) = ((np.cos(t), np.sin(t)) for t in (pan, tilt, roll))
+    about_y = np.array([[a, 0, b], [0, 1, 0], [-b, 0, a]])
+    about_x = np.array([[1, 0, 0], [0, c, -d], [0, d, c]])
+    return about_y @ about_x @ np.array([[e, -f, 0], [f, e, 0], [0, 0, 1]])

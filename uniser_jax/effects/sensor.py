@@ -81,13 +81,18 @@ class Sensor:
           radiance: linear light, white at 1; may exceed it.
           noise_scale: what remains of the noise, per pixel; 0 is a noise-free file.
         """
-        gains, radiance = self.gains(), np.ascontiguousarray(radiance, np.float32)
         curve = light.srgb() if self.bias == self.gain == 0.5 else tone_curve(self.bias, self.gain)
-        if (self.shot or self.read) and np.any(noise_scale):
-            scale = np.broadcast_to(np.asarray(noise_scale, np.float32), radiance.shape[:2])
-            radiance = kernels.with_noise(radiance, gains, _normals(), self.seed, self.shot, self.read, scale)
-            gains = np.ones(3, np.float32)
-        stored = kernels.encode(radiance, gains, *curve)
+        noisy = (self.shot or self.read) and np.any(noise_scale)
+        stored = kernels.encode(
+            np.ascontiguousarray(radiance, np.float32),
+            self.gains(),
+            *curve,
+            normal=_normals() if noisy else _normals()[:0],
+            offset=self.seed,
+            shot=self.shot,
+            read=self.read,
+            scale=np.broadcast_to(np.asarray(noise_scale, np.float32), radiance.shape[:2]),
+        )
         return _compressed(stored, self.jpeg) if self.jpeg else stored
 
     def gains(self) -> Float32[np.ndarray, "c"]:

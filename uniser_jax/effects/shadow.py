@@ -1,12 +1,16 @@
-"""Shadow: something stands between a surface and the sun; the sky still lights it.
+"""Shadow: something stands between a surface and a light; the sky and the other lights still reach it.
 
-  (1) seen = J (1 - m (1 - k))                       coverage m, what is left in full shadow k, per channel
-  (2) k = v a_c,  a_c = f s_c / (f s_c + 1 - f)      f the sky's share of the light, v how much sky the place still sees
-  (3) s = black body(T_sky) / black body(T_sun)      the sky is bluer than the sun, so shadows are bluish
-  (4) width of the penumbra = apparent size of the light * distance from what casts the shadow
+  (1) seen = J (1 - sum_i m_i d_i)                   coverage m_i of light i, its share d_i of all light, per channel
+  (2) d_i = E_i / (sum_j E_j + E_a), E_i = p_i b(T_i)      black bodies b: lamps, or the sun; E_a = f b(T_sky) t ambient
+      d_0 += (1 - v) E_a / (sum_j E_j + E_a)               the caster hides a part of the sky, too
+  (3) k = 1 - sum_i d_i = v E_a / (sum_j E_j + E_a)        left in full shadow; outdoors E_a is blue, so shadows are
+  (4) penumbra = apparent size of the light * distance from what casts the shadow, sigma(x) as in `mattes`
+  (5) attached: m = 1 - step(n . l), n the normals of depth or of a relief of brightness, the step soft
+  (6) dappled: 1 - m = product over layers of leaves (1 - leaves * disc)     each gap a pinhole, each spot the sun's image
 
-Linear in coverage because an area light is a sum of point lights. The penumbra is sharp at the contact and widens away
-from it, as sharp shadows of feet and soft ones of heads show.
+Linear in coverage because an area light is a sum of point lights, and never brighter than J. Colours of ratios do not depend
+on J. Skylight is 0.1-0.25 of daylight under a clear sky, 0.3-0.6 under thin cloud; ranges of what is drawn were set beside
+real pairs, see docs/effects/shadow.md. Sources: Planck's law; Barrow & Tenenbaum 1978 for (1); Minnaert 1954 for (4), (6).
 """
 
 import dataclasses
@@ -16,16 +20,107 @@ import cv2
 import numpy as np
 from jaxtyping import Float32
 
-from uniser_jax.effects import fields, light
-from uniser_jax.effects.layer import LinearLayer, Scene
+from uniser_jax.effects import canopy, casters, fields, light, mattes
+from uniser_jax.effects.layer import Affine, Scene, Strength, per_pixel
 
-SHAPES = ("blob", "polygon", "person", "leaves", "bars", "window", "edge")
-_WEIGHTS = (0.2, 0.15, 0.15, 0.15, 0.1, 0.1, 0.15)
+SHAPES = (*casters.FORMS, "blob", "dapples", "relief")
+_GROUPS = {
+    "people": ("person", "photographer", "hand"),
+    "trees": ("tree",),
+    "dapples": ("dapples",),
+    "fences": ("railing", "blinds", "window"),
+    "walls": ("edge",),
+    "objects": ("polygon", "pole", "blob"),
+    "relief": ("relief",),
+}
+_EVERYWHERE = ("blob", "dapples", "relief")  # in any frame
+_FROM_BELOW = ("photographer", "hand")  # whoever holds the camera has the sun behind
+_RELIEF_SIDE = 128  # relief is smooth
+_COARSE = 1.2  # a matte is drawn at half size where its narrowest penumbra (sigma, pixels) is wider, and so on
 
 
 @dataclasses.dataclass(frozen=True)
 class ShadowSampling:
-    """What draws come from."""
+    """What draws come from; the first seven are relative weights of what casts the shadow.
+
+    Args:
+      people: standing in the frame, the photographer, hands.
+      trees: with and without leaves.
+      dapples: light through a canopy.
+      fences: railings, blinds, windows.
+      walls: edges of walls and roofs.
+      objects: things with straight sides, poles, blobs.
+      relief: the side of things that is turned from the light.
+      indoors: share of lamps and windows instead of sun and sky.
+      several: share of shadows of two different casters.
+      bend: share of shadows that bend over the scene.
+      penumbra: least and greatest sigma at the contact, fractions of the image side.
+
+    Raises:
+      ValueError: for a negative weight, a share outside [0, 1], or a penumbra that is no range.
+    """
+
+    people: float = 0.3
+    trees: float = 0.12
+    dapples: float = 0.12
+    fences: float = 0.12
+    walls: float = 0.13
+    objects: float = 0.14
+    relief: float = 0.07
+    indoors: float = 0.2
+    several: float = 0.2
+    bend: float = 0.4
+    penumbra: tuple[float, ...] = (0.001, 0.013)
+
+    def __post_init__(self) -> None:
+        weights = tuple(getattr(self, group) for group in _GROUPS)
+        if min(weights) < 0 or sum(weights) <= 0:
+            raise ValueError(f"shadow weights {weights}: expected none below 0 and one above")
+        for name in ("indoors", "several", "bend"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"shadow.{name} = {getattr(self, name)}: expected in [0, 1]")
+        if len(self.penumbra) != 2 or not 0 < self.penumbra[0] <= self.penumbra[1]:
+            raise ValueError(f"shadow.penumbra = {self.penumbra}: expected (least, greatest), above 0")
+
+    def draw_shape(self, rng: np.random.Generator) -> str:
+        """One of SHAPES."""
+        weights = np.array([getattr(self, group) for group in _GROUPS])
+        group = list(_GROUPS.values())[int(rng.choice(len(_GROUPS), p=weights / weights.sum()))]
+        return group[int(rng.integers(len(group)))]
+
+
+@dataclasses.dataclass(frozen=True)
+class ShadowLayer:
+    """Equation (1) at any strength: each light's matte takes that light's share.
+
+    Args:
+      coverage: m_i.
+      loss: d_i.
+    """
+
+    effect: ClassVar[str] = "shadow"
+    lamp: ClassVar[None] = None
+    coverage: Float32[np.ndarray, "n h w"]
+    loss: Float32[np.ndarray, "n c"]
+
+    def __call__(self, radiance: Float32[np.ndarray, "h w c"], strength: Strength) -> Float32[np.ndarray, "h w c"]:
+        """The light behind the layer."""
+        return mattes.shaded(radiance, self.coverage, self.loss, per_pixel(strength, radiance.shape))
+
+    @property
+    def transmission(self) -> Float32[np.ndarray, "h w c"]:
+        """At full strength."""
+        return 1 - np.einsum("nhw,nc->hwc", self.coverage, self.loss)
+
+    @property
+    def emission(self) -> Float32[np.ndarray, "c"]:
+        """None."""
+        return np.zeros(3, np.float32)
+
+    def at(self, strength: Strength) -> Affine:
+        """The same as an affine map."""
+        s = per_pixel(strength, self.coverage.shape[1:])[..., None]
+        return Affine(1 - s * (1 - self.transmission), s * self.emission)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,182 +128,196 @@ class Shadow:
     """One shadow.
 
     Args:
-      shape: one of SHAPES.
-      sky_share: f of (2), 0.1 under a clear sky, 0.6 under thin cloud.
-      sky_seen: v of (2).
-      kelvin_sun: colour of the direct light.
-      kelvin_sky: colour of the rest; above kelvin_sun outdoors.
-      penumbra: width (sigma) at the contact, as a fraction of the image side.
-      widening: width at the far end over the width at the contact.
-      angle: direction in which the shadow falls, radians.
+      shapes: what casts it, each one of SHAPES.
+      lights: (kelvin, power p, turn) of the sun, or of each lamp: by how many radians its shadows are turned. Powers and
+        sky_share sum to 1.
+      sky_share: f, 0.1 under a clear sky, 0.6 under thin cloud.
+      sky_seen: v.
+      kelvin_sky: colour of the ambient light; above that of the sun outdoors.
+      tint: t, log gains of red and blue in the ambient light: what walls and foliage add to it.
+      penumbra: sigma at the contact, as a fraction of the image side.
+      widening: sigma at the far end over sigma at the contact.
+      angle: direction in which the shadow falls, radians, y downwards.
       size: of the caster, as a fraction of the image side.
+      bend: how far relief displaces the shadow, as a fraction of the image side.
       seed: of the caster's form and place.
+
+    Raises:
+      ValueError: for an unknown shape, or none.
     """
 
     effect: ClassVar[str] = "shadow"
-    shape: str
+    shapes: tuple[str, ...]
+    lights: tuple[tuple[float, float, float], ...]
     sky_share: float
     sky_seen: float
-    kelvin_sun: float
     kelvin_sky: float
+    tint: tuple[float, float]
     penumbra: float
     widening: float
     angle: float
     size: float
+    bend: float
     seed: int
+
+    def __post_init__(self) -> None:
+        unknown = [shape for shape in self.shapes if shape not in SHAPES]
+        if unknown or not self.shapes:
+            raise ValueError(f"shadow shapes {self.shapes}: expected at least one of {', '.join(SHAPES)}")
 
     @classmethod
     def sample(cls, rng: np.random.Generator, scene: Scene, sampling: ShadowSampling = ShadowSampling()) -> Self:
         """Mostly sun and sky, sometimes lamps indoors."""
-        indoors = rng.random() < 0.25
-        return cls(
-            shape=str(rng.choice(SHAPES, p=_WEIGHTS)),
-            sky_share=float(rng.uniform(0.25, 0.7) if indoors else rng.uniform(0.1, 0.45)),
-            sky_seen=float(rng.uniform(0.6, 1.0)),
-            kelvin_sun=float(rng.uniform(2_800, 5_500) if indoors else rng.uniform(4_500, 6_000)),
-            kelvin_sky=float(rng.uniform(3_500, 7_000) if indoors else rng.uniform(7_500, 15_000)),
-            penumbra=float(np.exp(rng.uniform(np.log(0.0015), np.log(0.03)))),
-            widening=float(np.exp(rng.uniform(0, np.log(8)))),
-            angle=float(rng.uniform(0, 2 * np.pi)),
-            size=float(rng.uniform(0.25, 0.8)),
+        indoors, several, bends = rng.random(3) < (sampling.indoors, sampling.several, sampling.bend)
+        shapes = tuple(sampling.draw_shape(rng) for _ in range(2 if several else 1))
+        lit_from_behind = any(shape in _FROM_BELOW for shape in shapes)
+        angle = rng.normal(-np.pi / 2, 0.6) if lit_from_behind else rng.uniform(0, 2 * np.pi)
+        least, greatest = np.log(sampling.penumbra)
+        drawn = cls(
+            shapes=shapes,
+            **(_lamps(rng) if indoors else _daylight(rng)),
+            penumbra=float(np.exp(rng.uniform(least, greatest))),
+            widening=float(np.exp(rng.uniform(0, np.log(6)))),
+            angle=float(angle),
+            size=float(rng.uniform(0.4, 0.95)),
+            bend=float(rng.uniform(0.004, 0.02)) if bends else 0.0,
             seed=int(rng.integers(2**31)),
         )
+        for _ in range(6):  # a shadow that misses the frame or its light, or takes it all, is none
+            if set(shapes) & set(_EVERYWHERE) or 0.03 < drawn._taken(scene) < 0.92:
+                break
+            drawn = dataclasses.replace(drawn, seed=int(rng.integers(2**31)))
+        return drawn
 
-    def render(self, scene: Scene) -> LinearLayer:
+    def render(self, scene: Scene) -> ShadowLayer:
         """The layer on one photograph."""
-        coverage = self.coverage(scene.radiance.shape[:2])
-        transmission = 1 - coverage[..., None] * (1 - self.remaining_light())
-        return LinearLayer("shadow", transmission, np.zeros(3, np.float32))
+        loss = self.losses()
+        relief = self._relief(scene) if self.bend or "relief" in self.shapes else None
+        coverage = [self.coverage(scene.radiance.shape[:2], turn, relief) for _, _, turn in self.lights]
+        return ShadowLayer(coverage[0][None] if len(coverage) == 1 else np.stack(coverage), loss)
+
+    def losses(self) -> Float32[np.ndarray, "n c"]:
+        """d_i of equation (2), their sum below 1 in every channel."""
+        direct = np.array([power * light.black_body(kelvin) for kelvin, power, _ in self.lights])
+        tint = np.exp([self.tint[0], 0, self.tint[1]])
+        ambient = self.sky_share * light.black_body(self.kelvin_sky) * tint
+        total = direct.sum(0) + ambient
+        hidden = (1 - self.sky_seen) * ambient / total
+        loss = direct / total + hidden * (np.arange(len(direct)) == 0)[:, None]
+        return (loss * np.minimum(1, 0.98 / loss.sum(0))).astype(np.float32)
 
     def remaining_light(self) -> Float32[np.ndarray, "c"]:
-        """k of equation (2), below 1 in every channel."""
-        sky = light.black_body(self.kelvin_sky) / light.black_body(self.kelvin_sun)  # (3)
-        ambient = self.sky_share * sky / (self.sky_share * sky + 1 - self.sky_share)
-        return np.clip(self.sky_seen * ambient, 0.02, 0.95).astype(np.float32)
+        """k of equation (3)."""
+        return 1 - self.losses().sum(0)
 
-    def coverage(self, shape: tuple[int, int]) -> Float32[np.ndarray, "h w"]:
-        """m of equation (1): the caster's form, softened by (4)."""
-        rng = np.random.default_rng(self.seed)
-        h, w = shape
-        hard = _DRAW[self.shape](rng, shape, self.size, self.angle)
-        y, x = np.mgrid[0 : 1 : h * 1j, 0 : 1 : w * 1j].astype(np.float32)
-        along = (x - 0.5) * np.cos(self.angle) + (y - 0.5) * np.sin(self.angle) + 0.5
-        width = self.penumbra * fields.side(shape) * self.widening ** np.clip(along, 0, 1)
-        return np.clip(fields.varying_blur(hard, width.astype(np.float32)), 0, 1)
+    def coverage(
+        self, shape: tuple[int, int], turn: float = 0.0, relief: Float32[np.ndarray, "a b"] | None = None
+    ) -> Float32[np.ndarray, "h w"]:
+        """m of one light, turned against the first one's by `turn`; bent over `relief`, if any, in [-1, 1]."""
+        parts = [self._cast(index, shape, turn, relief) for index in range(len(self.shapes))]
+        whole = np.max(parts, 0) if len(parts) > 1 else parts[0]
+        return np.clip(whole, 0, 1, out=whole)  # filters round
 
+    def _cast(
+        self, index: int, shape: tuple[int, int], turn: float, relief: Float32[np.ndarray, "a b"] | None
+    ) -> Float32[np.ndarray, "h w"]:
+        """The shadow of one caster, drawn as small as its penumbra allows; bent."""
+        name, rng, angle = self.shapes[index], np.random.default_rng((self.seed, index)), self.angle + turn
+        if name == "relief":
+            return np.zeros(shape, np.float32) if relief is None else _attached(relief, rng, angle, shape)
+        narrowest = (0.004 if name == "dapples" else self.penumbra) * fields.side(shape)
+        factor = 2 ** int(np.clip(np.log2(narrowest / _COARSE) + 1, 0, 4)) if min(shape) > 64 else 1
+        drawn = (-(-shape[0] // factor), -(-shape[1] // factor))
+        soft = self._softened(name, rng, drawn, turn, mattes.RESAMPLING if factor > 1 else 0.0)
+        if relief is not None and self.bend:
+            along = self.bend * fields.side(drawn) * np.array([np.cos(angle), np.sin(angle)], np.float32)
+            soft = mattes.bent(soft, cv2.resize(relief, drawn[::-1]), *along.astype(np.float32))
+        return soft if factor == 1 else cv2.resize(soft, shape[::-1])
 
-def _fill(shape: tuple[int, int], polygons: list[np.ndarray]) -> Float32[np.ndarray, "h w"]:
-    """Fills polygons, each [n 2] of (x, y) in pixels. Drawn larger and averaged: OpenCV's own antialiasing fattens them."""
-    factor = 4 if max(shape) < 256 else 2
-    mask = np.zeros((shape[0] * factor, shape[1] * factor), np.uint8)
-    for points in polygons:
-        sixteenths = np.round(
-            16 * (points * factor - 0.5)
-        )  # OpenCV counts from the centre of a pixel, we from its corner
-        cv2.fillPoly(mask, [np.clip(sixteenths, -(2**20), 2**20).astype(np.int32)], 255, shift=4)
-    return cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    def _softened(
+        self, name: str, rng: np.random.Generator, shape: tuple[int, int], turn: float, resampling: float
+    ) -> Float32[np.ndarray, "h w"]:
+        """A form behind equation (4); `resampling` is the variance, in pixels, that enlargement will add."""
+        if name == "dapples":
+            return canopy.dapples(rng, shape)
+        sharp = self.penumbra * fields.side(shape)
+        sigmas = [np.sqrt(max((sharp * wider) ** 2 - resampling, 0)) for wider in (1, self.widening)]
+        if name == "blob":
+            heading = np.array([np.cos(self.angle + turn), np.sin(self.angle + turn)])
+            return mattes.soften(_blob(rng, shape, self.size), -heading / 2, heading, *sigmas)
+        cast = casters.FORMS[name](rng, self.size, self.angle)
+        cast = cast.turned(turn) if turn else cast
+        soft = mattes.soften(mattes.polygons(cast.forms, shape), cast.contact, cast.direction, *sigmas)
+        return 1 - soft if cast.lit else soft
 
+    def _taken(self, scene: Scene) -> float:
+        """Share of the photograph's brightness that lies in shadow, from a glance at few pixels."""
+        step = max(1, min(scene.radiance.shape[:2]) // 32)
+        seen = np.sqrt(np.clip(light.luminance(np.ascontiguousarray(scene.radiance[::step, ::step])), 0, 1)) + 1e-3
+        return float((self.coverage(seen.shape) * seen).sum() / seen.sum())
 
-def _place(points: np.ndarray, shape: tuple[int, int], centre: np.ndarray, size: float, angle: float) -> np.ndarray:
-    """Unit coordinates (x across, y along the shadow) to pixels; along the shadow they spread, as on level ground."""
-    c, s = np.cos(angle - np.pi / 2), np.sin(angle - np.pi / 2)
-    spread = points * np.stack([1 + 0.35 * points[:, 1], np.ones(len(points))], -1)
-    rotated = spread @ np.array([[c, s], [-s, c]])
-    return (centre + size * rotated * [np.sqrt(shape[0] / shape[1]), np.sqrt(shape[1] / shape[0])]) * [
-        shape[1],
-        shape[0],
-    ]
-
-
-def _blob(rng: np.random.Generator, shape: tuple[int, int], size: float, angle: float) -> np.ndarray:
-    noise = fields.fractal_noise(rng, shape, 0.25 + size, 5, rng.uniform(0.3, 0.6))
-    share = np.quantile(noise[::4, ::4], 1 - rng.uniform(0.2, 0.55))
-    return fields.smoothstep(noise, share - 0.004, share + 0.004)
-
-
-def _polygon(rng: np.random.Generator, shape: tuple[int, int], size: float, angle: float) -> np.ndarray:
-    corners = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 8)))
-    points = np.stack([np.cos(corners), np.sin(corners)], -1) * rng.uniform(0.4, 1, (len(corners), 1))
-    return _fill(shape, [_place(points, shape, rng.uniform(0.2, 0.8, 2), size * 0.8, angle)])
-
-
-def _person(rng: np.random.Generator, shape: tuple[int, int], size: float, angle: float) -> np.ndarray:
-    """A standing figure from its feet: legs, body, arms, head, as the photographer's own shadow often is."""
-    lean, stride, arm = rng.normal(0, 0.06), rng.uniform(0.03, 0.2), rng.uniform(0.05, 0.35, 2)
-    hip, neck = np.array([lean * 0.5, -0.55]), np.array([lean, -1.0])
-
-    def limb(a: np.ndarray, b: np.ndarray, wide: float, narrow: float) -> np.ndarray:
-        across = np.array([b[1] - a[1], a[0] - b[0]]) / max(float(np.hypot(*(b - a))), 1e-6)
-        turn = np.linspace(0, np.pi, 8)
-        forward = (b - a) / max(float(np.hypot(*(b - a))), 1e-6)
-        end = [b + narrow * (np.cos(u) * across + np.sin(u) * forward) for u in turn]
-        start = [a - wide * (np.cos(u) * across + np.sin(u) * forward) for u in turn]
-        return np.array(end + start)
-
-    turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    head = neck + [0, -0.14] + np.stack([0.085 * np.cos(turn), 0.11 * np.sin(turn)], -1)
-    parts = [
-        limb(hip + [0.05, 0], np.array([stride, 0]), 0.075, 0.04),
-        limb(hip - [0.05, 0], np.array([-stride, 0]), 0.075, 0.04),
-        limb(hip, neck + [0, 0.1], 0.12, 0.15),
-        limb(neck + [0.13, 0.07], neck + [0.13 + arm[0], 0.5], 0.05, 0.03),
-        limb(neck - [0.13, -0.07], neck + [-0.13 - arm[1], 0.5], 0.05, 0.03),
-        limb(neck, neck + [0, -0.08], 0.05, 0.05),
-        head,
-    ]
-    foot = np.array([0.5, 0.5]) - 0.35 * size * np.array([np.cos(angle), np.sin(angle)]) + rng.normal(0, 0.15, 2)
-    return _fill(shape, [_place(part * [1, -1], shape, foot, size * 0.8, angle) for part in parts])
+    def _relief(self, scene: Scene) -> Float32[np.ndarray, "a b"]:
+        """Height towards the camera, in [-1, 1]: of the depth, or of brightness, which rises and falls with things."""
+        shape = scene.radiance.shape[:2]
+        step = max(1, round(max(shape) / _RELIEF_SIDE))
+        if scene.depth is not None:
+            height = -np.ascontiguousarray(scene.depth[::step, ::step])
+        else:
+            height = np.sqrt(np.clip(light.luminance(np.ascontiguousarray(scene.radiance[::step, ::step])), 0, 1))
+        smooth = mattes.blur(cv2.medianBlur(height, 5) if min(height.shape) > 5 else height, 1.0)
+        mean, spread = cv2.meanStdDev(smooth)
+        return np.clip((smooth - np.float32(mean[0, 0])) / np.float32(2 * spread[0, 0] + 1e-3), -1, 1)
 
 
-def _leaves(rng: np.random.Generator, shape: tuple[int, int], size: float, angle: float) -> np.ndarray:
-    """A canopy: many leaves on a few twigs; what light passes falls in dapples."""
-    count = int(rng.integers(80, 260))
-    twigs = rng.uniform(-0.1, 1.1, (int(rng.integers(5, 14)), 2))
-    centres = twigs[rng.integers(0, len(twigs), count)] + rng.normal(0, 0.06 + 0.18 * size, (count, 2))
-    lengths, directions = rng.uniform(0.01, 0.055, count) * (0.6 + size), rng.uniform(0, np.pi, count)
-    turn = np.linspace(0, 2 * np.pi, 12, endpoint=False)
-    outline = np.stack([np.cos(turn), 0.45 * np.sin(turn) * (1 - 0.3 * np.cos(turn))], -1)
-    polygons = []
-    for centre, length, direction in zip(centres, lengths, directions, strict=True):
-        c, s = np.cos(direction), np.sin(direction)
-        polygons.append(centre * shape[::-1] + length * fields.side(shape) * (outline @ np.array([[c, s], [-s, c]])))
-    return _fill(shape, polygons)
+def _daylight(rng: np.random.Generator) -> dict:
+    """Sun and sky: skylight is blue, and bluer where it is scarce; now and then a thin cloud."""
+    cloud = rng.random() < 0.35
+    share = rng.uniform(0.3, 0.75) if cloud else np.exp(rng.uniform(np.log(0.08), np.log(0.3)))
+    return {
+        "lights": ((float(rng.uniform(4_800, 5_900)), float(1 - share), 0.0),),
+        "sky_share": float(share),
+        "sky_seen": float(rng.uniform(0.4, 1.0)),
+        "kelvin_sky": float(rng.uniform(6_000, 9_000) if cloud else np.exp(rng.uniform(np.log(6_500), np.log(22_000)))),
+        "tint": tuple(float(gain) for gain in rng.normal(0, 0.08, 2)),
+    }
 
 
-def _bars(rng: np.random.Generator, shape: tuple[int, int], size: float, angle: float) -> np.ndarray:
-    """Railings and blinds: parallel bars that converge, as in perspective."""
-    count, duty, fan = int(rng.integers(4, 14)), rng.uniform(0.25, 0.65), rng.normal(0, 0.35)
-    polygons = []
-    for index in range(count):
-        left = (index / count - 0.5) * 2.2
-        right = left + duty * 2.2 / count
-        corners = np.array([[left, -1], [right, -1], [right * (1 + fan), 1], [left * (1 + fan), 1]])
-        polygons.append(_place(corners, shape, np.array([0.5, 0.5]), 0.4 + size * 0.6, angle))
-    return _fill(shape, polygons)
+def _lamps(rng: np.random.Generator) -> dict:
+    """One to three lamps, or a window, and what the walls send back; any tint."""
+    count = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
+    share, kelvin = rng.uniform(0.15, 0.6), rng.uniform(2_700, 6_500)
+    powers = rng.dirichlet(np.full(count, 2.0)) * (1 - share)
+    turns = np.concatenate([[0], rng.choice([-1, 1], count - 1) * rng.uniform(0.3, 1.2, count - 1)])
+    kelvins = kelvin * np.exp(rng.normal(0, 0.15, count))
+    return {
+        "lights": tuple((float(k), float(p), float(t)) for k, p, t in zip(kelvins, powers, turns, strict=True)),
+        "sky_share": float(share),
+        "sky_seen": float(rng.uniform(0.6, 1.0)),
+        "kelvin_sky": float(kelvin * np.exp(rng.normal(0.1, 0.2))),
+        "tint": tuple(float(gain) for gain in rng.normal(0, 0.1, 2)),
+    }
 
 
-def _window(rng: np.random.Generator, shape: tuple[int, int], size: float, angle: float) -> np.ndarray:
-    """Sun through a window: everything is in shadow but the panes."""
-    columns, rows = int(rng.integers(1, 4)), int(rng.integers(1, 4))
-    shear, centre = rng.normal(0, 0.3), rng.uniform(0.3, 0.7, 2)
-    panes = []
-    for i in range(columns):
-        for j in range(rows):
-            x0, x1 = (np.array([i + 0.06, i + 0.94]) / columns - 0.5) * 1.4
-            y0, y1 = (np.array([j + 0.06, j + 0.94]) / rows - 0.5) * 1.4
-            corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
-            corners[:, 0] += shear * corners[:, 1]
-            panes.append(_place(corners, shape, centre, 0.3 + 0.5 * size, angle))
-    return 1 - _fill(shape, panes)
+def _blob(rng: np.random.Generator, shape: tuple[int, int], size: float) -> Float32[np.ndarray, "h w"]:
+    """Where fractal noise is high: foliage, clouds, things without a name."""
+    small = (-(-shape[0] // 2), -(-shape[1] // 2))
+    noise = fields.fractal_noise(rng, small, 0.25 + size, 5, rng.uniform(0.3, 0.6))
+    level = float(np.quantile(noise[::4, ::4], 1 - rng.uniform(0.2, 0.55)))
+    steep = cv2.resize((noise - np.float32(level)) * np.float32(0.5 * fields.side(shape) ** 0.5 + 20), shape[::-1])
+    return np.clip(steep + 0.5, 0, 1, out=steep)
 
 
-def _edge(rng: np.random.Generator, shape: tuple[int, int], size: float, angle: float) -> np.ndarray:
-    """A wall's shadow that enters from outside the frame, its edge straight with a few steps."""
-    across = np.linspace(-2, 2, int(rng.integers(2, 7)))
-    line = np.repeat(rng.uniform(-0.25, 0.25) + rng.normal(0, 0.12, len(across)), 2)
-    points = np.stack([np.repeat(across, 2)[1:-1], line[:-2]], -1)
-    outline = np.concatenate([points, [[2.5, points[-1, 1]], [2.5, 3], [-2.5, 3], [-2.5, points[0, 1]]]])
-    return _fill(shape, [_place(outline, shape, np.array([0.5, 0.5]), 0.8, angle)])
-
-
-_DRAW = dict(zip(SHAPES, (_blob, _polygon, _person, _leaves, _bars, _window, _edge), strict=True))
+def _attached(
+    relief: Float32[np.ndarray, "a b"], rng: np.random.Generator, angle: float, shape: tuple[int, int]
+) -> Float32[np.ndarray, "h w"]:
+    """Equation (5): large forms from noise, smaller ones from the relief; the terminator is soft."""
+    own = fields.fractal_noise(rng, relief.shape, rng.uniform(0.4, 0.9), 2, 0.4)
+    broad = mattes.blur(relief, rng.uniform(0.006, 0.02) * fields.side(relief.shape) + 0.7)
+    height = rng.uniform(0.06, 0.14) * broad + rng.uniform(0.15, 0.5) * own
+    slope = np.float32(np.cos(angle)) * cv2.Sobel(height, cv2.CV_32F, 1, 0) + np.float32(np.sin(angle)) * cv2.Sobel(
+        height, cv2.CV_32F, 0, 1
+    )
+    turned = -slope  # a surface that falls away along the light's way is turned from it
+    level, spread = float(np.quantile(turned, rng.uniform(0.45, 0.75))), float(turned.std()) + 1e-6
+    soft = rng.uniform(0.35, 1.2) * spread
+    return cv2.resize(fields.smoothstep(turned, level - soft, level + soft), shape[::-1])

@@ -1,0 +1,1 @@
+"""Starting runs: local processes, a TPU VM slice, GKE, Slurm; and sweeps over any of them."""

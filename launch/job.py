@@ -1,0 +1,140 @@
+"""What all launchers share: their options, and the command of the trainer, which they pass through untouched."""
+
+import argparse
+import dataclasses
+import hashlib
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+STOPPED = 75  # EX_TEMPFAIL: stopped before the last step; the same command continues
+MISTAKE = 2  # of the caller's: starting again does not help
+_LABEL = 40  # characters of a name: Kubernetes allows 63 for what JobSet makes of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A program to run.
+
+    Args:
+      argv: its arguments.
+      text: its standard input, such as a manifest.
+      may_fail: whether its failure is none, as when nothing is there to delete.
+    """
+
+    argv: tuple[str, ...]
+    text: str | None = None
+    may_fail: bool = False
+
+    def __str__(self) -> str:
+        line = shlex.join(self.argv) + (" || true" if self.may_fail else "")
+        return line if self.text is None else f"{line} <<'END'\n{self.text.rstrip()}\nEND"
+
+    def run(self, **options: Any) -> subprocess.CompletedProcess:
+        """Runs it; a failure that matters raises CalledProcessError.
+
+        Raises:
+          ValueError: if there is no such program here.
+        """
+        try:
+            return subprocess.run(self.argv, input=self.text, text=True, check=not self.may_fail, **options)
+        except FileNotFoundError:
+            raise ValueError(f"{self.argv[0]} is not installed here; --dry-run shows what it would be asked") from None
+
+
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """An argument parser with the options of every launcher."""
+    made = argparse.ArgumentParser(
+        name,
+        description=description,
+        formatter_class=argparse.RawTextHelpFormatter,
+        allow_abbrev=False,  # --con must not become --config
+        epilog="What is not named here goes to the trainer as it is: --config.optim.lr=3e-4",
+    )
+    made.add_argument("--config", required=True, help="as for uniser_jax.train")
+    made.add_argument("--workdir", required=True, help="the run folder, on a disk that all hosts share")
+    made.add_argument("--name", help="of the job (default: from the run folder)")
+    made.add_argument(
+        "--restarts", type=int, default=10, help="how often to start again, without a new checkpoint between"
+    )
+    made.add_argument("--grace", type=int, default=60, help="seconds to save in after a SIGTERM")
+    made.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
+    return made
+
+
+def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Parses a launcher's own options; returns them and the overrides for the trainer, in their order.
+
+    Raises:
+      ValueError: for an argument that neither knows.
+    """
+    arguments, overrides = made.parse_known_args(argv)
+    for override in overrides:
+        if not override.startswith("--config."):
+            raise ValueError(f"unexpected argument {override!r}; overrides look like --config.optim.lr=3e-4")
+    return arguments, overrides
+
+
+def check(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Resolves the config here, before machines are asked for, and checks that the run folder can be shared.
+
+    Raises:
+      ValueError: for what the trainer would refuse, or a relative run folder.
+    """
+    from uniser_jax import config as schema
+
+    schema.read(arguments.config, overrides)
+    if not pathlib.PurePath(arguments.workdir).is_absolute():
+        raise ValueError(f"--workdir={arguments.workdir}: give an absolute path on a disk that all hosts share")
+
+
+def trainer(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
+    """The trainer's own arguments."""
+    return [f"--config={arguments.config}", f"--workdir={arguments.workdir}", *overrides]
+
+
+def worker(arguments: argparse.Namespace, overrides: Sequence[str], python: str, restarts: int) -> list[str]:
+    """The command on each host: the local launcher with one process, which the environment tells of the others."""
+    policy = [f"--restarts={restarts}", f"--grace={arguments.grace}"]
+    return [python, "-m", "launch.local", *policy, *trainer(arguments, overrides)]
+
+
+def name_of(arguments: argparse.Namespace) -> str:
+    """A name that Kubernetes, Slurm and gcloud accept: the given one, or one made from the run folder, always the same.
+
+    Raises:
+      ValueError: if the given one does not fit.
+    """
+    if arguments.name is not None:
+        if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", arguments.name):
+            raise ValueError(f"--name={arguments.name}: expected at most {_LABEL} of a-z, 0-9 and -, a letter first")
+        return arguments.name
+    workdir = os.path.abspath(arguments.workdir)
+    digest = hashlib.sha256(workdir.encode()).hexdigest()[:8]
+    readable = re.sub("[^a-z0-9]+", "-", pathlib.Path(workdir).name.lower()).strip("-")
+    return f"run-{readable}"[: _LABEL - len(digest) - 1].rstrip("-") + f"-{digest}"
+
+
+def run_all(commands: Sequence[Command], dry_run: bool) -> None:
+    """Runs commands one after the other up to the first that fails, or prints them."""
+    for command in commands:
+        print(command, flush=True)
+        if not dry_run:
+            command.run()
+
+
+def launch(name: str, main: Callable[[], int]) -> int:
+    """Turns the errors of a launcher into one line and an exit code."""
+    try:
+        return main()
+    except ValueError as error:
+        sys.stderr.write(f"{name}: {error}\n")
+        return MISTAKE
+    except subprocess.CalledProcessError as error:
+        sys.stderr.write(f"{name}: {error.cmd[0]} failed with exit code {error.returncode}\n")
+        return 1

@@ -1,0 +1,153 @@
+"""Trains in processes on this machine, watches over them, and starts them again when they die.
+
+    python -m launch.local --config=configs/tiny.py --workdir=runs/x
+    python -m launch.local --processes=2 --fake-devices=4 --config=configs/tiny.py --workdir=runs/x
+    python -m launch.local --processes=2 --gpus=4 --config=configs/pixel.py:size=b --workdir=runs/b
+
+The other launchers run the first form on every host, and tell it of the others in its environment. Logs lie in
+WORKDIR/logs, one per process. Exit codes: 0 finished, 75 stopped before the end, 2 a mistake in the command, 1 gave up.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import os
+import pathlib
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO
+
+from launch import job
+from launch.supervise import Policy, Process, Supervisor
+from uniser_jax import status
+
+_TRIES = 5
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return job.launch("launch.local", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    parser = job.parser("launch.local", __doc__)
+    parser.add_argument("--processes", type=int, default=1)
+    devices = parser.add_mutually_exclusive_group()
+    devices.add_argument("--fake-devices", type=int, help="fake CPU devices per process, to try a mesh out")
+    devices.add_argument("--gpus", type=int, help="GPUs per process")
+    arguments, overrides = job.parse(parser, argv)
+    if arguments.processes < 1:
+        raise ValueError(f"--processes={arguments.processes}: expected at least 1")
+    if arguments.processes > 1 and not (arguments.fake_devices or arguments.gpus):
+        raise ValueError(
+            "several processes must not fight for the same devices: give --gpus=M or --fake-devices=M each"
+        )
+    make = processes(arguments, [sys.executable, "-m", "uniser_jax.train", *job.trainer(arguments, overrides)])
+    if arguments.dry_run:
+        for process in make(1):
+            variables = [f"{key}={shlex.quote(value)}" for key, value in process.environment.items()]
+            print(*variables, shlex.join(process.argv), f">>{shlex.quote(str(process.log))}", "2>&1")
+        return 0
+    workdir = pathlib.Path(arguments.workdir)
+    with lock(workdir) as descriptor:
+        return Supervisor(
+            make,
+            finished=lambda: status.finished(workdir),
+            progress=lambda: status.newest_checkpoint(workdir) or 0,
+            policy=Policy(restarts=arguments.restarts, grace=arguments.grace),
+            keep=(descriptor,),
+        ).run()
+
+
+def processes(arguments: argparse.Namespace, argv: Sequence[str]) -> Callable[[int], list[Process]]:
+    """Makes the processes of each attempt, which meet at a port that is free then."""
+
+    def make(attempt: int) -> list[Process]:
+        port = 0 if arguments.dry_run else _free_port()
+        return [
+            Process(
+                argv,
+                _environment(arguments, index, f"127.0.0.1:{port or 'PORT'}"),
+                pathlib.Path(arguments.workdir) / "logs" / f"{socket.gethostname()}_{_rank(index)}.log",
+            )
+            for index in range(arguments.processes)
+        ]
+
+    return make
+
+
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[int]:
+    """Holds the run folder, so that no two launchers on this host train in it; yields the descriptor.
+
+    The kernel frees the lock when the last process that inherited it ends, however it ends.
+
+    Raises:
+      ValueError: if it is held.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with _lock_file(workdir).open("w") as file:
+        for _ in range(_TRIES):
+            if _take(file):
+                break
+            time.sleep(0.1)  # `held` has it for a moment
+        else:
+            raise ValueError(f"another launcher trains in {workdir}; wait for it, or stop it")
+        yield file.fileno()
+
+
+def held(workdir: pathlib.Path) -> bool:
+    """Whether a launcher on this host trains in a run folder."""
+    try:
+        with _lock_file(workdir).open() as file:
+            return not _take(file)
+    except FileNotFoundError:
+        return False
+
+
+def _lock_file(workdir: pathlib.Path) -> pathlib.Path:
+    """One per process of a larger job: its hosts share the folder."""
+    return workdir / f".lock_{socket.gethostname()}_{_rank(0)}"
+
+
+def _take(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _environment(arguments: argparse.Namespace, index: int, coordinator: str) -> dict[str, str]:
+    environment = {}
+    if arguments.processes > 1:
+        environment["UNISER_PROCESSES"] = str(arguments.processes)
+        environment["UNISER_PROCESS"] = str(index)
+        environment["UNISER_COORDINATOR"] = coordinator
+    if arguments.fake_devices:
+        flags = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={arguments.fake_devices}"
+        environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
+    if arguments.gpus:
+        first = index * arguments.gpus
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(first + k) for k in range(arguments.gpus))
+    if arguments.fake_devices or arguments.gpus:
+        environment["UNISER_LOCAL_DEVICES"] = str(arguments.fake_devices or arguments.gpus)
+    return environment
+
+
+def _rank(index: int) -> str:
+    """Of a process on this host: Slurm starts one launcher per process."""
+    return os.environ.get("SLURM_LOCALID", str(index))
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Trains on GPUs under Slurm: one process per GPU, as jax expects there.
+
+    python -m launch.slurm --nodes=2 --gpus=8 --time=24:00:00 --config=configs/pixel.py:size=xl --workdir=/shared/runs/xl
+
+The job gets all its nodes or does not start; when one process ends, all do. Failed or preempted, it is queued again under
+the same number, up to --restarts times for failures; a mistake in the command is not tried again. A second submission
+with the same name waits for the first, so that no two train in one folder. Run it where the code and .venv are shared.
+"""
+
+import argparse
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+from launch import job
+from launch.job import Command
+
+# srun ends all processes soon after one has ended, not at once: when preempted, all of them save. It returns the highest of
+# their exit codes. A requeued job keeps its number, its script and its place.
+_SCRIPT = """\
+#!/bin/bash
+{options}
+cd {here}
+export UNISER_PROCESSES={processes} UNISER_LOCAL_DEVICES=1
+srun --nodes={nodes} --ntasks={processes} --wait={grace} --output={logs}/slurm_%j_%t.log --open-mode=append \\
+  {command}
+code=$?
+case $code in
+  0|{mistake}) exit $code ;;
+  {stopped}) scontrol requeue "$SLURM_JOB_ID" ;;
+  *) [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ] && scontrol requeue "$SLURM_JOB_ID" ;;
+esac
+exit $code
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return job.launch("launch.slurm", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    arguments, overrides = job.parse(options(), argv)
+    for option in ("nodes", "gpus", "cpus"):
+        if getattr(arguments, option) < 1:
+            raise ValueError(f"--{option}={getattr(arguments, option)}: expected at least 1")
+    job.check(arguments, overrides)
+    logs = pathlib.Path(arguments.workdir) / "logs"
+    if not arguments.dry_run:
+        logs.mkdir(parents=True, exist_ok=True)  # Slurm drops output for which there is no folder
+    wait = ("--wait",) if arguments.wait else ()
+    job.run_all([Command(("sbatch", "--parsable", *wait), script(arguments, overrides))], arguments.dry_run)
+    return 0
+
+
+def options() -> argparse.ArgumentParser:
+    """The options of this launcher."""
+    parser = job.parser("launch.slurm", __doc__)
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--gpus", type=int, default=8, help="per node")
+    parser.add_argument("--cpus", type=int, default=8, help="per GPU")
+    parser.add_argument("--time", default="24:00:00", help="limit of one go; the job is queued again when it ends")
+    parser.add_argument("--partition")
+    parser.add_argument("--account")
+    parser.add_argument("--sbatch", action="append", default=[], help="a further option, --sbatch=--qos=high")
+    parser.add_argument("--python", default=sys.executable, help="of the nodes")
+    parser.add_argument("--wait", action="store_true", help="return when the job has ended, with its exit code")
+    return parser
+
+
+def script(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
+    """The batch script."""
+    logs = pathlib.Path(arguments.workdir) / "logs"
+    directives = [
+        f"--job-name={job.name_of(arguments)}",
+        f"--nodes={arguments.nodes}",
+        f"--ntasks-per-node={arguments.gpus}",
+        f"--gpus-per-node={arguments.gpus}",  # not per task: each process picks its own of all by its number
+        f"--cpus-per-task={arguments.cpus}",
+        f"--time={arguments.time}",
+        f"--signal=TERM@{arguments.grace}",  # to the processes, before the limit, in time to save
+        "--requeue",
+        "--open-mode=append",
+        "--dependency=singleton",
+        f"--output={logs}/slurm_%j.log",
+        *([f"--partition={arguments.partition}"] if arguments.partition else []),
+        *([f"--account={arguments.account}"] if arguments.account else []),
+        *arguments.sbatch,
+    ]
+    return _SCRIPT.format(
+        options="\n".join(f"#SBATCH {directive}" for directive in directives),
+        here=shlex.quote(os.getcwd()),
+        nodes=arguments.nodes,
+        processes=arguments.nodes * arguments.gpus,
+        grace=arguments.grace,
+        logs=shlex.quote(str(logs)),
+        # Slurm starts the job again, not each process by itself: they must all begin together.
+        command=shlex.join(job.worker(arguments, overrides, arguments.python, restarts=0)),
+        mistake=job.MISTAKE,
+        stopped=job.STOPPED,
+        restarts=arguments.restarts,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""Runs what a config's `sweep()` yields, each in a folder of its own, and tells how the parameters did.
+
+    python -m launch.sweep --config=configs/sweep.py --workdir=runs/sweep --launcher=local --parallel=2
+    python -m launch.sweep --config=configs/sweep.py --workdir=/shared/sweep --launcher=slurm --parallel=8 --gpus=4
+
+The same command again skips finished runs and continues broken ones. A sweep keeps no state but the run folders: it may
+die, its runs go on, and the next one waits for them. Arguments that are not named here go to the launcher, and
+`--config.optim.ema=0.99` goes to all runs. WORKDIR/sweep.md, sweep.jsonl and sweep.png are written anew whenever a run ends.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import pathlib
+import re
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+from launch import job, local, report
+from uniser_jax import status
+
+_LAUNCHERS = {"local": [], "slurm": ["--wait"], "xpk": ["--wait", "--replace"]}  # all return when the run has ended
+_POLL = 0.5
+_LONGEST = 120  # characters of a folder's name
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One run of a sweep.
+
+    Args:
+      overrides: what sets it apart, by config key.
+      workdir: its folder.
+      steps: after which it is finished.
+      command: that starts it, and returns when it has ended.
+    """
+
+    overrides: Mapping[str, Any]
+    workdir: pathlib.Path
+    steps: int
+    command: Sequence[str]
+
+    def state(self, failed: bool = False) -> str:
+        """`finished`, `running` on this host, `failed`, `broken` where it can be continued, or `new`."""
+        if status.finished(self.workdir, self.steps):
+            return "finished"
+        if local.held(self.workdir):
+            return "running"
+        if failed:
+            return "failed"
+        return "broken" if status.newest_checkpoint(self.workdir) is not None else "new"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code: 0 if all runs are finished, 1 if some failed, 75 if stopped."""
+    return job.launch("launch.sweep", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    parser = argparse.ArgumentParser(
+        "launch.sweep", description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", required=True, help="a config file with sweep()")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="the folder of all runs")
+    parser.add_argument("--launcher", choices=_LAUNCHERS, default="local")
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
+    parser.add_argument("--metric", default="loss", help="a key of metrics.jsonl")
+    parser.add_argument("--best", choices=("min", "max"), default="min", help="which value of it is best")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, and run nothing")
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.parallel < 1:
+        raise ValueError(f"--parallel={arguments.parallel}: expected at least 1")
+    trials = plan(arguments.config, arguments.workdir, arguments.launcher, rest)
+    if arguments.dry_run:
+        for trial in trials:
+            print(f"# {trial.workdir.name}: {trial.state()}\n{shlex.join(trial.command)}")
+        return 0
+    return Sweep(trials, arguments).run()
+
+
+def plan(config: str, workdir: pathlib.Path, launcher: str, rest: Sequence[str]) -> list[Trial]:
+    """All runs of a sweep, each checked as the trainer would.
+
+    Args:
+      config: a file with `sweep()`, with or without arguments after a colon.
+      workdir: the folder of all runs.
+      launcher: by name.
+      rest: arguments for the launcher and overrides for all runs.
+
+    Raises:
+      ValueError: for a config without sweep(), an override that the schema refuses, or two runs that are the same.
+    """
+    from uniser_jax import config as schema
+
+    shared = [argument for argument in rest if argument.startswith("--config.")]
+    trials: dict[str, Trial] = {}
+    for overrides in read_sweep(config):
+        name = name_of(overrides)
+        if name in trials:
+            raise ValueError(f"{config}: sweep() yields {name} twice")
+        own = [f"--config.{key}={value}" for key, value in overrides.items()]
+        steps = schema.read(config, [*shared, *own]).steps
+        folder = workdir / name
+        command = [sys.executable, "-m", f"launch.{launcher}", *_LAUNCHERS[launcher]]
+        command += [f"--config={config}", f"--workdir={folder}", *rest, *own]
+        trials[name] = Trial(overrides, folder, steps, command)
+    return list(trials.values())
+
+
+def read_sweep(config: str) -> list[dict[str, Any]]:
+    """What `sweep()` of a config file yields.
+
+    Raises:
+      ValueError: if there is no such file or function, or it yields nothing.
+    """
+    file = pathlib.Path(config.partition(":")[0])
+    if not file.is_file():
+        raise ValueError(f"no config file {str(file)!r}; see configs/")
+    sweep = runpy.run_path(str(file)).get("sweep")
+    found = list(sweep()) if sweep else []
+    if not found:
+        raise ValueError(f"{file} has no sweep() that yields overrides such as {{'optim.lr': 1e-4}}")
+    return found
+
+
+def name_of(overrides: Mapping[str, Any]) -> str:
+    """The folder of a run, from its overrides alone: `lr=0.001,ema=0.99`, whatever else the sweep holds.
+
+    A key is shortened to its last part, unless two would look the same; what a file name cannot hold, or what is too
+    long, is told apart by a digest.
+    """
+    last = [key.rpartition(".")[2] for key in overrides]
+    names = last if len(set(last)) == len(last) else list(overrides)
+    readable = ",".join(f"{name}={value}" for name, value in zip(names, overrides.values(), strict=True))
+    safe = re.sub(r"[^\w.,=+-]+", "_", readable)
+    if safe == readable and len(safe) <= _LONGEST:
+        return safe
+    return f"{safe[:_LONGEST]}-{hashlib.sha256(readable.encode()).hexdigest()[:8]}"
+
+
+class Sweep:
+    """Keeps some runs going until all have ended.
+
+    Args:
+      trials: the runs, in the order they start.
+      arguments: of the command line.
+    """
+
+    def __init__(self, trials: Sequence[Trial], arguments: argparse.Namespace):
+        self._trials, self._arguments = trials, arguments
+        self._waiting: list[Trial] = []
+        self._started: dict[str, subprocess.Popen] = {}
+        self._adopted: set[str] = set()
+        self._failed: set[str] = set()
+        self._asked = False  # to stop
+
+    def run(self) -> int:
+        """Returns the exit code of the sweep."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+        self._waiting = [trial for trial in self._trials if trial.state() != "finished"]
+        _say(f"{len(self._trials)} runs, {len(self._trials) - len(self._waiting)} of them finished")
+        self._report()
+        while self._started or ((self._waiting or self._adopted) and not self._asked):
+            while self._waiting and not self._asked and self._active() < self._arguments.parallel:
+                self._start(self._waiting.pop(0))
+            time.sleep(_POLL)
+            ended = [self._ended(trial) for trial in self._trials]
+            if any(ended):
+                self._report()
+        self._report()
+        if self._asked:
+            return job.STOPPED
+        return 1 if self._failed else 0
+
+    def _active(self) -> int:
+        return len(self._started) + len(self._adopted)
+
+    def _start(self, trial: Trial) -> None:
+        name = trial.workdir.name
+        state = trial.state()
+        if state == "finished":  # by another sweep, meanwhile
+            return
+        _say(f"{name}: {'waits for what runs there' if state == 'running' else f'starts ({state})'}")
+        if state == "running":
+            self._adopted.add(name)
+            return
+        log = trial.workdir / "logs" / "launcher.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:  # a session of its own: it outlives us, and Ctrl-C comes from us alone
+            self._started[name] = subprocess.Popen(
+                trial.command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+
+    def _ended(self, trial: Trial) -> bool:
+        """Whether a run has ended since the last look."""
+        name = trial.workdir.name
+        adopted = name in self._adopted
+        if adopted and local.held(trial.workdir):
+            return False
+        if not adopted and (name not in self._started or self._started[name].poll() is None):
+            return False
+        self._adopted.discard(name)
+        self._started.pop(name, None)
+        if trial.state() != "finished" and not self._asked:
+            if adopted:  # it broke under an earlier sweep, and this one has not tried it
+                self._waiting.append(trial)
+            else:
+                self._failed.add(name)
+        _say(f"{name}: {trial.state(name in self._failed)}")
+        return True
+
+    def _report(self) -> None:
+        rows = [
+            report.row(trial.workdir, trial.overrides, trial.state(trial.workdir.name in self._failed), *self._metric())
+            for trial in self._trials
+        ]
+        report.write(self._arguments.workdir, rows, *self._metric())
+
+    def _metric(self) -> tuple[str, str]:
+        return self._arguments.metric, self._arguments.best
+
+    def _ask(self, _: int, __: FrameType | None) -> None:
+        """Passes the wish to stop on; what an earlier sweep started is left alone."""
+        self._asked = True
+        for process in self._started.values():
+            process.terminate()
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"sweep: {text}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""The laws of lens flare."""
+
+import dataclasses
+import json
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+
+from uniser_jax.effects import edit, fields, ghosts, glare, light, pupil, sources, templates
+from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
+from uniser_jax.effects.flare import Flare, FlareSampling
+from uniser_jax.effects.gallery import square
+from uniser_jax.effects.glare import Glare, Grain
+from uniser_jax.effects.layer import Scene, support
+from uniser_jax.effects.mixture import Families
+
+SIZE = 128
+SCENE = edit.scene_from_photo(square(skimage.data.astronaut(), SIZE), None, 2.0)
+DARK = Scene(np.full((SIZE, SIZE, 3), 0.02, np.float32))
+SEEDS = range(12)
+
+
+def flare_of(seed: int = 0, scene: Scene = SCENE, **changes) -> Flare:
+    return dataclasses.replace(Flare.sample(np.random.default_rng(seed), scene), **changes)
+
+
+def plain(**changes) -> Flare:
+    """One white source in the middle, bare wings."""
+    bare = {"bloom": (0.0, 0.03), "veil": (0.0, 1.0), "streaks": (), "ghosts": 0, "mirror": 0.0, "lamp": 0.0}
+    middle = {
+        "sources": ((0.5, 0.5, 1.0, 0.0),),
+        "colours": ((1.0, 1.0, 1.0),),
+        "level": 0.2,
+        "zoom": 1.0,
+        "formed": 0.0,
+        "spectrum": 0.0,
+    }
+    return flare_of(0, **(bare | middle | changes))
+
+
+def radius_from_middle(h: int, w: int) -> np.ndarray:
+    y, x = np.mgrid[:h, :w] + 0.5
+    return np.hypot(x - w / 2, y - h / 2) / np.sqrt(h * w)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A warm flare on a dull background, as a camera would store it."""
+    r = np.hypot(*(np.mgrid[:200, :260] - np.array([80, 130])[:, None, None]))
+    linear = 0.02 + (0.9 / (1 + (r / 8) ** 2))[..., None] * np.array([1.0, 0.7, 0.4])
+    cv2.imwrite(str(tmp_path / "a.png"), light.encode(linear.astype(np.float32))[..., ::-1])
+    return tmp_path
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("scene", [SCENE, DARK])
+def test_every_draw_is_seen_and_shines_only(seed: int, scene: Scene) -> None:
+    layer = flare_of(seed, scene).render(scene)
+    assert np.isfinite(layer.emission).all()
+    assert layer.emission.min() >= 0
+    assert (layer.transmission == 1).all()
+    assert support(layer, scene.radiance).max() > 0.2
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (17, 301), (640, 90)])
+def test_any_shape(shape: tuple[int, int]) -> None:
+    scene = Scene(np.full((*shape, 3), 0.3, np.float32))
+    for seed in SEEDS:
+        assert flare_of(seed, scene).render(scene).emission.shape == (*shape, 3)
+
+
+def test_scatter_equals_a_float64_reference() -> None:
+    wings = Glare(falloff=2.0, core=0.02, bloom=(0.2, 0.03), veil=(0.1, 0.7))
+    grain = Grain(pattern=6, share=0.7, turn=0.4, zoom=1.3, mirrored=True)
+    out, place, hue = np.zeros((90, 120, 3), np.float32), np.array([41.3, 27.8]), np.array([0.3, 0.2, 0.1])
+    side, size = 104.0, 0.02
+    glare.add(out, place, size, hue.astype(np.float32), wings.table(), grain, side)
+    stored = pupil.pattern(6)[..., :3].astype(np.float64)
+    for row, column in [(30, 60), (70, 20), (5, 100), (27, 45), (89, 119)]:
+        offset = (np.array([column, row]) + 0.5 - place) / side
+        r2 = float(offset @ offset)
+        c, s = np.cos(0.4), np.sin(0.4)
+        turned = np.diag([-1, 1]) @ np.array([[c, s], [-s, c]]) @ offset
+        u, v = turned * 512 / (2 * pupil.REACH * 1.3) + 256
+        a, b, fu, fv = int(u), int(v), u % 1, v % 1
+        near = stored[b : b + 2, a : a + 2]
+        code = np.einsum("i,j,ijc->c", [1 - fv, fv], [1 - fu, fu], near)
+        sharp = r2 / (r2 + 4 * size**2)
+        form = 0.3 + 0.7 * (sharp * pupil.PEAK * (code / 255) ** 2 + 1 - sharp)
+        expected = hue * wings(np.sqrt(r2 + size**2)) * form
+        np.testing.assert_allclose(out[row, column], expected, rtol=0.06, atol=2 * glare.FAINT)
+
+
+def test_brightness_is_the_veil_at_five_percent() -> None:
+    ring = np.abs(radius_from_middle(SIZE, SIZE) - 0.05) < 0.006
+    for formed, pattern, tolerance in ((0.0, 0, 0.03), (1.0, 2, 0.25), (1.0, 3, 0.25)):
+        emission = plain(formed=formed, pattern=pattern).render(DARK).emission
+        assert emission[ring].mean() == pytest.approx(0.2, rel=tolerance)
+    beyond = flare_of(0, sources=((0.5, -0.2, 1.0, 0.0),), colours=((1.0, 1.0, 1.0),))
+    assert sources.beyond(sources.Source(*beyond.sources[0], (1.0, 1.0, 1.0)), (SIZE, SIZE)) == pytest.approx(0.2)
+
+
+def test_glare_falls_with_distance_and_is_one_where_it_is_quoted() -> None:
+    wings = Glare(2.0, 0.02, (0.3, 0.03), (0.2, 0.7))
+    assert wings(np.array(glare.QUOTED)) == pytest.approx(1)
+    assert (np.diff(wings.table()) < 0).all()
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_patterns_have_form_but_no_falloff(index: int) -> None:
+    stored = pupil.pattern(index)
+    np.testing.assert_array_equal(stored, pupil.pattern.__wrapped__(index))  # the bank is made of fixed numbers
+    form = pupil.PEAK * (stored[..., :3] / 255.0) ** 2
+    y, x = np.mgrid[:512, :512] - 256
+    r = np.hypot(x, y)
+    if index % 4 != 3:
+        for near, far in ((15, 40), (40, 80), (80, 150)):
+            assert form[(r > near) & (r < far)].mean() == pytest.approx(1, abs=0.2)
+    assert form[(r > 60) & (r < 120)].std() > 0.15
+
+
+def test_red_light_spreads_farther_than_blue() -> None:
+    """Equation (3): the red pattern is the blue one enlarged by the ratio of wavelengths."""
+    form = pupil.PEAK * (pupil.pattern(2).astype(np.float32) / 255) ** 2
+    zoom = light.WAVELENGTHS[0] / light.WAVELENGTHS[2]
+    enlarged = cv2.warpAffine(
+        form[..., 2], np.array([[zoom, 0, 256 * (1 - zoom)], [0, zoom, 256 * (1 - zoom)]]), (512, 512)
+    )
+    y, x = np.mgrid[:512, :512] - 256
+    where = (np.hypot(x, y) > 25) & (np.hypot(x, y) < 140)
+    same, other = (np.corrcoef(form[..., 0][where], blue[where])[0, 1] for blue in (enlarged, form[..., 2]))
+    assert same > 0.9
+    assert same > other
+
+
+def test_ghosts_lie_on_the_line_through_the_centre() -> None:
+    lens = ghosts.lens(3, 6, 7, 0.2)
+    source, side = np.array([40.0, 25.0]), 200.0
+    for k in range(6):
+        one = lens._replace(
+            **{name: getattr(lens, name)[k : k + 1] for name in ("along", "radius", "tint", "softness", "rim", "cut")}
+        )
+        whole = one._replace(cut=np.array([[0, 0, 9]], np.float32))
+        out = np.zeros((200, 200, 3), np.float32)
+        ghosts.add(out, source, np.ones(3, np.float32), whole, side)
+        expected = 100 + lens.along[k] * (source - 100)
+        if out.any() and (np.abs(expected - 100) < 60).all():
+            weight = out[..., 1]
+            y, x = np.mgrid[:200, :200] + 0.5
+            np.testing.assert_allclose(
+                [(weight * x).sum() / weight.sum(), (weight * y).sum() / weight.sum()], expected, atol=1
+            )
+
+
+def test_coatings_are_dark_at_their_own_wavelength() -> None:
+    red, green, blue = (ghosts.coating_tint(np.array([[dark, dark]]))[0] for dark in light.WAVELENGTHS)
+    assert red.argmin() == 0
+    assert green.argmin() == 1
+    assert blue.argmin() == 2
+
+
+def test_the_same_look_at_any_size() -> None:
+    for seed in SEEDS:
+        flare = flare_of(seed, lamp=0.0, mirror=0.0)
+        small, large = (flare.render(Scene(np.full((n, n, 3), 0.2, np.float32))).emission for n in (96, 768))
+        reduced = cv2.resize(large, (96, 96), interpolation=cv2.INTER_AREA)
+        assert np.abs(np.sqrt(np.minimum(small, 1)) - np.sqrt(np.minimum(reduced, 1))).mean() < 0.012, seed
+
+
+def test_highlights_flare_where_and_in_the_colour_they_are() -> None:
+    photo = np.full((200, 300, 3), 20, np.uint8)
+    cv2.circle(photo, (220, 60), 9, (255, 150, 60), -1)
+    cv2.circle(photo, (220, 60), 6, (255, 255, 255), -1)
+    cv2.circle(photo, (50, 150), 3, (255, 255, 255), -1)
+    photo[:, 280:] = 10
+    found = sources.highlights(sources.reduced(edit.scene_from_photo(photo, None, 2.0)), 4)
+    assert len(found) == 2
+    assert (found[0].x * 300, found[0].y * 200) == pytest.approx((220.5, 60.5), abs=1.0)
+    assert (found[1].x * 300, found[1].y * 200) == pytest.approx((50.5, 150.5), abs=1.0)
+    assert found[0].share == 1 > found[1].share
+    assert found[0].colour[0] > found[0].colour[1] > found[0].colour[2]
+    overcast = photo.copy()
+    overcast[:80] = 255
+    assert all(each.y > 0.4 for each in sources.highlights(sources.reduced(edit.scene_from_photo(overcast)), 4))
+
+
+def test_a_photograph_with_lights_gets_no_other() -> None:
+    photo = np.full((100, 100, 3), 20, np.uint8)
+    cv2.circle(photo, (60, 40), 4, (255, 255, 255), -1)
+    scene = edit.scene_from_photo(photo, None, 2.0)
+    for seed in SEEDS:
+        flare = Flare.sample(np.random.default_rng(seed), scene, FlareSampling(own=1.0))
+        assert flare.lamp == 0
+        assert flare.sources[0][:2] == pytest.approx((0.605, 0.405), abs=0.01)
+
+
+def test_lamps_stay_and_have_no_hard_edge() -> None:
+    flare = plain(lamp=0.01, colours=((1.0, 0.7, 0.4),))
+    scene = Scene(np.full((512, 512, 3), 0.05, np.float32))
+    layer = flare.render(scene)
+    lamp = layer.lamp[256, 256:, 1]
+    assert lamp[0] > 5
+    assert (np.diff(lamp) <= 0).all()
+    assert 1 < (lamp > 1).sum() < 10
+    stored = light.encode(scene.radiance + layer.lamp)[256, 256:, 1].astype(int)
+    assert np.abs(np.diff(stored)).max() < 110  # a glow, no pasted disc
+    assert (stored[60:] == stored[-1]).all()
+    recipe = Recipe((("flare", dataclasses.asdict(flare)),), (1.0,), edit.Sensor(), "remove lens flare")
+    _, target = Rendering(scene, recipe).pair("remove lens flare", np.full((512, 512), 255, np.uint8))
+    np.testing.assert_array_equal(target, light.encode(scene.radiance + layer.lamp))
+
+
+def test_a_lamp_on_a_highlight_adds_nothing() -> None:
+    white = Scene(np.ones((64, 64, 3), np.float32))
+    assert not plain(lamp=0.02).render(white).lamp.any()
+
+
+def test_flares_of_dark_photographs_are_small() -> None:
+    """As in measured pairs of phones: little is left beyond a quarter of the side."""
+    far = []
+    for seed in range(40):
+        flare = Flare.sample(
+            np.random.default_rng(seed), DARK, FlareSampling(phone=1.0, outside=0.0, ghosts=0.0, mirror=0.0)
+        )
+        bare = dataclasses.replace(flare, sources=((0.5, 0.5, 1.0, 0.0),), colours=((1.0, 1.0, 1.0),), streaks=())
+        emission = bare.render(DARK).emission
+        far.append(emission[radius_from_middle(SIZE, SIZE) > 0.25].mean())
+    assert np.median(far) < 0.01
+    assert max(far) < 0.06
+
+
+def test_mirrored_highlights_lie_opposite() -> None:
+    radiance = np.full((120, 160, 3), 0.02, np.float32)
+    radiance[20:24, 30:34] = 4
+    emission = plain(sources=((0.2, 0.18, 1.0, 0.0),), level=1e-4, mirror=0.2).render(Scene(radiance)).emission
+    row, column = np.unravel_index(emission.sum(-1).argmax(), (120, 160))
+    assert abs(row - 97.5) < 3
+    assert abs(column - 127.5) < 3
+
+
+def test_recipes_replay_from_json(folder) -> None:
+    kinds = EditSampling(families=Families(flare=FlareSampling(layers=str(folder), real=0.3)), noise=0.0)
+    for seed in SEEDS:
+        recipe = edit.sample(np.random.default_rng(seed), SCENE, kinds, effects=("flare",))
+        again = Recipe.from_json(json.dumps(json.loads(recipe.to_json())))
+        for one, two in zip(Rendering(SCENE, recipe).edit(), Rendering(SCENE, again).edit(), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+def test_real_layers_lose_their_background_and_keep_their_veil(folder) -> None:
+    sampling = FlareSampling(layers=str(folder), real=1.0)
+    flare = Flare.sample(np.random.default_rng(0), DARK, sampling)
+    assert flare.layer.endswith("a.png")
+    alone = dataclasses.replace(
+        flare, sources=((0.5, 0.5, 1.0, 0.0),), colours=((1.0, 1.0, 1.0),), level=0.2, zoom=1.0, mirror=0.0
+    )
+    emission = alone.render(DARK).emission
+    r = radius_from_middle(SIZE, SIZE)
+    assert emission[np.abs(r - 0.05) < 0.008].mean() == pytest.approx(0.2, rel=0.2)
+    assert emission[r > 0.6].max() < 0.01
+    bright = emission[r < 0.05].mean(0)
+    assert bright[0] > bright[1] > bright[2]
+    assert templates.read.cache_info().maxsize == templates.KEPT
+
+
+def test_a_bad_folder_is_one_clear_line(tmp_path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for path, message in ((tmp_path / "nowhere", "there is no such folder"), (empty, "no image in it")):
+        with pytest.raises(ValueError, match=message) as caught:
+            Flare.sample(np.random.default_rng(0), SCENE, FlareSampling(layers=str(path), real=1.0))
+        assert "\n" not in str(caught.value)
+    flare = Flare.sample(np.random.default_rng(0), SCENE, FlareSampling(layers=str(tmp_path), real=1.0))
+    for path, message in ((flare.layer, "cannot be read"), (str(tmp_path / "gone.png"), "cannot be read")):
+        with pytest.raises(ValueError, match=message) as caught:
+            dataclasses.replace(flare, layer=path).render(SCENE)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"own": 1.5}, "flare.own = 1.5"),
+        ({"phone_level": (0.2, 0.1)}, "flare.phone_level"),
+        ({"lens_level": (0.2,)}, "flare.lens_level"),
+        ({"real": 0.5}, "flare.layers"),
+    ],
+)
+def test_mistakes_are_one_line(values, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        FlareSampling(**values)
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_are_fractions_of_the_side() -> None:
+    assert fields.side((100, 400)) == 200
+    tall, wide = (
+        plain().render(Scene(np.full((h, w, 3), 0.1, np.float32))).emission for h, w in ((240, 60), (60, 240))
+    )
+    np.testing.assert_allclose(tall, wide.transpose(1, 0, 2), atol=1e-4)

@@ -1,0 +1,264 @@
+"""What haze promises: light is kept, nothing shines without a source, closed forms agree with sums, settings are UniSER's."""
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+
+from uniser_jax.effects import depth, edit, haze_presets, light
+from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
+from uniser_jax.effects.gallery import square
+from uniser_jax.effects.haze import KINDS, Haze, HazeSampling
+from uniser_jax.effects.layer import Scene, support
+from uniser_jax.effects.medium import MediumLayer
+from uniser_jax.effects.mixture import Families
+
+SIZE = 96
+SCENE = edit.scene_from_photo(square(skimage.data.astronaut(), SIZE), None, 2.0)
+GRAY = np.ones(3, np.float32)
+EVERY = [*KINDS, "uniser"]
+
+
+def only(kind: str, **changes) -> HazeSampling:
+    weights = {name: float(name == kind) for name in KINDS} if kind != "uniser" else {"uniser": 1.0}
+    return HazeSampling(**weights | changes)
+
+
+def drawn(kind: str, seed: int = 0, scene: Scene = SCENE, **changes) -> Haze:
+    return Haze.sample(np.random.default_rng(seed), scene, only(kind, **changes))
+
+
+def flat(value: float, size: int = SIZE) -> np.ndarray:
+    return np.full((size, size, 3), value, np.float32)
+
+
+@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize("seed", range(4))
+def test_no_strength_is_the_identity_and_more_of_it_hides_more(kind: str, seed: int) -> None:
+    layer = drawn(kind, seed, scatter=1.0).render(SCENE)
+    for zero in (0.0, np.zeros((SIZE, SIZE), np.float32)):
+        np.testing.assert_array_equal(layer(SCENE.radiance, zero), SCENE.radiance)
+    seen = [layer(flat(0), s) for s in (0.2, 0.5, 1.0)]  # in front of black only the veil is left
+    assert (seen[0] >= 0).all()
+    assert (seen[1] >= seen[0] - 1e-6).all()
+    assert (seen[2] >= seen[1] - 1e-6).all()
+    assert support(layer, SCENE.radiance).max() > 0.1
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_a_plane_of_strengths_is_a_strength_and_halves_compose(kind: str) -> None:
+    layer = drawn(kind, 3, scatter=1.0).render(SCENE)
+    half = np.full((SIZE, SIZE), 0.5, np.float32)
+    np.testing.assert_allclose(layer(SCENE.radiance, half * half), layer(SCENE.radiance, 0.25), atol=2e-6)
+    uneven = half.copy()
+    uneven[:, : SIZE // 2] = 0
+    np.testing.assert_array_equal(layer(SCENE.radiance, uneven)[:, : SIZE // 2], SCENE.radiance[:, : SIZE // 2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_a_layer_equals_its_law_in_float64(kind: str, strength: float) -> None:
+    layer = drawn(kind, 5, scatter=1.0, sun=1.0, glow=1.0).render(SCENE)
+    assert isinstance(layer, MediumLayer)
+    tau = strength * layer.optical_depth[..., None].astype(np.float64) * layer.spectrum
+    direct, reaches = np.exp(-tau), np.exp(-(1 - layer.forward) * tau)
+    soft = cv2.resize(layer.scattered(SCENE.radiance, strength).astype(np.float64), (SIZE, SIZE))
+    veil = cv2.resize(layer.veil().astype(np.float64), (SIZE, SIZE))
+    expected = SCENE.radiance * direct + soft * (reaches - direct) + veil * (1 - reaches)
+    np.testing.assert_allclose(layer(SCENE.radiance, strength), expected, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("forward", [0.0, 0.6])
+@pytest.mark.parametrize("size", [40, 300])
+def test_light_is_kept(forward: float, size: int) -> None:
+    """In a furnace, where the scene is as bright as the airlight, nothing can be seen of a medium that does not absorb."""
+    tau = np.random.default_rng(0).uniform(0, 6, (size, size)).astype(np.float32)
+    layer = MediumLayer("haze", tau, np.array([0.9, 1, 1.2], np.float32), 0.7 * GRAY, forward, 0.02)
+    np.testing.assert_allclose(layer(flat(0.7, size), 0.8), 0.7, rtol=1e-5)
+
+
+def test_forward_scattering_spreads_light_and_keeps_it() -> None:
+    spot = flat(0, 256)
+    spot[126:130, 126:130] = 900
+    widths = []
+    for tau in (0.5, 3.0):
+        layer = MediumLayer("haze", np.full((256, 256), tau, np.float32), GRAY, 0 * GRAY, 0.6, 0.02)
+        seen = layer(spot, 1.0)
+        assert seen.sum(dtype=np.float64) / spot.sum(dtype=np.float64) == pytest.approx(np.exp(-0.4 * tau), rel=0.01)
+        scattered = layer.scattered(spot, 1.0)[..., 0]
+        x = np.arange(scattered.shape[1])
+        mean = (scattered * x).sum() / scattered.sum()
+        widths.append(np.sqrt((scattered * (x - mean) ** 2).sum() / scattered.sum()))
+    assert widths[1] > 1.3 * widths[0]
+
+
+def test_nothing_shines_without_a_source() -> None:
+    black = Scene(flat(0))
+    for kind in KINDS:
+        unlit = dataclasses.replace(drawn(kind, 1, glow=1.0, sun=1.0), luminance=0.0, lamps=())
+        assert not unlit.render(black)(black.radiance, 1.0).any()
+
+
+def test_glow_takes_no_more_light_than_its_source_has() -> None:
+    lamp = flat(0)
+    lamp[40:48, 50:58] = 6.0
+    haze = Haze("fog", 0, optical_depth=9.0, depth_power=0.0, luminance=0.0, glow=1.0)
+    seen = haze.render(Scene(lamp))(0 * lamp, 1.0)
+    assert seen[44, 54].min() > 10 * seen[5, 5].max()  # around the lamp, not elsewhere
+    assert 0.5 * lamp.sum() < seen.sum() <= lamp.sum()
+
+
+@pytest.mark.parametrize("height", [0.1, 0.7, 3.0])
+def test_the_height_profile_is_the_integral_along_the_path(height: float) -> None:
+    haze = Haze("fog", 0, height=height)
+    d = np.linspace(0.05, 1, 33, dtype=np.float32)[:, None].repeat(5, 1)
+    path = haze._path(d, 0.5)
+    up = 0.5 - np.linspace(0, 1, 33)
+    climb = np.clip(up / np.sqrt(1 + up**2) / height, -2 / d[:, 0], 20 / d[:, 0])
+    steps = (np.arange(4_000) + 0.5) / 4_000
+    summed = d[:, 0] * np.exp(-steps[None] * d[:, :1] * climb[:, None]).mean(1)
+    np.testing.assert_allclose(path, summed[:, None].repeat(5, 1), rtol=1e-3)
+
+
+def test_blue_is_scattered_most_by_fine_particles_and_fog_is_gray() -> None:
+    fine, fog = (Haze("haze", 0, angstrom=a).render(SCENE).spectrum for a in (1.3, 0.0))
+    np.testing.assert_allclose(fine, (np.array([0.610, 0.550, 0.465]) / 0.550) ** -1.3, rtol=1e-6)
+    assert fine[0] < fine[1] < fine[2]
+    np.testing.assert_array_equal(fog, 1)
+
+
+@pytest.mark.parametrize("size", [96, 300])
+@pytest.mark.parametrize("power", [1.0, 1.4])
+def test_a_given_depth_is_followed_with_its_edges(size: int, power: float) -> None:
+    d = np.linspace(0.1, 0.5, size, dtype=np.float32)[:, None].repeat(size, 1)
+    d[:, size // 3 :] += 0.4
+    layer = Haze("fog", 0, optical_depth=2.0, depth_power=power).render(Scene(flat(0.5, size), depth=d))
+    np.testing.assert_allclose(layer.optical_depth, 2 * d**power, atol=0.04)
+
+
+def test_a_field_follows_the_edges_of_a_photograph() -> None:
+    photo = flat(0.04)
+    photo[:, SIZE // 2 :] = 0.81
+    rough = np.zeros((SIZE, SIZE), np.float32)
+    rough[:, SIZE // 2 + 3 :] = 1  # misses the edge by three pixels
+    found = depth.follow_light(rough, photo, photo)
+    assert np.abs(np.diff(found[SIZE // 2])).argmax() == SIZE // 2 - 1
+    guide, window = np.sqrt(light.luminance(photo)).astype(np.float64), (13, 13)
+    mean = lambda x: cv2.blur(x, window)  # noqa: E731
+    a = (mean(guide * rough) - mean(guide) * mean(rough)) / (mean(guide**2) - mean(guide) ** 2 + 4e-3)
+    expected = mean(a) * guide + mean(mean(rough.astype(np.float64)) - a * mean(guide))
+    np.testing.assert_allclose(found, np.maximum(expected, 0), atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_sketch_is_a_depth(seed: int) -> None:
+    made, horizon = depth.sketch(np.random.default_rng(seed), SCENE.radiance, 0.3)
+    assert made.min() == 0
+    assert made.max() == pytest.approx(1)
+    assert 0 <= horizon <= 1
+
+
+def test_open_sky_is_far() -> None:
+    photo = flat(0.1)
+    photo[: SIZE // 3] = (0.5, 0.6, 0.8)
+    skies = [depth.sketch(np.random.default_rng(seed), photo, 0.5)[0][: SIZE // 4].mean() for seed in range(12)]
+    assert np.mean(np.array(skies) > 0.95) > 0.5
+
+
+@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize("shape", [(16, 16), (17, 70), (200, 90)])
+def test_any_shape_renders(kind: str, shape: tuple[int, int]) -> None:
+    scene = Scene(cv2.resize(SCENE.radiance, shape[::-1]))
+    layer = drawn(kind, 2, scene, scatter=1.0, glow=1.0, sun=1.0).render(scene)
+    seen = layer(scene.radiance, 0.8)
+    assert seen.shape == (*shape, 3)
+    assert seen.dtype == np.float32
+    assert np.isfinite(seen).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_look_at_any_size(kind: str) -> None:
+    photo = square(skimage.data.coffee(), 512)
+    small, large = (edit.scene_from_photo(square(photo, size)) for size in (128, 512))
+    haze = drawn(kind, 4, small, scatter=1.0)
+    seen = [haze.render(scene) for scene in (small, large)]
+    one, two = (
+        layer(scene.radiance if layer.lamp is None else scene.radiance + layer.lamp, 1.0)
+        for layer, scene in zip(seen, (small, large), strict=True)
+    )
+    assert np.abs(one - cv2.resize(two, (128, 128), interpolation=cv2.INTER_AREA)).mean() < 0.01
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_a_logged_recipe_renders_again_bit_for_bit(kind: str) -> None:
+    sampling = EditSampling(families=Families(haze=only(kind, sun=1.0, glow=1.0)))
+    recipe = edit.sample(np.random.default_rng(1), SCENE, sampling, effects=("haze",))
+    again = Recipe.from_json(recipe.to_json())
+    for one, two in zip(Rendering(SCENE, recipe).edit(), Rendering(SCENE, again).edit(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_night_is_dark_has_lamps_and_stays_in_the_target(seed: int) -> None:
+    haze = drawn("night", seed)
+    assert 1 <= len(haze.lamps) <= 8
+    layer = haze.render(SCENE)
+    scene = SCENE.radiance + layer.lamp
+    assert scene.min() >= -1e-5
+    assert np.median(scene) < 0.6 * np.median(SCENE.radiance)
+    assert scene.max() > 1
+    sampling = EditSampling(families=Families(haze=only("night")), noise=0.0, tone=0.0, jpeg=0.0)
+    rendering = Rendering(SCENE, edit.sample(np.random.default_rng(seed), SCENE, sampling, ("haze",), "remove haze"))
+    _, target = rendering.pair("remove haze", np.full((SIZE, SIZE), 255, np.uint8))
+    np.testing.assert_array_equal(target, light.encode(rendering.radiance))
+
+
+def test_plumes_cover_what_they_say() -> None:
+    for coverage in (0.2, 0.8):
+        haze = Haze("smoke", 0, mix=1.0, coverage=coverage, sharpness=1.0)
+        shares = [(haze._plume(np.random.default_rng(seed), (128, 128)) > 0).mean() for seed in range(8)]
+        assert np.mean(shares) == pytest.approx(coverage, abs=0.1)
+
+
+def test_kinds_follow_their_weights() -> None:
+    rng = np.random.default_rng(0)
+    kinds = [Haze.sample(rng, SCENE, HazeSampling(uniser=0.2)).kind for _ in range(1_500)]
+    expected = dict(zip(KINDS, np.array(HazeSampling().weights()) * 0.8, strict=True)) | {"uniser": 0.2}
+    for kind, share in expected.items():
+        assert kinds.count(kind) / len(kinds) == pytest.approx(share, abs=0.04)
+
+
+def test_the_37_settings_are_there_and_obey_their_formula() -> None:
+    names = list(haze_presets.settings())
+    assert len(names) == 37
+    assert [sum(name.startswith(mode) for name in names) for mode in ("haze", "fog", "smoke")] == [20, 10, 7]
+    d = np.linspace(0, 1, SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)
+    layer = haze_presets.render("smoke-heavy", d, 7, 0.0)
+    rng = np.random.default_rng(7)
+    baseline, jitter = rng.uniform(0, 0.2), rng.uniform(-5, 5, 3)
+    height = 60 * (1 - np.linspace(0, 1, SIZE))[:, None]
+    tau = (3.912 / 80 * 100 * d * np.exp(-height / 40))[..., None] * (0.9, 1.0, 1.1) + baseline
+    stored = (np.array([160, 120, 90]) + jitter) / 255
+    veil = 0.75 * ((stored + 0.055) / 1.055) ** 2.4 * (1 - np.exp(-0.85 * 0.6 * tau))
+    expected = SCENE.radiance * np.exp(-0.6 * tau) + veil
+    np.testing.assert_allclose(layer(SCENE.radiance, 0.6), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: HazeSampling(fog=-1.0), "haze weights"),
+        (lambda: HazeSampling(fog=0, haze=0, smoke=0, dust=0, night=0), "haze weights"),
+        (lambda: HazeSampling(scatter=1.5), "haze.scatter"),
+        (lambda: HazeSampling(dense_depth=0.0), "haze.dense_depth"),
+        (lambda: Haze("steam", 0).render(SCENE), "'steam'.*fog, haze, smoke"),
+        (lambda: Haze("uniser", 0, "fog-7").render(SCENE), "'fog-7'"),
+        (lambda: Haze("fog", 0).render(SCENE._replace(depth=np.zeros((3, 4), np.float32))), r"\(3, 4\)"),
+    ],
+)
+def test_mistakes_are_one_line(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)

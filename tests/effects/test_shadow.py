@@ -1,0 +1,227 @@
+"""Shadows: exact areas, the share of every light, penumbrae that widen, and casters that can be seen."""
+
+import dataclasses
+import json
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+
+from uniser_jax.effects import canopy, casters, edit, light, mattes
+from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
+from uniser_jax.effects.gallery import square
+from uniser_jax.effects.layer import Scene
+from uniser_jax.effects.mixture import Families
+from uniser_jax.effects.shadow import SHAPES, Shadow, ShadowSampling
+
+SIZE = 64
+SCENE = edit.scene_from_photo(square(skimage.data.astronaut(), SIZE), None, 2.0)
+SUN = ((5_300.0, 0.8, 0.0),)
+
+
+def shadow_of(shape: str, seed: int = 0, **changes) -> Shadow:
+    drawn = Shadow.sample(np.random.default_rng(seed), SCENE)
+    return dataclasses.replace(drawn, **{"shapes": (shape,), "lights": SUN, "sky_share": 0.2, **changes})
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_never_brightens_and_more_strength_never_less_shadow(seed: int) -> None:
+    layer = Shadow.sample(np.random.default_rng(seed), SCENE).render(SCENE)
+    before = SCENE.radiance
+    for strength in (0.3, 0.7, 1.0):
+        after = layer(SCENE.radiance, strength)
+        assert (after <= before + 1e-6).all()
+        assert (after >= 0).all()
+        before = after
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_equals_a_float64_sum_over_lights(seed: int) -> None:
+    shadow = dataclasses.replace(
+        Shadow.sample(np.random.default_rng(seed), SCENE),
+        lights=((3_000.0, 0.3, 0.0), (4_000.0, 0.2, 0.7), (6_000.0, 0.1, -0.9)),
+        sky_share=0.4,
+    )
+    layer = shadow.render(SCENE)
+    strength = np.random.default_rng(seed).random((SIZE, SIZE), np.float32)
+    power = np.array([p * light.black_body(kelvin) for kelvin, p, _ in shadow.lights], np.float64)
+    ambient = 0.4 * light.black_body(shadow.kelvin_sky) * np.exp([shadow.tint[0], 0, shadow.tint[1]])
+    lit = np.einsum("nhw,nc->hwc", 1 - strength * layer.coverage.astype(np.float64), power)
+    sky = (1 - (1 - shadow.sky_seen) * strength * layer.coverage[0])[..., None] * ambient
+    expected = SCENE.radiance * (lit + sky) / (power.sum(0) + ambient)
+    np.testing.assert_allclose(layer(SCENE.radiance, strength), expected, atol=2e-6)
+    np.testing.assert_allclose(layer.at(strength)(SCENE.radiance), expected, atol=2e-6)
+
+
+def test_colour_does_not_depend_on_the_scene_and_the_sky_is_blue() -> None:
+    shadow = shadow_of("edge", kelvin_sky=12_000.0, tint=(0.0, 0.0), sky_seen=1.0, bend=0.0)
+    k = shadow.remaining_light()
+    assert k[0] < k[1] < k[2]
+    assert k[1] == pytest.approx(0.2, abs=1e-6)
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        scene = Scene(rng.uniform(0.1, 1, (SIZE, SIZE, 3)).astype(np.float32))
+        umbra = shadow.coverage((SIZE, SIZE)) == 1
+        ratio = shadow.render(scene)(scene.radiance, 1.0) / scene.radiance
+        np.testing.assert_allclose(ratio[umbra], np.broadcast_to(k, (umbra.sum(), 3)), rtol=1e-5)
+
+
+def test_areas_are_exact_and_overlaps_count_once() -> None:
+    triangle, round_ = np.array([[-0.31, -0.2], [0.35, -0.27], [0.1, 0.36]]), casters.ellipse((0.1, 0), (0.3, 0.2))
+    for form in (triangle, round_):
+        coarse, fine = mattes.polygons([form], (40, 60)), mattes.polygons([form], (1_280, 1_920))
+        np.testing.assert_allclose(coarse, fine.reshape(40, 32, 60, 32).mean((1, 3)), atol=2e-3)
+        x, y = form.T
+        area = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
+        assert coarse.sum() / coarse.size == pytest.approx(area, rel=1e-4)
+    each = [mattes.polygons([form], (40, 60)) for form in (triangle, round_[::-1])]
+    np.testing.assert_allclose(mattes.polygons([triangle, round_[::-1]], (40, 60)), np.minimum(sum(each), 1), atol=1e-4)
+    beyond = [np.array([[-9.0, -9.0], [9.0, -8.0], [9.0, 9.0], [-9.0, 9.0]])]
+    np.testing.assert_allclose(mattes.polygons(beyond, (17, 30)), 1, atol=1e-5)
+    assert not mattes.polygons([casters.box(2, 2, 3, 3), casters.box(-3, 0, -2, 1)], (17, 30)).any()
+
+
+def test_the_penumbra_widens_away_from_the_contact() -> None:
+    half = [np.array([[-2.0, -2.0], [0.0, -2.0], [0.0, 2.0], [-2.0, 2.0]])]
+    hard = mattes.polygons(half, (256, 256))
+    soft = mattes.soften(hard, np.array([0.0, -0.5]), np.array([0.0, 1.0]), 2.0, 16.0)
+    sigma = [1 / (np.sqrt(2 * np.pi) * np.abs(np.diff(soft[row])).max()) for row in (1, 128, 254)]
+    np.testing.assert_allclose(sigma, [2.0, np.sqrt(2 * 16), 16.0], rtol=0.1)
+    carried = (1 - soft[:, :128]).sum(1)  # across a straight edge as much is lost on one side as is won on the other
+    np.testing.assert_allclose(soft[:, 128:].sum(1), carried, atol=0.1)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 2.0, 3.5, 7.0, 20.0])
+def test_wide_blurs_on_small_images_are_gaussian(sigma: float) -> None:
+    plane = np.zeros((256, 256), np.float32)
+    plane[96:160, 64:192] = 1
+    expected = cv2.GaussianBlur(plane, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+    np.testing.assert_allclose(mattes.blur(plane, sigma), expected, atol=0.03)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_caster_is_seen_in_range_and_at_any_size(shape: str) -> None:
+    photo = square(skimage.data.astronaut(), 256)
+    for seed in range(4):
+        shadow = shadow_of(shape, seed, bend=0.0, penumbra=0.01)
+        for size in ((16, 16), (48, 100), (256, 256)):
+            scene = edit.scene_from_photo(cv2.resize(photo, size[::-1], interpolation=cv2.INTER_AREA))
+            layer = shadow.render(scene)
+            assert layer.coverage.shape == (1, *size)
+            assert layer.coverage.min() >= 0
+            assert layer.coverage.max() <= 1
+        if shape != "relief":  # of a scene, whose relief depends on what is resolved
+            small = shadow.coverage((64, 64))
+            large = cv2.resize(shadow.coverage((256, 256)), (64, 64), interpolation=cv2.INTER_AREA)
+            assert np.abs(small - large).mean() < 0.03
+
+
+def test_draws_take_light_and_differ() -> None:
+    taken = []
+    for seed in range(60):
+        layer = Shadow.sample(np.random.default_rng(seed), SCENE).render(SCENE)
+        taken.append(1 - float(layer(SCENE.radiance, 1.0).sum() / SCENE.radiance.sum()))
+    assert np.mean(np.array(taken) > 0.01) > 0.9
+    assert np.std(taken) > 0.08
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_recipe_of_any_caster_renders_again_bit_for_bit(shape: str) -> None:
+    drawn = edit.sample(np.random.default_rng(1), SCENE, EditSampling(), effects=("shadow",))
+    values = dataclasses.asdict(shadow_of(shape, 2, bend=0.01)) | {"lights": (*SUN, (3_000.0, 0.1, 0.5))}
+    recipe = dataclasses.replace(drawn, effects=(("shadow", values),))
+    again = Recipe.from_json(json.dumps(json.loads(recipe.to_json())))
+    for one, two in zip(Rendering(SCENE, recipe).edit(), Rendering(SCENE, again).edit(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_lamps_cast_shadows_apart_and_half_shadows_between() -> None:
+    lamps = ((3_000.0, 0.4, 0.0), (3_000.0, 0.4, 1.0))
+    shadow = shadow_of("pole", 3, lights=lamps, bend=0.0)
+    first, second = shadow.render(SCENE).coverage
+    assert np.abs(first - second).max() > 0.5
+    cast = casters.FORMS["person"](np.random.default_rng(0), 0.5, 0.3)
+    turned = cast.turned(0.5)
+    np.testing.assert_array_equal(turned.contact, cast.contact)  # feet stay where they are
+    np.testing.assert_allclose(np.arctan2(*turned.direction[::-1]), 0.8)
+    one, both = shadow.losses()[0], shadow.losses().sum(0)
+    assert (one < both).all()
+    assert (both < 1).all()
+
+
+def test_shadows_bend_where_the_depth_does() -> None:
+    depth = np.zeros((SIZE, SIZE), np.float32)
+    depth[:, SIZE // 2 :] = 1
+    shadow = shadow_of("edge", 1, bend=0.05, angle=np.pi / 2)
+    flat = shadow.render(SCENE._replace(depth=np.zeros_like(depth))).coverage[0]
+    bent = shadow.render(SCENE._replace(depth=depth)).coverage[0]
+    assert np.abs(bent[:, 4 : SIZE // 2 - 8] - bent[:, SIZE // 2 + 8 : -4]).mean() > 0
+    unbent = dataclasses.replace(shadow, bend=0.0).render(SCENE).coverage[0]
+    np.testing.assert_allclose(flat, unbent, atol=1e-5)
+    assert np.abs(bent - flat).max() > 0.1
+
+
+def test_attached_shading_follows_the_depth() -> None:
+    y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j].astype(np.float32)
+    ball = 1 - np.sqrt(np.clip(0.8 - x**2 - y**2, 0, None)).astype(np.float32)
+    difference = []
+    for seed in range(8):
+        layer = shadow_of("relief", seed, angle=0.0, bend=0.0).render(SCENE._replace(depth=ball))
+        m = layer.coverage[0]
+        difference.append(m[20:44, 36:50].mean() - m[20:44, 14:28].mean())
+    assert np.mean(difference) > 0.1  # light travels to +x: the far side of the ball is dark
+
+
+def test_leaves_repeat_without_a_seam_and_dapples_are_bright_and_dark() -> None:
+    tile = canopy._bank()[0][1].astype(int)
+    across, within = np.abs(tile[0] - tile[-1]).mean(), np.abs(np.diff(tile, axis=0)).mean()
+    assert across < 2 * within + 1
+    for seed in range(5):
+        m = canopy.dapples(np.random.default_rng(seed), (96, 128))
+        assert m.min() == 0
+        assert m.max() > 0.9
+        assert 0.15 < m.mean() < 0.97
+
+
+def test_weights_and_shares_are_obeyed() -> None:
+    none = dict.fromkeys(("people", "trees", "dapples", "fences", "walls", "objects", "relief"), 0.0)
+    only = ShadowSampling(**none | {"walls": 1.0}, several=0.0, indoors=0.0, bend=0.0, penumbra=(0.002, 0.003))
+    for seed in range(20):
+        drawn = Shadow.sample(np.random.default_rng(seed), SCENE, only)
+        assert drawn.shapes == ("edge",)
+        assert len(drawn.lights) == 1
+        assert drawn.bend == 0
+        assert 0.002 <= drawn.penumbra <= 0.003
+    families = Families(shadow=only)
+    recipe = edit.sample(np.random.default_rng(0), SCENE, EditSampling(families=families), effects=("shadow",))
+    assert recipe.effects[0][1]["shapes"] == ("edge",)
+
+
+def test_measured_ranges() -> None:
+    """Daylight draws stay where real shadows are: darkness and blueness of the umbra (docs/effects/shadow.md)."""
+    sampling = ShadowSampling(indoors=0.0)
+    k = np.array([Shadow.sample(np.random.default_rng(seed), SCENE, sampling).remaining_light() for seed in range(150)])
+    assert 0.1 < np.median(k[:, 1]) < 0.25
+    assert 1.2 < np.median(k[:, 2] / k[:, 0]) < 1.8
+
+
+def test_narrow_frames_work() -> None:
+    layer = shadow_of("person", 0).render(edit.scene_from_photo(np.full((16, 64, 3), 120, np.uint8)))
+    assert layer.transmission.shape == (16, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ShadowSampling(people=-1.0), "weights"),
+        (lambda: ShadowSampling(bend=1.5), "shadow.bend = 1.5"),
+        (lambda: ShadowSampling(penumbra=(0.1, 0.01)), "least, greatest"),
+        (lambda: shadow_of("dragon"), "dragon"),
+        (lambda: shadow_of("edge", shapes=()), "at least one"),
+    ],
+)
+def test_mistakes_are_one_line(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)

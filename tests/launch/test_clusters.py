@@ -1,0 +1,327 @@
+"""What gcloud, xpk, kubectl and sbatch are asked for, against stand-ins that record it."""
+
+import json
+import pathlib
+import shlex
+import subprocess
+
+import pytest
+
+from launch import accelerators, job, slurm, tpu_vm, xpk
+
+ROOT = pathlib.Path(__file__).parents[2]
+TRAINER = [f"--config={ROOT}/configs/tiny.py", "--workdir=/runs/a b", "--config.optim.lr=3e-4", "--config.steps=7"]
+SLICE = {
+    "state": "READY",
+    "health": "HEALTHY",
+    "networkEndpoints": [{"ipAddress": f"10.0.0.{index}"} for index in range(4)],
+}
+LAUNCHERS = {
+    "slurm": (slurm.main, ["--nodes=2", "--gpus=4", "--sbatch=--qos=high"]),
+    "xpk": (xpk.main, ["--cluster=c", "--tpu=v5e:4x4", "--image=i", "--storage=runs", "--replace", "--wait"]),
+    "kubectl": (xpk.main, ["--kubectl", "--gpu=h100:8", "--nodes=2", "--image=i", "--claim=runs", "--replace"]),
+    "tpu_vm": (tpu_vm.main, ["--tpu-name=pod", "--zone=z", "--create=v5e:4x4", "--spot"]),
+}
+
+
+def shown(output: str) -> list[dict]:
+    """The commands that a dry run printed, as the stand-ins would record them."""
+    commands = []
+    lines = iter(output.splitlines())
+    for line in lines:
+        text = None
+        if line.endswith(" <<'END'"):
+            line, text = line.removesuffix(" <<'END'"), ""
+            while (more := next(lines)) != "END":
+                text += more + "\n"
+            text = text.rstrip()
+        commands.append({"argv": shlex.split(line.removesuffix(" || true")), "text": text})
+    return commands
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_dry_run_prints_exactly_what_runs(name, programs, capsys, monkeypatch, tmp_path) -> None:
+    main, options = LAUNCHERS[name]
+    programs.answer("describe", output=json.dumps(SLICE))
+    trainer = [argument.replace("/runs", str(tmp_path)) for argument in TRAINER]
+    assert main([*options, *trainer, "--dry-run"]) == 0
+    dry = capsys.readouterr().out
+    assert programs.calls() == []
+    assert main([*options, *trainer]) == 0
+    ran = [{**call, "text": call["text"] and call["text"].rstrip()} for call in programs.calls()]
+    expected = [command for command in shown(dry.replace("HOSTS", "4")) if command["argv"][0] != "git"]
+    assert ran == expected
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_the_config_is_passed_through_untouched(name, programs, capsys) -> None:
+    main, options = LAUNCHERS[name]
+    assert main([*options, *TRAINER, "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    if name == "kubectl":
+        manifest = json.loads(shown(output)[-1]["text"])
+        command = pod(manifest)["containers"][0]["command"]
+    else:
+        line = next(line for line in output.splitlines() if "launch.local" in line)
+        quoted = next((word for word in shlex.split(line) if "launch.local" in word and " " in word), line)
+        command = shlex.split(quoted.strip("{}; "))
+    start = command.index(TRAINER[0])
+    assert command[start : start + len(TRAINER)] == TRAINER
+    assert command[command.index("-m") : start][:2] == ["-m", "launch.local"]
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "message"),
+    [
+        ("slurm", ["--config.optim.rl=1"], "rl"),
+        ("slurm", ["--nodez=2"], "unexpected argument '--nodez=2'"),
+        ("slurm", ["--nodes=0"], "at least 1"),
+        ("slurm", ["--name=Not_A_Name"], "a letter first"),
+        ("xpk", ["--tpu=v5litepod-16"], "v5e:4x4"),
+        ("xpk", ["--tpu=v5e:3x1"], "do not fill hosts"),
+        ("xpk", ["--namespace=n"], "need --kubectl"),
+        ("kubectl", ["--gpu=h100"], "h100:8"),
+        ("kubectl", ["--spot"], "XPK's"),
+        ("tpu_vm", ["--workdir=runs/x"], "absolute path"),
+        ("tpu_vm", ["--config=configs/missing.py"], "no config file"),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_runs(name, extra, message, programs, capsys) -> None:
+    main, options = LAUNCHERS[name]
+    assert main([*options, *TRAINER, *extra]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert programs.calls() == []
+
+
+def test_a_missing_program_is_one_line(capsys, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    main, options = LAUNCHERS["kubectl"]
+    assert main([*options, *TRAINER]) == 2
+    assert "kubectl is not installed here" in capsys.readouterr().err
+
+
+def test_nothing_to_replace_is_no_failure(programs) -> None:
+    programs.answer("xpk", "delete", code=1)
+    main, options = LAUNCHERS["xpk"]
+    assert main([*options, *TRAINER]) == 0
+    assert [call["argv"][2] for call in programs.calls()] == ["delete", "create", "list"]
+    programs.answer("xpk", "create", code=1)
+    assert main([*options, *TRAINER]) == 1
+
+
+def test_a_slice_is_counted() -> None:
+    found = accelerators.tpu("v5e:4x4")
+    assert (found.device_type, found.hosts, found.chips) == ("v5litepod-16", 4, 4)
+    assert accelerators.tpu("v5p:4x4x4").device_type == "v5p-128"  # cores
+    assert accelerators.tpu("v5p:4x4x4").hosts == 16
+    assert accelerators.tpu("v5e:1x1").hosts == 1
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {**SLICE, "state": "CREATING"},
+        {**SLICE, "health": "UNHEALTHY_TENSORFLOW"},
+        {**SLICE, "networkEndpoints": [*SLICE["networkEndpoints"], {}]},
+        {**SLICE, "networkEndpoints": []},
+    ],
+)
+def test_a_slice_that_is_not_whole_is_refused(found, programs, capsys) -> None:
+    programs.answer("describe", output=json.dumps(found))
+    assert tpu_vm.main(["--tpu-name=pod", "--zone=z", *TRAINER]) == 2
+    assert "nothing was started" in capsys.readouterr().err
+    assert [call["argv"][4] for call in programs.calls()] == ["describe"]
+
+
+def test_a_host_that_trains_already_is_left_alone(programs, capsys) -> None:
+    programs.answer("describe", output=json.dumps(SLICE))
+    programs.answer("kill -0", "test -s", code=1)
+    assert tpu_vm.main(["--tpu-name=pod", "--zone=z", *TRAINER]) == 1
+    assert not any("setsid" in " ".join(call["argv"]) for call in programs.calls())
+
+
+def test_when_one_host_does_not_come_up_all_are_stopped(programs, capsys) -> None:
+    programs.answer("describe", output=json.dumps(SLICE))
+    programs.answer("sleep 10", code=1)
+    assert tpu_vm.main(["--tpu-name=pod", "--zone=z", *TRAINER]) == 2
+    assert "all were stopped" in capsys.readouterr().err
+    assert "kill -TERM" in " ".join(programs.calls()[-1]["argv"])
+
+
+def test_the_supervisor_of_a_host_outlives_its_shell_and_can_be_stopped(tmp_path, monkeypatch) -> None:
+    """The very commands that ssh would run, in a shell here, with a program that saves when it is told to stop."""
+    home = tmp_path / "uniser-jax"
+    (home / ".venv/bin").mkdir(parents=True)
+    python = home / ".venv/bin/python"
+    python.write_text("#!/bin/bash\ntrap 'echo saved >saved; exit 75' TERM\nwhile :; do sleep 0.05; done\n")
+    python.chmod(0o755)
+    arguments, overrides = job.parse(job.parser("test", None), TRAINER)
+
+    def shell(command: str) -> int:
+        return subprocess.run(["bash", "-c", command], cwd=tmp_path, timeout=20).returncode
+
+    assert shell(tpu_vm.idle()) == 0
+    assert shell(tpu_vm.start(arguments, overrides, 1)) == 0
+    assert shell(tpu_vm.idle()) != 0  # it runs, though its shell has ended
+    assert shell(tpu_vm.alive().replace("sleep 10", "sleep 0.3")) == 0
+    assert shell(tpu_vm.stop(10)) == 0
+    assert (home / "saved").exists()
+    assert shell(tpu_vm.idle()) == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "requeued"),
+    [(0, 0, False), (2, 0, False), (75, 99, True), (1, 0, True), (134, 9, True), (1, 10, False)],
+)
+def test_slurm_queues_again_what_can_go_on(code, restarts, requeued, programs, tmp_path, monkeypatch, capsys) -> None:
+    main, options = LAUNCHERS["slurm"]
+    assert main([*options, *TRAINER, "--dry-run"]) == 0
+    script = shown(capsys.readouterr().out)[0]["text"]
+    programs.answer("srun", code=code)
+    environment = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": str(restarts)}
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    (tmp_path / "script").write_text(script)
+    ended = subprocess.run(["bash", tmp_path / "script"], timeout=20, stdin=subprocess.DEVNULL)
+    assert ended.returncode == code
+    names = [call["argv"][0] for call in programs.calls()]
+    assert names == (["srun", "scontrol"] if requeued else ["srun"])
+    if requeued:
+        assert programs.calls()[-1]["argv"] == ["scontrol", "requeue", "17"]
+
+
+# The part of the published schema that a manifest of ours may touch: JobSet v1alpha2, Job v1, Pod v1. A field that is not
+# here does not exist there, or is not ours to set; `!` marks those that the schema demands.
+_ENV = {
+    "name!": str,
+    "value": str,
+    "valueFrom": {"fieldRef": {"fieldPath!": str, "apiVersion": str}},
+}
+_CONTAINER = {
+    "name!": str,
+    "image": str,
+    "command": [str],
+    "env": [_ENV],
+    "resources": {"limits": {str: int}, "requests": {str: int}},
+    "volumeMounts": [{"name!": str, "mountPath!": str}],
+}
+_POD = {
+    "restartPolicy": ("Never", "OnFailure", "Always"),
+    "terminationGracePeriodSeconds": int,
+    "nodeSelector": {str: str},
+    "tolerations": [{"key": str, "operator": ("Exists", "Equal"), "value": str, "effect": ("NoSchedule", "NoExecute")}],
+    "containers!": [_CONTAINER],
+    "volumes": [
+        {"name!": str, "emptyDir": {"medium": ("", "Memory")}, "persistentVolumeClaim": {"claimName!": str}},
+    ],
+    "subdomain": str,
+    "hostNetwork": bool,
+}
+_METADATA = {"name": str, "labels": {str: str}, "annotations": {str: str}}
+_EXIT_CODES = {"containerName": str, "operator!": ("In", "NotIn"), "values!": [int]}
+_JOB = {
+    "parallelism": int,
+    "completions": int,
+    "completionMode": ("Indexed", "NonIndexed"),
+    "backoffLimit": int,
+    "podFailurePolicy": {
+        "rules!": [
+            {
+                "action!": ("FailJob", "FailIndex", "Ignore", "Count"),
+                "onExitCodes": _EXIT_CODES,
+                "onPodConditions": [{"type!": str, "status!": str}],
+            }
+        ],
+    },
+    "template!": {"metadata": _METADATA, "spec": _POD},
+}
+_RULE = {
+    "name!": str,
+    "action!": ("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts", "RestartJob"),
+    "onJobFailureReasons": [("BackoffLimitExceeded", "DeadlineExceeded", "PodFailurePolicy")],
+}
+_JOBSET = {
+    "apiVersion!": ("jobset.x-k8s.io/v1alpha2",),
+    "kind!": ("JobSet",),
+    "metadata!": _METADATA,
+    "spec!": {
+        "failurePolicy": {"maxRestarts": int, "rules": [_RULE]},
+        "network": {"enableDNSHostnames": bool, "publishNotReadyAddresses": bool, "subdomain": str},
+        "replicatedJobs": [{"name!": str, "replicas": int, "template!": {"metadata": _METADATA, "spec": _JOB}}],
+        "ttlSecondsAfterFinished": int,
+        "suspend": bool,
+    },
+}
+
+
+def faults(value, schema, path="") -> list[str]:
+    """Where a value departs from a schema: a type, a tuple of allowed values, a list, or fields."""
+    if isinstance(schema, tuple):
+        return [] if value in schema else [f"{path} = {value!r}"]
+    if isinstance(schema, type):
+        return [] if type(value) is schema else [f"{path} is no {schema.__name__}"]
+    if isinstance(schema, list):
+        if not isinstance(value, list):
+            return [f"{path} is no list"]
+        return [fault for index, item in enumerate(value) for fault in faults(item, schema[0], f"{path}[{index}]")]
+    if not isinstance(value, dict):
+        return [f"{path} is no object"]
+    if str in schema:
+        return [fault for key, item in value.items() for fault in faults(item, schema[str], f"{path}.{key}")]
+    fields = {key.rstrip("!"): kind for key, kind in schema.items()}
+    missing = [f"{path}.{key[:-1]} is missing" for key in schema if key.endswith("!") and key[:-1] not in value]
+    unknown = [f"{path}.{key} is unknown" for key in value if key not in fields]
+    known = [key for key in value if key in fields]
+    return missing + unknown + [fault for key in known for fault in faults(value[key], fields[key], f"{path}.{key}")]
+
+
+def manifest_of(capsys, *options: str) -> dict:
+    assert xpk.main(["--kubectl", *options, "--image=i", *TRAINER, "--dry-run"]) == 0
+    return json.loads(shown(capsys.readouterr().out)[-1]["text"])
+
+
+def pod(manifest: dict) -> dict:
+    return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+
+
+def test_a_jobset_fits_its_schema(capsys) -> None:
+    tpu = manifest_of(capsys, "--tpu=v5e:4x4", "--slices=2", "--claim=runs", "--queue=q")
+    gpu = manifest_of(capsys, "--gpu=h100:8", "--nodes=2")
+    assert faults(tpu, _JOBSET) == []
+    assert faults(gpu, _JOBSET) == []
+    broken = json.loads(json.dumps(gpu))
+    del pod(broken)["containers"][0]["name"]
+    pod(broken)["restartPolicy"] = "Sometimes"
+    broken["spec"]["maxRestarts"] = 3
+    assert len(faults(broken, _JOBSET)) == 3  # the schema has teeth
+
+
+def test_a_jobset_starts_whole_slices_and_tells_each_pod_of_the_others(capsys) -> None:
+    manifest = manifest_of(capsys, "--tpu=v5e:4x4", "--slices=2", "--restarts=5", "--grace=90")
+    jobs = manifest["spec"]["replicatedJobs"][0]
+    assert (jobs["replicas"], jobs["template"]["spec"]["parallelism"]) == (2, 4)
+    assert jobs["template"]["spec"]["backoffLimit"] == 0
+    assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 5
+    assert pod(manifest)["terminationGracePeriodSeconds"] == 90
+    assert pod(manifest)["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
+    environment = {item["name"]: item.get("value") for item in pod(manifest)["containers"][0]["env"]}
+    assert environment == {"UNISER_PROCESSES": "8", "UNISER_LOCAL_DEVICES": "4"}
+
+    manifest = manifest_of(capsys, "--gpu=h100:8", "--nodes=2", "--name=big")
+    environment = {item["name"]: item.get("value") for item in pod(manifest)["containers"][0]["env"]}
+    assert environment["UNISER_COORDINATOR"] == "big-workers-0-0.big:8476"
+    assert environment["UNISER_PROCESSES"] == "2"
+    assert "UNISER_PROCESS" in environment
+
+
+def test_names_are_stable_and_fit_everywhere(capsys) -> None:
+    def name(workdir: str) -> str:
+        arguments, _ = job.parse(job.parser("test", None), ["--config=c", f"--workdir={workdir}"])
+        return job.name_of(arguments)
+
+    names = [name(f"/runs/{folder}") for folder in ("lr=0.001,ema=0.99", "lr=0.001,ema=0.9", "x" * 200, "Ä ö")]
+    assert len(set(names)) == 4
+    assert names[0] == name("/runs/lr=0.001,ema=0.99")
+    assert all(len(found) <= 40 and found.replace("-", "").isalnum() and found.islower() for found in names)

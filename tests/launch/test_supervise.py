@@ -1,0 +1,272 @@
+"""All processes of a job live or none does; it starts again, and stops in good order."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+
+from launch import job, local, slurm
+from launch.supervise import Policy, Process, Supervisor
+
+ROOT = pathlib.Path(__file__).parents[2]
+ENDLESS = "while true; do sleep 0.05; done"
+
+
+class Job:
+    """Shell scripts as the processes of a job; `done` counts as finished, `step` as the newest checkpoint."""
+
+    def __init__(self, folder: pathlib.Path, *scripts: str, restarts: int = 3, grace: float = 5.0):
+        self.folder, self.scripts = folder, scripts
+        self.attempts = 0
+        policy = Policy(restarts=restarts, grace=grace, pause=0.01)
+        self.supervisor = Supervisor(self._processes, self._finished, self._progress, policy)
+
+    def run(self) -> int:
+        return self.supervisor.run()
+
+    def _processes(self, attempt: int) -> list[Process]:
+        self.attempts = attempt
+        environment = {"ATTEMPT": str(attempt)}
+        scripts = enumerate(self.scripts)
+        return [Process(["bash", "-c", f"cd {self.folder}; {s}"], environment, self.log(i)) for i, s in scripts]
+
+    def log(self, index: int) -> pathlib.Path:
+        return self.folder / "logs" / f"{index}.log"
+
+    def _finished(self) -> bool:
+        return (self.folder / "done").exists()
+
+    def _progress(self) -> int:
+        step = self.folder / "step"
+        return int(step.read_text()) if step.exists() else 0
+
+
+def alive(pid_file: pathlib.Path) -> bool:
+    """Whether a process runs, half a second after it may have been killed; a zombie does not."""
+    time.sleep(0.5)
+    try:
+        return (
+            pathlib.Path(f"/proc/{pid_file.read_text().strip()}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_finished_job_is_over(tmp_path) -> None:
+    job = Job(tmp_path, "touch done", "sleep 0.3")
+    assert job.run() == 0
+    assert job.attempts == 1
+
+
+def test_when_one_process_dies_all_end_with_their_children_and_start_again(tmp_path) -> None:
+    """The first attempt dies on one side only; the other side has a data worker, which must not live on."""
+    dies = "[ $ATTEMPT = 1 ] && { while [ ! -s worker ]; do sleep 0.02; done; kill -9 $$; }; touch done"
+    holds = f"[ $ATTEMPT = 1 ] && {{ ({ENDLESS}) & echo $! >worker; {ENDLESS}; }}"
+    job = Job(tmp_path, dies, holds)
+    assert job.run() == 0
+    assert job.attempts == 2
+    assert not alive(tmp_path / "worker")
+
+
+def test_a_process_that_cannot_start_ends_those_that_did(tmp_path) -> None:
+    first = Process(["bash", "-c", f"echo $$ >{tmp_path}/pid; {ENDLESS}"], {}, tmp_path / "0.log")
+    second = Process([str(tmp_path / "missing")], {}, tmp_path / "1.log")
+    with pytest.raises(FileNotFoundError):
+        Supervisor(lambda _: [first, second], lambda: False, lambda: 0, Policy()).run()
+    assert not (tmp_path / "pid").exists() or not alive(tmp_path / "pid")
+
+
+def test_it_gives_up_after_failures_without_progress(tmp_path) -> None:
+    job = Job(tmp_path, "exit 3", restarts=2)
+    assert job.run() == 1
+    assert job.attempts == 3
+
+
+def test_progress_forgives_earlier_failures(tmp_path) -> None:
+    job = Job(tmp_path, "echo $ATTEMPT >step; [ $ATTEMPT = 6 ] && touch done; exit 3", restarts=1)
+    assert job.run() == 0
+    assert job.attempts == 6
+
+
+def test_a_mistake_is_not_tried_again(tmp_path) -> None:
+    job = Job(tmp_path, "exit 2", ENDLESS)
+    assert job.run() == 2
+    assert job.attempts == 1
+
+
+def test_exit_code_0_before_the_end_is_a_preemption_and_goes_on(tmp_path) -> None:
+    job = Job(tmp_path, "echo $ATTEMPT >step; [ $ATTEMPT = 5 ] && touch done; exit 0", restarts=1)
+    assert job.run() == 0
+    assert job.attempts == 5
+
+
+def test_logs_of_all_processes_and_attempts_are_kept(tmp_path, capfdbinary) -> None:
+    job = Job(
+        tmp_path, "echo first; sleep 0.2; [ $ATTEMPT = 2 ] && touch done; exit 1", "echo second; sleep 0.5; exit 1"
+    )
+    assert job.run() == 0
+    assert job.log(0).read_text().count("first\n") == 2
+    assert job.log(1).read_text().count("second\n") == 2
+    assert capfdbinary.readouterr().err.count(b"first\n") == 2  # process 0 is shown
+
+
+def stop_when(job: Job, name: str, number: int = signal.SIGTERM) -> threading.Thread:
+    """Signals this process, as a scheduler would the supervisor, once all processes have written a file."""
+
+    def wait() -> None:
+        while len(list(job.folder.glob(name))) < len(job.scripts):
+            time.sleep(0.02)
+        signal.raise_signal(number)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_reaches_all_and_they_may_save(tmp_path, number) -> None:
+    saves = f"trap 'sleep 0.3; echo saved >saved_%d; exit 0' TERM; touch ready_%d; {ENDLESS}"
+    job = Job(tmp_path, saves % (0, 0), saves % (1, 1))
+    thread = stop_when(job, "ready_*", number)
+    assert job.run() == 75
+    thread.join()
+    assert job.attempts == 1
+    assert (tmp_path / "saved_0").exists()
+    assert (tmp_path / "saved_1").exists()
+
+
+def test_after_the_grace_period_it_kills(tmp_path) -> None:
+    job = Job(tmp_path, f"trap '' TERM; echo $$ >pid; touch ready; {ENDLESS}", grace=0.5)
+    thread = stop_when(job, "ready")
+    start = time.monotonic()
+    assert job.run() == 75
+    thread.join()
+    assert time.monotonic() - start < 4
+    assert not alive(tmp_path / "pid")
+
+
+def test_a_run_folder_has_one_launcher_even_when_that_is_killed(tmp_path, capsys) -> None:
+    """The lock lives in the processes it started, too: no second trainer beside an orphan."""
+    code = f"""
+        import pathlib, sys
+        from launch import local
+        from launch.supervise import *
+        run = pathlib.Path({str(tmp_path)!r})
+        with local.lock(run) as held:
+            work = [Process(["bash", "-c", "echo $$ >{tmp_path}/pid; {ENDLESS}"], {{}}, run / "log")]
+            Supervisor(lambda _: work, lambda: False, lambda: 0, Policy(), keep=(held,)).run()
+    """
+    launcher = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        time.sleep(0.02)
+    assert local.held(tmp_path)
+    launcher.kill()
+    launcher.wait()
+    assert local.held(tmp_path)
+    assert local.main(["--config=configs/tiny.py", f"--workdir={tmp_path}"]) == 2
+    assert "another launcher trains in" in capsys.readouterr().err
+    subprocess.run(["kill", "-9", (tmp_path / "pid").read_text().strip()], check=True)
+    deadline = time.monotonic() + 5
+    while local.held(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+JOINED = """
+    import sys
+    from uniser_jax import hosts
+    hosts.join()
+    import jax, numpy as np
+    from jax.experimental import multihost_utils
+    ranks = multihost_utils.process_allgather(np.array([jax.process_index()])).ravel().tolist()
+    assert (jax.device_count(), jax.local_device_count(), ranks) == (4, 2, [0, 1]), ranks
+    open(sys.argv[1] + f"/joined_{jax.process_index()}", "w").close()
+    multihost_utils.sync_global_devices("end")
+"""
+
+
+def local_job(workdir: pathlib.Path, code: str, *options: str) -> Supervisor:
+    parser = job.parser("test", None)
+    for option in ("--processes", "--fake-devices", "--gpus"):
+        parser.add_argument(option, type=int)
+    arguments, _ = job.parse(parser, ["--config=c", f"--workdir={workdir}", *options])
+    make = local.processes(arguments, [sys.executable, "-c", textwrap.dedent(code), str(workdir)])
+    return Supervisor(make, lambda: len(list(workdir.glob("joined_*"))) == 2, lambda: 0, Policy(restarts=0, grace=20))
+
+
+def test_local_processes_find_each_other(tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert local_job(tmp_path, JOINED, "--processes=2", "--fake-devices=2").run() == 0
+
+
+def test_processes_under_slurm_find_each_other(tmp_path, monkeypatch) -> None:
+    """The batch script, with an srun that starts two tasks here and describes them as Slurm does."""
+    (tmp_path / "joined.py").write_text(textwrap.dedent(JOINED.replace("(4, 2,", "(2, 1,")))
+    programs = {
+        "python": f'#!/bin/bash\nexec {sys.executable} {tmp_path}/joined.py {tmp_path} "$@"\n',
+        "srun": "#!/bin/bash\n"
+        "while [[ $1 == --* ]]; do shift; done\n"
+        "export SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=1\n"
+        'for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & pids+=($!); done\n'
+        "code=0; for pid in ${pids[@]}; do wait $pid || code=$?; done; exit $code\n",
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    python = f"--python={tmp_path}/python"
+    parser = slurm.options()
+    arguments, overrides = job.parse(parser, ["--nodes=1", "--gpus=2", python, "--config=c", f"--workdir={tmp_path}"])
+    (tmp_path / "script").write_text(slurm.script(arguments, overrides))
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.chdir(ROOT)
+    assert subprocess.run(["bash", tmp_path / "script"], timeout=120).returncode == 0
+    assert len(list(tmp_path.glob("joined_*"))) == 2
+
+
+def test_part_of_a_pod_does_not_train(monkeypatch) -> None:
+    from uniser_jax import hosts
+
+    with pytest.raises(ValueError, match="sees 8 devices and was promised 16"):
+        hosts.join({"UNISER_LOCAL_DEVICES": "16"})
+    monkeypatch.setattr("jax.distributed.initialize", lambda **_: None)
+    with pytest.raises(ValueError, match="1 processes joined and the launcher promised 4"):
+        hosts.join({"UNISER_PROCESSES": "4"})
+    hosts.join({})
+    hosts.join({"UNISER_PROCESSES": "1", "UNISER_LOCAL_DEVICES": "8"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--processes=2"], "must not fight"),
+        (["--processes=0"], "at least 1"),
+        (["--conf=x"], "unexpected argument '--conf=x'"),
+    ],
+)
+def test_mistakes_are_one_line(options, message, tmp_path, capsys) -> None:
+    assert local.main(["--config=configs/tiny.py", f"--workdir={tmp_path}", *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_dry_run_prints_what_each_process_gets(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setenv("SLURM_LOCALID", "0")
+    options = ["--processes=2", "--gpus=4", "--config=configs/tiny.py", f"--workdir={tmp_path}", "--config.steps=7"]
+    assert local.main([*options, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "CUDA_VISIBLE_DEVICES=0,1,2,3" in lines[0]
+    assert "CUDA_VISIBLE_DEVICES=4,5,6,7" in lines[1]
+    assert all(f"uniser_jax.train --config=configs/tiny.py --workdir={tmp_path} --config.steps=7" in s for s in lines)
+    assert not list(tmp_path.iterdir())

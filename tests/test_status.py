@@ -1,0 +1,117 @@
+"""What `uniser status` reads from run folders, and how fast."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from uniser_jax import cli, status
+
+NOW = 1_000_000.0
+
+
+def make_run(
+    folder: pathlib.Path,
+    steps: int = 100,
+    lines: int = 3,
+    checkpoint: int | None = 20,
+    age: float = 5.0,
+    **config: float,
+) -> pathlib.Path:
+    """A run folder as the trainer leaves it, with everything written `age` seconds before NOW."""
+    folder.mkdir()
+    manifest = {"restarts": 2, "config": {"steps": steps, "log_every": 10, "stall_seconds": 60.0, **config}}
+    (folder / "run.json").write_text(json.dumps(manifest))
+    metrics = [
+        {"step": 10 * (k + 1), "loss": 1 / (k + 1), "images_per_second": 8.0, "steps_per_second": 2.0}
+        for k in range(lines)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    paths = [folder / "run.json", folder / "metrics.jsonl"]
+    if checkpoint is not None:
+        (folder / "checkpoints" / str(checkpoint)).mkdir(parents=True)
+        (folder / "checkpoints" / f"{checkpoint + 10}.orbax-checkpoint-tmp").mkdir()
+        paths.append(folder / "checkpoints" / str(checkpoint))
+    for path in paths:
+        os.utime(path, (NOW - age, NOW - age))
+    return folder
+
+
+def test_a_running_run(tmp_path) -> None:
+    found = status.read(make_run(tmp_path / "run"), NOW)
+    assert (found.state, found.step, found.steps, found.loss, found.restarts) == ("running", 30, 100, 1 / 3, 2)
+    assert (found.checkpoint, found.checkpoint_age, found.age) == (20, 5.0, 5.0)
+    assert found.images_per_second == 8
+
+
+def test_a_run_is_finished_when_its_last_step_is_saved_and_silent_when_it_does_not_speak(tmp_path) -> None:
+    assert status.read(make_run(tmp_path / "a", checkpoint=100), NOW).state == "finished"
+    assert status.finished(tmp_path / "a")
+    assert not status.finished(tmp_path / "a", steps=200)
+    assert status.read(make_run(tmp_path / "b", age=61), NOW).state == "silent"
+    assert not status.finished(tmp_path / "b")
+    slow = make_run(tmp_path / "c", age=61, log_every=100)  # a line every 50 s
+    assert status.read(slow, NOW).state == "running"
+
+
+def test_a_line_cut_short_is_passed_over(tmp_path) -> None:
+    run = make_run(tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "lo')
+    assert status.read(run, NOW).step == 30
+
+
+def test_long_logs_are_read_from_their_end(tmp_path) -> None:
+    run = make_run(tmp_path / "run", lines=20_000)
+    assert status.read(run, NOW).step == 200_000
+
+
+def test_what_is_not_there_yet_is_not_told(tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    found = status.read(tmp_path / "empty", NOW)
+    assert found.state == "new"
+    assert (found.step, found.loss, found.checkpoint, found.age) == (None, None, None, None)
+    assert "empty" in status.table([found])
+
+
+def test_the_table_is_aligned(tmp_path) -> None:
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "longer", age=3_700, checkpoint=None)]
+    lines = status.table([status.read(run, NOW) for run in runs]).splitlines()
+    assert lines[0].split() == ["run", "state", "step", "loss", "images/s", "left", "checkpoint", "restarts"]
+    assert lines[1].split() == [str(runs[0]), *["running", "30/100", "0.3333", "8.0", "35s", "20,", "5s", "ago", "2"]]
+    assert lines[2].split()[1:5] == ["silent", "for", "1h01m", "30/100"]
+    assert len({line.index("30/100") for line in lines[1:]}) == 1
+
+
+def test_a_folder_of_runs_shows_all_of_them(tmp_path, capsys) -> None:
+    for name in ("b", "a"):
+        make_run(tmp_path / name)
+    (tmp_path / "sweep.md").touch()
+    assert status.runs_in(tmp_path) == [tmp_path / "a", tmp_path / "b"]
+    assert status.runs_in(tmp_path / "a") == [tmp_path / "a"]
+    assert status.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("30/100") == 2
+
+
+def test_durations_have_two_units() -> None:
+    assert [status.duration(s) for s in (5, 70, 3_700, 200_000)] == ["5s", "1m10s", "1h01m", "2d07h"]
+
+
+def test_the_command_line(tmp_path, capsys) -> None:
+    run = str(make_run(tmp_path / "run"))
+    assert cli.main(["status", run]) == 0
+    assert "30/100" in capsys.readouterr().out
+    assert cli.main(["status", run, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["checkpoint"] == 20
+    assert cli.main(["status", run, "--finished"]) == 1
+    assert cli.main(["status", str(tmp_path / "missing")]) == 2
+    assert capsys.readouterr().err == f"uniser status: no run folder at '{tmp_path}/missing'\n"
+
+
+@pytest.mark.parametrize("module", ["uniser_jax.status", "uniser_jax.cli", "launch.local", "launch.supervise"])
+def test_watching_does_not_pay_for_jax(module) -> None:
+    code = f"import sys, {module}; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=pathlib.Path(__file__).parent.parent)

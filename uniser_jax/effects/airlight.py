@@ -1,0 +1,124 @@
+"""Airlight: the light that a medium scatters into view, and the lamps that it is scattered from.
+
+(1) A0 = L ((1 - sky) black body(T) + sky * colour of the photograph's own sky)
+(2) A = A0 (1 + sun p(angle)) + glow K * sources + sum_i lamp_i k(|x - x_i|)
+(3) p = ((1 - g)^2 / (1 + g^2 - 2 g cos(angle)))^1.5         Henyey & Greenstein 1941, 1 towards the sun; g = 0.8
+(4) K: three Gaussians, sum 1                                in place of the point spread of air (Narasimhan & Nayar 2003)
+(5) k = 1 / (1 + (r / r0)^2), near and wide                  light falls off as the square
+
+Nothing shines that has no source: the sky L, the sun, bright places of the photograph, lamps. L carries the medium's albedo.
+"""
+
+import cv2
+import numba
+import numpy as np
+from jaxtyping import Float32
+
+from uniser_jax.effects import depth, fields, kernels, light
+from uniser_jax.effects.fields import Field
+
+Lamp = tuple[float, float, float, float, float]  # x, y, kelvin, power, size; places and size are fractions of the image
+
+_ASYMMETRY = 0.8  # g of (3)
+_GLOW = ((0.5, 0.03), (0.3, 0.08), (0.2, 0.2))  # of (4): weights, and sigmas as fractions of the image side
+_SOURCE = 0.9  # light above which a pixel is a source
+FIELD_OF_VIEW = 1.0  # of an image side, twice the tangent of half the angle: 53 degrees
+
+
+def veil(
+    small: Float32[np.ndarray, "h w c"], luminance: float, kelvin: float, tint: float, sky: float
+) -> Float32[np.ndarray, "c"]:
+    """Equation (1): its arguments are those of haze.Haze; `small` is the photograph on its grid."""
+    colour = light.black_body(kelvin) * np.array([1, 2**tint, 1], np.float32)
+    above = depth.signs(small)[0] if sky else np.zeros(1, np.float32)
+    if above.sum() > 0.02 * above.size:
+        own = np.array(cv2.mean(np.minimum(small, 1), (above > 0.5).astype(np.uint8))[:3], np.float32)
+        own = np.clip(own / max(float(own @ light.LUMINANCE), 1e-3), 0.6, 1.6)
+        colour = (1 - sky) * colour / float(colour @ light.LUMINANCE) + sky * own
+    return (luminance * colour / float(colour @ light.LUMINANCE)).astype(np.float32)
+
+
+def field(
+    small: Float32[np.ndarray, "h w c"],
+    veil: Float32[np.ndarray, "c"],
+    sun: tuple[float, ...],
+    glow: float,
+    lamps: tuple[Lamp, ...],
+) -> Float32[np.ndarray, "..."]:
+    """Equation (2): [c], or on the grid where something makes it vary; see haze.Haze for the arguments."""
+    h, w = small.shape[:2]
+    sources: np.ndarray = np.zeros(1, np.float32)
+    if glow:
+        sources = np.maximum(small - np.float32(_SOURCE), 0)
+    shines = bool(sources.any())
+    if not (sun or lamps or shines):
+        return veil
+    lit = np.broadcast_to(veil, (h, w, 3)).copy()
+    if sun:
+        x, y, strength = sun
+        lit *= (1 + np.float32(strength) * _phase(_squared_distance((h, w), x, y)))[..., None]
+    for x, y, kelvin, power, size in lamps:
+        r2 = _squared_distance((h, w), x, y)
+        halo = np.float32(0.4 * power) / (1 + r2 / np.float32((6 * size + 0.02) ** 2))
+        halo += np.float32(0.06 * power) / (1 + r2 / np.float32(0.3**2))
+        lit += halo[..., None] * light.black_body(kelvin)
+    if shines:
+        for weight, sigma in _GLOW:
+            lit += np.float32(glow * weight) * fields.blur(sources, sigma * fields.side((h, w)))
+    return lit
+
+
+def night(radiance: Float32[np.ndarray, "h w c"], dark: float, lamps: tuple[Lamp, ...]) -> Float32[np.ndarray, "h w c"]:
+    """What the night adds to the scene by day, mostly less than nothing: darkness, lamps, and the light they cast."""
+    h, w = (max(2, round(n / depth.cell(radiance.shape[:2]))) for n in radiance.shape[:2])
+    lit = np.broadcast_to(np.float32(dark) * light.black_body(9_000), (h, w, 3)).copy()
+    for x, y, kelvin, power, size in lamps:
+        near = np.float32(0.25 * power) / (1 + _squared_distance((h, w), x, y) / np.float32((0.1 + 8 * size) ** 2))
+        lit += near[..., None] * light.black_body(kelvin)
+    added = _relit(radiance, depth.widen(lit, radiance.shape))
+    for lamp in lamps:
+        _light_up(added, lamp)
+    return added
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _relit(radiance: kernels.Image, lit: kernels.Image) -> kernels.Image:
+    """The scene in another light, less the scene; clipped highlights are no lamps by night."""
+    h, w = radiance.shape[:2]
+    out = np.empty((h, w, 3), np.float32)
+    for i in range(h):
+        k, below, a = depth.between_rows(i, h, len(lit))
+        for j in range(w):
+            for c in range(3):
+                value = radiance[i, j, c]
+                gain = lit[k, j, c] + a * (lit[below, j, c] - lit[k, j, c])
+                out[i, j, c] = min(value, np.float32(1)) * gain - value
+    return out
+
+
+def _squared_distance(shape: tuple[int, int], x: float, y: float) -> Field:
+    """From a place given in fractions of the image, in image sides."""
+    h, w = shape
+    across = (np.arange(w, dtype=np.float32) + 0.5 - np.float32(x * w)) / np.float32(fields.side(shape))
+    down = (np.arange(h, dtype=np.float32) + 0.5 - np.float32(y * h)) / np.float32(fields.side(shape))
+    return across[None] ** 2 + down[:, None] ** 2
+
+
+def _phase(r2: Field) -> Field:
+    """Equation (3) at a squared distance from the sun."""
+    g = np.float32(_ASYMMETRY)
+    ratio = (1 - g) ** 2 / (1 + g * g - 2 * g / np.sqrt(1 + r2 * np.float32(FIELD_OF_VIEW**2)))
+    return ratio * np.sqrt(ratio)
+
+
+def _light_up(night: Float32[np.ndarray, "h w c"], lamp: Lamp) -> None:
+    """Draws the glass of a lamp, a soft disc of several times white."""
+    x, y, kelvin, power, size = lamp
+    h, w = night.shape[:2]
+    radius = size * fields.side((h, w))
+    left, top = (max(0, int(place * n - 2 * radius - 1)) for place, n in ((x, w), (y, h)))
+    part = night[top : int(y * h + 2 * radius) + 2, left : int(x * w + 2 * radius) + 2]
+    rows, columns = (np.arange(n, dtype=np.float32) + 0.5 for n in part.shape[:2])
+    r = np.hypot(columns[None] + left - x * w, rows[:, None] + top - y * h) / radius
+    disc = np.clip(1.5 - r, 0, 1) if radius > 1 else np.exp(-(r**2)) * min(1.0, radius**2)
+    part += (np.float32(4 * power) * disc.astype(np.float32))[..., None] * light.black_body(kelvin)

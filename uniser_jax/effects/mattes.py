@@ -1,0 +1,183 @@
+"""Mattes: how much of the light is taken at each place, in [0, 1].
+
+  (1) covered area of a pixel = sum along its row of what the edges add, |.| <= 1    signed areas, as in font rendering
+  (2) matte(x) = blur of the form by sigma(x), log sigma affine in x                penumbra, a stack of blurs interpolated
+  (3) matte(x) -> matte(x + h(x) e)                                                 bent by a relief h against the light's e
+
+Areas are exact, so a form looks the same at any size, and each pixel row is one pass without Python's lock.
+"""
+
+from typing import Any
+
+import cv2
+import numba
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from uniser_jax.effects import fields
+
+Plane = Float32[np.ndarray, "h w"]
+Points = Float32[np.ndarray, "n 2"]
+Stack = Float32[np.ndarray, "n h w"]
+Number = Any  # float32 in compiled code
+
+RESAMPLING = 0.25  # variance, in pixels of the smaller image, that averaging and linear enlargement add
+_ROUNDING = np.float32(1e-4)
+_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
+_fast = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "ninf", "nsz"})  # min and max as SIMD
+
+
+def polygons(forms: list[np.ndarray], shape: tuple[int, int]) -> Plane:
+    """The union of polygons by equation (1).
+
+    Args:
+      forms: each [n 2] or [k n 2], (x, y) in fractions of the image side from the middle of the frame.
+      shape: (h, w) in pixels.
+    """
+    parts = [form.reshape(-1, *form.shape[-2:]) for form in forms]
+    points = np.concatenate([part.reshape(-1, 2) for part in parts])
+    counts = np.concatenate([np.full(len(part), part.shape[1]) for part in parts])
+    pixels = points * fields.side(shape) + np.array([shape[1], shape[0]]) / 2
+    return _areas(pixels.astype(np.float32), np.cumsum(counts), shape[0], shape[1])
+
+
+@_compiled
+def _areas(points: Points, ends: Int64[np.ndarray, "k"], rows: int, columns: int) -> Plane:
+    out = np.zeros((rows, columns), np.float32)
+    start = 0
+    for end in ends:
+        area = np.float32(0)
+        for i in range(start, end):
+            j = i + 1 if i + 1 < end else start
+            area += points[i, 0] * points[j, 1] - points[j, 0] * points[i, 1]
+        sign = np.float32(1) if area > 0 else np.float32(-1)  # one sense of rotation for all, or overlaps would cancel
+        for i in range(start, end):
+            j = i + 1 if i + 1 < end else start
+            _add_edge(out, points[i, 0], points[i, 1], points[j, 0], points[j, 1], sign)
+        start = end
+    for y in range(rows):
+        total = np.float32(0)
+        for x in range(columns):
+            total += out[y, x]
+            area = min(abs(total), np.float32(1))
+            out[y, x] = area if area > _ROUNDING else np.float32(0)
+    return out
+
+
+@_compiled
+def _add_edge(out: Plane, x0: Number, y0: Number, x1: Number, y1: Number, sign: Number) -> None:
+    """Adds, for each row, the steps of the area right of an edge."""
+    if y0 == y1:
+        return
+    if y0 > y1:
+        x0, y0, x1, y1, sign = x1, y1, x0, y0, -sign
+    slope = (x1 - x0) / (y1 - y0)
+    columns = out.shape[1]
+    for y in range(max(0, int(np.floor(y0))), min(out.shape[0], int(np.ceil(y1)))):
+        top, bottom = max(y0, np.float32(y)), min(y1, np.float32(y + 1))
+        a, b = x0 + slope * (top - y0), x0 + slope * (bottom - y0)
+        left, right = min(a, b), max(a, b)
+        height, before = sign * (bottom - top), np.float32(0)
+        for x in range(max(0, int(np.floor(left))), min(columns, max(0, int(np.ceil(right))) + 1)):
+            covered = _mean_ramp(x + 1, left, right) - _mean_ramp(x, left, right)
+            out[y, x] += height * (covered - before)
+            before = covered
+
+
+@_compiled
+def _mean_ramp(x: Number, left: Number, right: Number) -> Number:
+    """Mean of max(x - u, 0) for u uniform in [left, right]."""
+    if x <= left:
+        return np.float32(0)
+    if x >= right:
+        return np.float32(x - (left + right) / 2)
+    return np.float32((x - left) ** 2 / (2 * (right - left)))
+
+
+def soften(hard: Plane, contact: np.ndarray, direction: np.ndarray, sharp: float, soft: float) -> Plane:
+    """Equation (2): sharp at the contact, soft at the far end.
+
+    Args:
+      hard: the form.
+      contact: (x, y) in fractions of the side from the middle of the frame.
+      direction: from the contact to the far end, the same units.
+      sharp: sigma at the contact, in pixels.
+      soft: sigma at the far end, in pixels.
+    """
+    lowest, highest = max(sharp, 0.4), max(soft, 0.4)
+    if highest < 1.2 * lowest:
+        return blur(hard, highest)
+    levels = 4 if highest > 2.5 * lowest else 3
+    stack = np.empty((levels, *hard.shape), np.float32)
+    for level, sigma in enumerate(np.geomspace(lowest, highest, levels)):
+        blur(hard, float(sigma), stack[level])
+    per_pixel = direction * (levels - 1) / max(float(direction @ direction), 1e-6) / fields.side(hard.shape)
+    origin = (contact * fields.side(hard.shape) + np.array(hard.shape[::-1]) / 2 - 0.5) @ per_pixel
+    return _between(stack, np.float32(per_pixel[0]), np.float32(per_pixel[1]), np.float32(-origin))
+
+
+@_fast
+def _between(stack: Stack, along_x: Number, along_y: Number, start: Number) -> Plane:
+    one, last = np.float32(1), np.float32(stack.shape[0] - 1)
+    out = np.zeros_like(stack[0])
+    for y in range(out.shape[0]):
+        from_row = start + along_y * np.float32(y)
+        for level in range(stack.shape[0]):
+            for x in range(out.shape[1]):
+                position = min(max(from_row + along_x * np.float32(np.int32(x)), np.float32(0)), last)
+                out[y, x] += stack[level, y, x] * max(one - abs(position - np.float32(level)), np.float32(0))
+    return out
+
+
+def blur(plane: Plane, sigma: float, out: Plane | None = None) -> Plane:
+    """Gaussian blur, sigma in pixels; from 2.6 on done on a smaller image, so that it costs no more than a narrow one."""
+    factor = 2 ** int(np.log2(max(sigma / 1.3, 1)))
+    h, w = plane.shape
+    if factor == 1 or min(h, w) < 4 * factor:
+        return _gaussian(plane, sigma, out)
+    small = cv2.resize(plane, (-(-w // factor), -(-h // factor)), interpolation=cv2.INTER_AREA)
+    left = float(np.sqrt(sigma**2 / factor**2 - RESAMPLING))
+    return cv2.resize(_gaussian(small, left), (w, h), dst=out)
+
+
+def _gaussian(plane: Plane, sigma: float, out: Plane | None = None) -> Plane:
+    """To three sigma, where OpenCV by itself would go to four."""
+    reach = (2 * int(np.ceil(3 * sigma)) + 1,) * 2
+    return cv2.GaussianBlur(plane, reach, sigma, dst=out, borderType=cv2.BORDER_REPLICATE)
+
+
+@_fast
+def bent(plane: Plane, relief: Plane, along_x: Number, along_y: Number) -> Plane:
+    """Equation (3), `along` in pixels per unit of relief."""
+    rows, columns = plane.shape
+    out = np.empty(plane.shape, np.float32)
+    for y in range(rows):
+        for x in range(columns):
+            u = min(max(np.float32(x) + relief[y, x] * along_x, np.float32(0)), np.float32(columns - 1.001))
+            v = min(max(np.float32(y) + relief[y, x] * along_y, np.float32(0)), np.float32(rows - 1.001))
+            i, j = np.uint32(v), np.uint32(u)  # unsigned: no test for places counted from the end
+            a, b = v - np.float32(i), u - np.float32(j)
+            below, right = i + np.uint32(1), j + np.uint32(1)
+            upper = plane[i, j] + b * (plane[i, right] - plane[i, j])
+            lower = plane[below, j] + b * (plane[below, right] - plane[below, j])
+            out[y, x] = upper + a * (lower - upper)
+    return out
+
+
+@_fast
+def shaded(
+    radiance: Float32[np.ndarray, "h w c"],
+    coverage: Stack,
+    loss: Float32[np.ndarray, "n c"],
+    strength: Plane,
+) -> Float32[np.ndarray, "h w c"]:
+    """x (1 - s sum_i m_i d_i): each light's matte takes that light's share."""
+    out, one = np.empty(radiance.shape, np.float32), np.float32(1)
+    for y in range(radiance.shape[0]):
+        for x in range(radiance.shape[1]):
+            for c in range(3):
+                taken = coverage[0, y, x] * loss[0, c]
+                for n in range(1, coverage.shape[0]):
+                    taken += coverage[n, y, x] * loss[n, c]
+                out[y, x, c] = radiance[y, x, c] * (one - strength[y, x] * taken)
+    return out

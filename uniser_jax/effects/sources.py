@@ -1,0 +1,115 @@
+"""Where the light of a flare comes from: the photograph's own highlights, lamps hung into it, lights outside the frame."""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float32
+
+from uniser_jax.effects import fields, light
+from uniser_jax.effects.layer import Scene
+
+Rgb = tuple[float, float, float]
+
+_SEEN_AT = 256  # px, the longer side of the image on which highlights are looked for
+_BRIGHT, _RIM = 0.92, 0.4  # luminance of a highlight; of what still shows a clipped lamp's colour
+_LARGEST = 0.12  # of the frame; what is larger is sky
+_WEAKEST = 0.12  # share of a light worth drawing
+_LEDS = ((1.0, 0.06, 0.04), (0.1, 1.0, 0.35), (0.15, 0.3, 1.0), (1.0, 0.55, 0.1), (0.9, 0.2, 1.0))
+
+
+class Source(NamedTuple):
+    """One light.
+
+    Args:
+      x: fraction of the width; outside [0, 1] it is out of frame.
+      y: fraction of the height.
+      share: its light against the brightest's.
+      size: its radius, as a fraction of the side.
+      colour: linear RGB, its brightest channel 1.
+    """
+
+    x: float
+    y: float
+    share: float
+    size: float
+    colour: Rgb
+
+
+def reduced(scene: Scene) -> Float32[np.ndarray, "h w c"]:
+    """The photograph at up to 256 px, where its lights are looked for."""
+    h, w = scene.radiance.shape[:2]
+    factor = -(-max(h, w) // _SEEN_AT)
+    return cv2.resize(scene.radiance, (max(1, w // factor), max(1, h // factor)), interpolation=cv2.INTER_AREA)
+
+
+def highlights(small: Float32[np.ndarray, "h w c"], most: int) -> list[Source]:
+    """The largest connected highlights of a photograph (see `reduced`): true centre, size and colour, the brightest first."""
+    brightness = light.luminance(small)
+    bright = (brightness > _BRIGHT).astype(np.uint8)
+    count, _, stats, centres = cv2.connectedComponentsWithStats(bright)
+    parts = [part for part in range(1, count) if stats[part, cv2.CC_STAT_AREA] < _LARGEST * brightness.size]
+    parts.sort(key=lambda part: -stats[part, cv2.CC_STAT_AREA])
+    found = []
+    for part in parts[:most]:
+        left, top, wide, high, area = stats[part]
+        box = np.s_[max(0, top - 2) : top + high + 2, max(0, left - 2) : left + wide + 2]
+        near = brightness[box]
+        rim = small[box][(near > _RIM) & (near < 1)]
+        colour = _hue(rim.mean(0)) if len(rim) else (1.0, 1.0, 1.0)
+        x, y = (centres[part] + 0.5) / brightness.shape[::-1]
+        radius = float(np.sqrt(area / np.pi)) / fields.side(brightness.shape)
+        found.append(Source(float(x), float(y), float(near[near > _BRIGHT].sum()), radius, colour))
+    brightest = max((each.share for each in found), default=1.0)
+    lights = [
+        each._replace(share=(each.share / brightest) ** 0.7) for each in found
+    ]  # a file hides how bright: a milder law
+    return sorted((each for each in lights if each.share > _WEAKEST), key=lambda each: -each.share)
+
+
+def hung(rng: np.random.Generator, small: Float32[np.ndarray, "h w c"], count: int) -> list[Source]:
+    """Lamps where the photograph (see `reduced`) is brightest, rather above than below; the first is the brightest."""
+    bright = light.luminance(cv2.resize(small, (16, 16), interpolation=cv2.INTER_AREA))
+    weight = (0.01 + np.clip(bright, 0, 1) ** 3) * np.linspace(1, 0.1, 16)[:, None] ** 3  # lights hang, suns stand
+    cells = rng.choice(256, count, p=(weight / weight.sum()).ravel())
+    first = lamp_colour(rng)
+    alike = rng.random() < 0.6  # lamps of one street
+    sources: list[Source] = []
+    for cell in cells:
+        row, column = divmod(int(cell), 16)
+        x, y = (column + rng.random()) / 16, (row + rng.random()) / 16
+        share = float(rng.uniform(0.15, 1)) if sources else 1.0
+        colour = first if alike or not sources else lamp_colour(rng)
+        sources.append(Source(float(x), float(y), share, 0.0, colour))
+    return sources
+
+
+def outside(rng: np.random.Generator, count: int) -> list[Source]:
+    """Lights that shine in from beyond the frame, most from above."""
+    sources: list[Source] = []
+    for _ in range(count):
+        distance, along = rng.uniform(0.01, 0.2), rng.uniform(0, 1)
+        places = ((along, -distance), (-distance, along), (1 + distance, along), (along, 1 + distance))
+        x, y = places[int(rng.choice(4, p=(0.5, 0.22, 0.22, 0.06)))]
+        share = float(rng.uniform(0.3, 1)) if sources else 1.0
+        sources.append(Source(float(x), float(y), share, 0.0, lamp_colour(rng)))
+    return sources
+
+
+def lamp_colour(rng: np.random.Generator) -> Rgb:
+    """Of a black body from candle to sky, or now and then of a signal or an advertisement."""
+    if rng.random() < 0.12:
+        return _LEDS[int(rng.integers(len(_LEDS)))]
+    return _hue(light.black_body(float(rng.uniform(2_600, 9_000))))
+
+
+def beyond(source: Source, shape: fields.Shape) -> float:
+    """How far a source lies out of the frame, in image sides; 0 within."""
+    h, w = shape
+    dx, dy = max(-source.x, source.x - 1, 0.0) * w, max(-source.y, source.y - 1, 0.0) * h
+    return float(np.hypot(dx, dy)) / fields.side(shape)
+
+
+def _hue(colour: Float32[np.ndarray, "c"]) -> Rgb:
+    red, green, blue = (max(0.02, float(v)) for v in colour / max(float(colour.max()), 1e-6))
+    return red, green, blue

@@ -1,0 +1,97 @@
+"""`run.json` beside the checkpoints: what ran, on what, from which code and data, with which command."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+
+import jax
+from ml_collections import ConfigDict
+
+from uniser_jax import __version__, hosts, status
+from uniser_jax.data.photos import Photos
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
+_SAMPLED = 8  # photographs whose pixels count in the fingerprint
+
+
+def write(workdir: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, photos: Photos, step: int) -> None:
+    """Writes the manifest, whole or not at all, on process 0; a continued run keeps its first start and counts on.
+
+    Args:
+      workdir: the run folder.
+      config: of the run.
+      mesh: what it trains on.
+      photos: what it trains with.
+      step: where it continues from.
+    """
+    if jax.process_index() != 0:
+        return
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    before = status.read_manifest(workdir)
+    manifest = {
+        "command": [sys.executable, *sys.orig_argv[1:]],
+        "first_started": before.get("first_started", now),
+        "started": now,
+        "restarts": before["restarts"] + (step < config.steps) if before else 0,  # a finished run is not continued
+        "from_step": step,
+        "host": hosts.host(),
+        "processes": jax.process_count(),
+        "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
+        "mesh": dict(mesh.shape),
+        "photographs": {"count": len(photos), "fingerprint": fingerprint(photos)},
+        "git": revision(),
+        "versions": versions(),
+        "config": config.to_dict(),
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = workdir / f".{status.MANIFEST}.{os.getpid()}"
+    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+    os.replace(temporary, workdir / status.MANIFEST)
+
+
+def fingerprint(photos: Photos) -> str:
+    """A digest of all names, in order, and of the pixels of a few; a million photographs must not delay a start."""
+    digest = hashlib.sha256()
+    for index in range(len(photos)):
+        digest.update(photos.name(index).encode() + b"\0")
+    for index in range(0, len(photos), max(1, len(photos) // _SAMPLED)):
+        digest.update(photos[index].tobytes())
+    return digest.hexdigest()[:16]
+
+
+def revision() -> str | None:
+    """The git commit of this code, with `+changes` where files differ from it; None where nobody knows.
+
+    An image or a copy is no clone: there UNISER_REVISION tells.
+    """
+    root = pathlib.Path(__file__).parent.parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=30
+        ).stdout.strip()
+
+    try:
+        if not (root / ".git").exists():  # git would answer for some repository around us
+            return os.environ.get("UNISER_REVISION") or None
+        changes = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+        return git("rev-parse", "HEAD") + changes
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Of Python, this package and those that a result may depend on."""
+    found = {"python": platform.python_version(), "uniser-jax": __version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,209 @@
+"""How runs are doing, read from their folders alone: `uniser status RUN...`. Nothing here starts jax."""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+MANIFEST = "run.json"
+_TAIL = 1 << 16  # bytes at the end of metrics.jsonl that surely hold a whole line
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """One run. Ages are in seconds; what is not known yet is None.
+
+    Args:
+      run: its folder.
+      state: `finished`: the newest checkpoint holds the last step. `running`: it spoke lately. `silent`: it did not; it
+        died, was stopped, or hangs. `new`: nothing was logged yet.
+      step: the newest logged step.
+      steps: how many the run will have.
+      loss: the newest logged one.
+      images_per_second: over the newest interval.
+      steps_per_second: the same.
+      checkpoint: the newest committed step.
+      checkpoint_age: since it was committed.
+      age: since the run last wrote anything.
+      restarts: how often it was continued.
+    """
+
+    run: str
+    state: str
+    step: int | None
+    steps: int | None
+    loss: float | None
+    images_per_second: float | None
+    steps_per_second: float | None
+    checkpoint: int | None
+    checkpoint_age: float | None
+    age: float | None
+    restarts: int | None
+
+
+def read(run: str | os.PathLike, now: float | None = None) -> Status:
+    """Reads the status of a run folder."""
+    folder = pathlib.Path(run)
+    now = time.time() if now is None else now
+    manifest, metrics = read_manifest(folder), last_metrics(folder)
+    config = manifest.get("config", {})
+    checkpoint = newest_checkpoint(folder)
+    written = [folder / MANIFEST, folder / "metrics.jsonl"]
+    written += [] if checkpoint is None else [folder / "checkpoints" / str(checkpoint)]
+    times = [path.stat().st_mtime for path in written if path.exists()]
+    age = now - max(times) if times else None
+    status = Status(
+        run=str(folder),
+        state="new",
+        step=metrics.get("step", checkpoint),
+        steps=config.get("steps"),
+        loss=metrics.get("loss"),
+        images_per_second=metrics.get("images_per_second"),
+        steps_per_second=metrics.get("steps_per_second"),
+        checkpoint=checkpoint,
+        checkpoint_age=None if checkpoint is None else now - times[-1],
+        age=age,
+        restarts=manifest.get("restarts"),
+    )
+    return dataclasses.replace(status, state=_state(status, config))
+
+
+def runs_in(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """The folder if it is a run, else the runs in it, as in the folder of a sweep; a new run is its only one.
+
+    Raises:
+      ValueError: if there is no such folder.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"no run folder at {str(folder)!r}")
+    inside = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    return inside if inside and not (folder / MANIFEST).exists() else [folder]
+
+
+def finished(run: str | os.PathLike, steps: int | None = None) -> bool:
+    """Whether the newest checkpoint holds the last step.
+
+    Args:
+      run: the run folder.
+      steps: how many the run should have; by default what its manifest says.
+    """
+    steps = read_manifest(run).get("config", {}).get("steps") if steps is None else steps
+    checkpoint = newest_checkpoint(run)
+    return steps is not None and checkpoint is not None and checkpoint >= steps
+
+
+def newest_checkpoint(run: str | os.PathLike) -> int | None:
+    """The newest committed step: a folder gets its plain number by the renaming that commits it."""
+    folder = pathlib.Path(run) / "checkpoints"
+    steps = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+    return max(steps, default=None)
+
+
+def read_manifest(run: str | os.PathLike) -> dict[str, Any]:
+    """The manifest of a run folder; empty if there is none."""
+    try:
+        return json.loads((pathlib.Path(run) / MANIFEST).read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def last_metrics(run: str | os.PathLike) -> dict[str, Any]:
+    """The newest whole line of metrics.jsonl; empty if there is none."""
+    try:
+        with (pathlib.Path(run) / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return {}
+    for line in reversed(lines):
+        try:
+            return json.loads(line)
+        except ValueError:  # cut short by a crash, or by our seek
+            continue
+    return {}
+
+
+def table(statuses: Sequence[Status]) -> str:
+    """One line per run under a head, in aligned columns."""
+    head = ("run", "state", "step", "loss", "images/s", "left", "checkpoint", "restarts")
+    rows = [head, *(_row(status) for status in statuses)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return "".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows)
+
+
+def duration(seconds: float) -> str:
+    """The two largest units of a time, as `42s`, `3m10s`, `5h02m` or `2d03h`."""
+    minutes, seconds = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours:02d}h"
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code: 0, 2 for a mistake, and with --finished 1 where a run is unfinished."""
+    parser = argparse.ArgumentParser("uniser status", description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders of runs")
+    parser.add_argument("--json", action="store_true", help="one JSON object per run")
+    parser.add_argument("--finished", action="store_true", help="print nothing; exit with 0 if all are finished")
+    arguments = parser.parse_args(argv)
+    try:
+        runs = [run for folder in arguments.runs for run in runs_in(folder)]
+    except ValueError as error:
+        sys.stderr.write(f"uniser status: {error}\n")
+        return 2
+    if arguments.finished:
+        return 0 if all(finished(run) for run in runs) else 1
+    statuses = [read(run) for run in runs]
+    lines = "".join(json.dumps(dataclasses.asdict(status)) + "\n" for status in statuses)
+    sys.stdout.write(lines if arguments.json else table(statuses))
+    return 0
+
+
+def _state(status: Status, config: dict[str, Any]) -> str:
+    if status.steps is not None and (status.checkpoint or 0) >= status.steps:
+        return "finished"
+    if status.age is None:
+        return "new"
+    # A slow run is not silent: it writes a line every `log_every` steps.
+    interval = config.get("log_every", 1) / status.steps_per_second if status.steps_per_second else 0
+    patience = max(config.get("stall_seconds") or 600, 3 * interval)
+    return "running" if status.age <= patience else "silent"
+
+
+def _row(status: Status) -> tuple[str, ...]:
+    def known(value: Any, text: str) -> str:
+        return "-" if value is None else text.format(value)
+
+    left = "-"
+    if status.state == "running" and status.steps_per_second and status.steps is not None and status.step is not None:
+        left = duration((status.steps - status.step) / status.steps_per_second)
+    checkpoint = "none"
+    if status.checkpoint is not None and status.checkpoint_age is not None:
+        checkpoint = f"{status.checkpoint}, {duration(status.checkpoint_age)} ago"
+    state = status.state
+    if state == "silent" and status.age is not None:
+        state += f" for {duration(status.age)}"
+    return (
+        status.run,
+        state,
+        known(status.step, "{}") + known(status.steps, "/{}").replace("-", ""),
+        known(status.loss, "{:.4f}"),
+        known(status.images_per_second, "{:.1f}"),
+        left,
+        checkpoint,
+        known(status.restarts, "{}"),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
