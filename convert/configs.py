@@ -47,12 +47,14 @@ def vae(table: Mapping[str, Any]) -> VAEConfig:
     Raises:
       ValueError: for a key or a value that ours does not know.
     """
-    levels = len(table.get("block_out_channels", VAEConfig().block_out_channels))
-    fixed = _vae_fixed(levels)
+    blocks = table.get("block_out_channels", VAEConfig().block_out_channels)
+    if not isinstance(blocks, list | tuple):
+        raise ValueError(f"VAE config block_out_channels = {blocks!r}: expected a list")
+    fixed = _vae_fixed(len(blocks))
     for key, value in fixed.items():
         if table.get(key, value) != value and key not in _IRRELEVANT:
             raise ValueError(f"VAE config {key} = {table[key]!r}: only {value!r} is supported")
-    return _build(VAEConfig, {key: value for key, value in table.items() if key not in fixed})
+    return _build(VAEConfig, {key: value for key, value in table.items() if key not in (*fixed, *_IRRELEVANT)})
 
 
 def to_diffusers(config: DiTConfig | VAEConfig) -> dict[str, Any]:
@@ -101,7 +103,6 @@ def _vae_fixed(levels: int) -> dict[str, Any]:
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "sample_size": 1024,
         "batch_norm_momentum": 0.1,
-        "force_upcast": True,
     }
 
 

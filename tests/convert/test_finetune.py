@@ -5,6 +5,7 @@ import pathlib
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -17,10 +18,14 @@ from tests.convert.state import assert_same, numpy_state, torch_of
 from tests.convert.test_autoencoder import torch_vae
 from tests.convert.test_transformer import torch_model
 from uniser_jax import config as schema
+from uniser_jax import mesh as meshes
+from uniser_jax import optim
 from uniser_jax.checkpoint import Checkpoints
 from uniser_jax.models.presets import preset
 from uniser_jax.models.vae import VAEConfig
+from uniser_jax.pretrained import with_base
 from uniser_jax.restore.restorer import Restorer
+from uniser_jax.step import build_network, state_shapes
 from uniser_jax.train import train
 
 TINY_VAE = VAEConfig(block_out_channels=(8, 8, 16, 16), layers_per_block=1, latent_channels=32, norm_num_groups=4)
@@ -36,32 +41,43 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def config_of(base: pathlib.Path, steps: int):
-    overrides = [f"--config.steps={steps}", "--config.log_every=5", "--config.mesh.data=2", "--config.mesh.fsdp=4"]
+    overrides = [f"--config.steps={steps}", "--config.log_every=5", "--config.data.size=32"]
+    overrides += ["--config.mesh.data=2", "--config.restore.working_size=64"]
     return schema.read(f"configs/klein.py:tiny,base={base}", overrides)
 
 
 @pytest.fixture(scope="module")
 def run(base: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("finetuned")
-    train(config_of(base, 20), folder)
+    train(config_of(base, 10), folder)
     return folder
 
 
-def test_it_starts_at_the_base_and_the_loss_falls(run: pathlib.Path, base: pathlib.Path) -> None:
+@pytest.fixture(scope="module")
+def out(run: pathlib.Path) -> pathlib.Path:
+    assert to_diffusers.export(run, run / "diffusers") < 1e-4
+    return run / "diffusers"
+
+
+def test_the_loss_falls(run: pathlib.Path) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
-    config = config_of(base, 1)
-    config.optim.lr = 0.0
-    config.optim.weight_decay = 0.0
-    untouched = train(config, run.parent / "untouched")
-    assert_same(
-        torch_of(mapping.TRANSFORMER, jax.device_get(untouched.params["dit"])), numpy_state(torch_model(preset("tiny")))
-    )
 
 
-def test_its_export_restores_in_the_stock_pipeline_as_jax_does(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    out = tmp_path / "out"
-    assert to_diffusers.export(run, out) < 1e-4
+def test_a_run_starts_at_the_base(base: pathlib.Path) -> None:
+    config, mesh = config_of(base, 1), meshes.make_mesh({"fsdp": 8})
+    network, optimizer = build_network(config.model), optim.optimizer(config.optim, config.steps)
+    shapes = state_shapes(network, optimizer, mesh)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), shapes)
+    state = with_base(zeros, shapes, base)
+    for tree in (state.params, state.ema):
+        theirs = numpy_state(torch_model(preset("tiny")))
+        assert_same(torch_of(mapping.TRANSFORMER, jax.device_get(tree["dit"])), theirs)
+    placed = jax.tree.map(lambda leaf, shape: leaf.sharding.is_equivalent_to(shape.sharding, leaf.ndim), state, shapes)
+    assert all(jax.tree.leaves(placed))
+
+
+def test_its_export_restores_in_the_stock_pipeline_as_jax_does(run: pathlib.Path, out: pathlib.Path) -> None:
     assert json.loads((out / "parity.json").read_text())["restoration"] < 1e-3
     with Checkpoints(run) as checkpoints:
         record = checkpoints.record()
@@ -85,12 +101,11 @@ def test_its_export_restores_in_the_stock_pipeline_as_jax_does(run: pathlib.Path
     assert np.abs(ours.astype(int) - np.asarray(theirs)).max() <= 1
 
 
-def test_the_code_of_its_card_runs(run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    to_diffusers.export(run, tmp_path / "out")
+def test_the_code_of_its_card_runs(out: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "photo.jpg")
-    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    exec(code.replace('folder = "."', 'folder = "out"'), {})
+    exec(code.replace('folder = "."', f"folder = {str(out)!r}"), {})
     with Image.open(tmp_path / "restored.png") as restored:
         assert restored.size == (64, 64)
 
