@@ -17,10 +17,13 @@ from convert import from_diffusers, mapping, to_diffusers
 from tests.convert.state import assert_same, numpy_state, torch_of
 from tests.convert.test_autoencoder import torch_vae
 from tests.convert.test_transformer import torch_model
+from uniser_jax import cli, optim
 from uniser_jax import config as schema
 from uniser_jax import mesh as meshes
-from uniser_jax import optim
 from uniser_jax.checkpoint import Checkpoints
+from uniser_jax.diffusion.flow import Flow
+from uniser_jax.diffusion.sampler import restore
+from uniser_jax.evaluation.metrics import psnr
 from uniser_jax.models.presets import preset
 from uniser_jax.models.vae import VAEConfig
 from uniser_jax.pretrained import with_base
@@ -108,6 +111,33 @@ def test_the_code_of_its_card_runs(out: pathlib.Path, tmp_path: pathlib.Path, mo
     exec(code.replace('folder = "."', f"folder = {str(out)!r}"), {})
     with Image.open(tmp_path / "restored.png") as restored:
         assert restored.size == (64, 64)
+
+
+def test_the_bound_that_the_autoencoder_sets(run: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    restorer = Restorer.from_checkpoint(run)
+    photo = np.random.default_rng(1).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    seen = restorer.reconstruct(photo)
+    assert seen.shape == photo.shape
+    assert psnr(photo, seen) < 30  # it is not trained
+    assert cli.main(["evaluate", "--checkpoint", str(run), "--codec-only", "--count", "1"]) == 0
+    assert "**mean**" in capsys.readouterr().out
+    # A network that changes nothing loses nothing: what the autoencoder loses is put back.
+    images, mask = photo[None, :64, :64] / np.float32(127.5) - 1, np.ones((1, 64, 64), np.float32)
+    still = Flow("x0")
+    nothing = jax.jit(
+        lambda codec: restore(
+            lambda x, t, seen, mask, task: seen,
+            still,
+            jax.random.key(0),
+            images,
+            mask,
+            jnp.zeros(1, int),
+            1,
+            1.0,
+            codec,
+        )
+    )(restorer.latents)
+    np.testing.assert_allclose(nothing, images, atol=1e-5)
 
 
 def test_a_missing_base_is_one_line(tmp_path: pathlib.Path) -> None:

@@ -25,7 +25,7 @@ from uniser_jax.diffusion.sampler import restore
 from uniser_jax.models import uniser
 from uniser_jax.models.codec import LatentCodec, PixelCodec
 from uniser_jax.restore.files import MIN_SIDE, RestoreError
-from uniser_jax.restore.fullres import restore_any_size
+from uniser_jax.restore.fullres import padded_side, restore_any_size
 from uniser_jax.step import build_network
 from uniser_jax.types import TASKS
 
@@ -138,6 +138,16 @@ class Restorer:
             return np.round(restored.mean(-1)).astype(photo.dtype)
         return np.concatenate([restored, photo[..., 3:]], -1)
 
+    def reconstruct(self, photo: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
+        """What the codec alone makes of a photograph; of pixels, the photograph itself."""
+        if self.latents is None:
+            return photo
+        height, width = photo.shape[:2]
+        pad = [(0, padded_side(side, self.patch) - side) for side in (height, width)]
+        signal = np.pad(photo, [*pad, (0, 0)], mode="reflect") / np.float32(127.5) - 1
+        seen = np.asarray(_through(self.latents, signal[None]))[0, :height, :width]
+        return np.round(np.clip((seen + 1) * 127.5, 0, 255)).astype(np.uint8)
+
     def _network(
         self, images: Float32[np.ndarray, "b h w c"], mask: Float32[np.ndarray, "b h w"], task: int, steps: int
     ) -> Float32[np.ndarray, "b h w c"]:
@@ -145,6 +155,11 @@ class Restorer:
         return np.asarray(
             self._sample(self.params, self.latents, jnp.asarray(images), jnp.asarray(mask), tasks, steps=steps)
         )
+
+
+@jax.jit
+def _through(latents: LatentCodec, images: Float32[Any, "b h w c"]) -> Float32[Any, "b h w c"]:
+    return latents.decode(latents.encode(images))
 
 
 def resolve_task(task: str | int) -> int:
