@@ -1,10 +1,11 @@
 """A FLUX.2 checkpoint as the base of a run, without torch.
 
-    python -m convert.from_diffusers FOLDER OUT
+    python -m convert.from_diffusers FOLDER OUT [--prompts FILE]
 
 FOLDER is a diffusers folder (a pipeline with `transformer/` and `vae/`, or one of the two), sharded or not, or a single file
 in Black Forest Labs' own layout. OUT becomes a run folder whose checkpoint holds `params` (`dit/...`) and `vae` in float32, as
-training keeps them. Tensors are read one at a time, so memory is that of the largest.
+training keeps them. Tensors are read one at a time, so memory is that of the largest. FILE, made by `convert.cache_prompts`,
+gives the embeddings of the prompt set to start from; without it they start at random.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from uniser_jax.models import vae
 from uniser_jax.models.dit import DiT
 from uniser_jax.models.presets import DiTConfig
 from uniser_jax.models.vae import VAEConfig
+from uniser_jax.types import TASKS, prompt_name, tasks_digest
 
 
 class Source(NamedTuple):
@@ -43,7 +45,9 @@ class Source(NamedTuple):
         return max(self.entries.values(), key=lambda entry: math.prod(entry.shape)).dtype.name
 
 
-def convert(folder: str | pathlib.Path, out: str | pathlib.Path) -> dict[str, Any]:
+def convert(
+    folder: str | pathlib.Path, out: str | pathlib.Path, prompts: str | pathlib.Path | None = None
+) -> dict[str, Any]:
     """Converts a checkpoint and returns the record written beside it.
 
     Raises:
@@ -52,7 +56,18 @@ def convert(folder: str | pathlib.Path, out: str | pathlib.Path) -> dict[str, An
     sources = open_checkpoint(pathlib.Path(folder))
     record = {source.item: {"dtype": source.dtype, "config": dataclasses.asdict(source.config)} for source in sources}
     trees = {source.item: source.shapes for source in sources}
-    write_base(out, trees, (part for source in sources for part in _slices(source)), {"base": record})
+    table = np.zeros((0, 0, 0), np.float32) if prompts is None else _prompts(pathlib.Path(prompts), sources)
+    if table.size:
+        trees["params"] = trees["params"] | {"prompts": {"table": table}}
+        record["params"]["tasks"] = tasks_digest()
+
+    def slices() -> Iterator[Slice]:
+        for source in sources:
+            yield from _slices(source)
+        if table.size:
+            yield Slice("params", "prompts/table", (), table)
+
+    write_base(out, trees, slices(), {"base": record})
     return record
 
 
@@ -90,10 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("convert.from_diffusers", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path, help="a diffusers folder, or a single .safetensors file")
     parser.add_argument("out", type=pathlib.Path, help="the run folder to make")
+    parser.add_argument("--prompts", type=pathlib.Path, help="a file made by convert.cache_prompts")
     arguments = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)  # orbax warns that what it wrote has one file per array, which is meant
     try:
-        record = convert(arguments.folder, arguments.out)
+        record = convert(arguments.folder, arguments.out, arguments.prompts)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"convert.from_diffusers: {str(error).splitlines()[0]}\n")
         return 2
@@ -108,6 +124,20 @@ def _source(
     tensors = mapping.plan(rows, shapes.get("dit", shapes))
     mapping.check(tensors, _shapes(entries), path)
     return Source("vae" if isinstance(config, VAEConfig) else "params", config, shapes, entries, tensors)
+
+
+def _prompts(path: pathlib.Path, sources: Sequence[Source]) -> np.ndarray:
+    """The table of a run's prompts."""
+    entries = open_tensors(path)
+    names = [prompt_name(task) for task in TASKS]
+    wrong = sorted(set(names) ^ entries.keys())
+    if wrong:
+        raise ValueError(f"{path}: the prompts are not those of this version: {wrong[0]!r}")
+    width = next(source.config.joint_attention_dim for source in sources if isinstance(source.config, DiTConfig))
+    shapes = {entries[name].shape for name in names}
+    if len(shapes) != 1 or len(shape := shapes.pop()) != 3 or (shape[0], shape[2]) != (1, width):
+        raise ValueError(f"{path}: expected every prompt as [1, tokens, {width}], all alike")
+    return np.concatenate([np.asarray(entries[name].read(), np.float32) for name in names])
 
 
 def _slices(source: Source) -> Iterator[Slice]:

@@ -29,7 +29,7 @@ from uniser_jax.checkpoint import Checkpoints, has_checkpoint
 from uniser_jax.models.presets import DiTConfig, preset
 from uniser_jax.models.uniser import conditioned_config
 from uniser_jax.step import build_network
-from uniser_jax.types import TASKS
+from uniser_jax.types import TASKS, prompt_name
 
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _NAME = "diffusion_pytorch_model"
@@ -169,7 +169,12 @@ def _export_base(checkpoints: Checkpoints, base: Mapping[str, Any], out: pathlib
         dtype, table = np.dtype(stored["dtype"]), stored["config"]  # numpy knows bfloat16 by ml_dtypes
         if item == "params":
             config = configs.transformer(table)
-            params = checkpoints.item("params", shapes_of(config))
+            shapes = shapes_of(config)
+            if (
+                "tasks" in stored
+            ):  # a checkpoint is read whole; the prompts of a base are those of the file it was given
+                shapes |= {"prompts": checkpoints.stored("params")["prompts"]}
+            params = checkpoints.item("params", shapes)
             _export_transformer(out / "transformer", config, params["dit"], dtype)
         else:
             autoencoder = configs.vae(table)
@@ -189,11 +194,6 @@ def _write_prompts(path: pathlib.Path, table: Any) -> None:
     announced = {name: (value.dtype, value.shape) for name, value in prompts.items()}
     tensorfile.write(path, announced, prompts.__getitem__)
     _read_back([path], announced, prompts.__getitem__)
-
-
-def prompt_name(task: str) -> str:
-    """The name of a task's tensor: `remove_haze`; `nothing` for the empty request."""
-    return task.replace(" ", "_") or "nothing"
 
 
 def _read_back(paths: list[pathlib.Path], announced: Mapping[str, Any], values: Callable[[str], np.ndarray]) -> None:

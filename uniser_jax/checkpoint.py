@@ -148,6 +148,11 @@ class Checkpoints:
         """Reads, and checks, one item of the newest step into the shapes, dtypes and shardings of `abstract`."""
         return self._read(self.latest(), {name: abstract})[name]
 
+    def stored(self, name: str) -> Any:
+        """Shapes and dtypes of one item of the newest step, as they were saved."""
+        tree = self._manager.item_metadata(self.latest())[name].tree
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
     def _read(self, step: int | None, items: dict[str, Any]) -> dict[str, Any]:
         record, where = self.record(step), f"checkpoint {self._folder / str(step)}"
         try:

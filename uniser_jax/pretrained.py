@@ -12,19 +12,25 @@ from uniser_jax.checkpoint import Checkpoints, has_checkpoint
 from uniser_jax.models import vae
 from uniser_jax.models.codec import LatentCodec
 from uniser_jax.models.vae import VAEConfig
-from uniser_jax.types import TrainState
+from uniser_jax.types import TrainState, tasks_digest
 
 
 def with_base(state: TrainState, shapes: TrainState, base: str | pathlib.Path) -> TrainState:
-    """A fresh state whose transformer, and its average, are those of a base, read directly into their shardings.
+    """A fresh state whose transformer, and prompts if the base has them, are those of a base; their averages too.
+
+    They are read directly into their shardings.
 
     Raises:
       ValueError: if there is no base, or it does not fit the model.
     """
     with _open(base) as checkpoints:
-        dit = checkpoints.weights({"dit": shapes.params["dit"]}, ema=False)["dit"]
+        tasks = checkpoints.record().get("base", {}).get("params", {}).get("tasks")
+        if tasks not in (None, tasks_digest()):
+            raise ValueError(f"{base}: its prompts were cached for another set of tasks; cache them again")
+        names = ("dit",) if tasks is None else ("dit", "prompts")
+        read = checkpoints.weights({name: shapes.params[name] for name in names}, ema=False)
     copy = jax.jit(lambda tree: jax.tree.map(jax.numpy.copy, tree))  # a donated state must not hold an array twice
-    return state._replace(params=state.params | {"dit": dit}, ema=state.ema | {"dit": copy(dit)})
+    return state._replace(params=state.params | read, ema=state.ema | copy(read))
 
 
 def latents(base: str | pathlib.Path, mesh: Mesh | None = None) -> LatentCodec:

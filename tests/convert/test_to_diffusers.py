@@ -22,7 +22,7 @@ from uniser_jax import config as schema
 from uniser_jax.checkpoint import Checkpoints
 from uniser_jax.restore.restorer import Restorer
 from uniser_jax.step import build_network
-from uniser_jax.types import TASKS, TrainState
+from uniser_jax.types import TASKS, TrainState, prompt_name
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_photographs_of_any_size(folder: pathlib.Path) -> None:
 
 def test_prompts_are_one_tensor_per_task(folder: pathlib.Path, run: pathlib.Path) -> None:
     prompts = load_file(folder / "prompt_embeds.safetensors")
-    assert prompts.keys() == {to_diffusers.prompt_name(task) for task in TASKS}
+    assert prompts.keys() == {prompt_name(task) for task in TASKS}
     table = Restorer.from_checkpoint(run).params["prompts"]["table"]
     np.testing.assert_array_equal(prompts["add_shadow"][0], table[TASKS.index("add shadow")])
 
