@@ -23,6 +23,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.model.preset = "klein-4b"
     config.model.base = args.base
     config.model.codec, config.model.conditioning = "latents", "references"
+    config.model.drop_mask = 0.25
     config.model.prompt_length = 16
     config.model.remat = "full"
 

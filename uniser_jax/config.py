@@ -38,6 +38,7 @@ def defaults() -> ConfigDict:
     config.model.codec = "pixels"  # pixels | latents: those of the base's autoencoder
     config.model.patch = 16  # side of a token in pixels
     config.model.conditioning = "channels"  # channels | references: photograph and mask in each token, or as images
+    config.model.drop_mask = 0.0  # by references: share of white masks that are left out, so that none is needed
     config.model.prompt_length = 8  # tokens per task embedding
     config.model.compute_dtype = "bfloat16"  # parameters and optimizer stay float32
     config.model.attention = "xla"  # xla | chunked
@@ -187,6 +188,10 @@ def validate(config: ConfigDict) -> None:
         )
     if config.model.codec not in ("pixels", "latents"):
         raise ValueError(f"config.model.codec = {config.model.codec!r}: expected pixels or latents")
+    if config.model.drop_mask and config.model.conditioning != "references":
+        raise ValueError(
+            "config.model.drop_mask: a channel is always there; use config.model.conditioning = 'references'"
+        )
     if config.model.codec == "latents" and not (config.model.base and config.model.conditioning == "references"):
         raise ValueError(
             "config.model.codec = 'latents' needs config.model.base and config.model.conditioning = 'references'"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from ml_collections import ConfigDict
 
 from uniser_jax import config as schema
@@ -95,7 +95,10 @@ def make_step(
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         t, noise = flow.draw(key, latents.shape(batch.target.shape) if latents else batch.target.shape)
         loss = functools.partial(batch_loss, network, flow, latents=latents)
-        gradient, metrics = accumulated_gradient(loss, state.params, (batch, t, noise), config.optim.accumulate)
+        data: tuple[Any, ...] = (batch, t, noise)
+        if config.model.drop_mask:
+            data += (draw_mask_seen(key, batch.mask, config.model.drop_mask),)
+        gradient, metrics = accumulated_gradient(loss, state.params, data, config.optim.accumulate)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optim.ema_update(state.ema, params, config.optim.ema, state.step)
@@ -112,11 +115,24 @@ def make_step(
     return compiled if latents is None else lambda state, batch: compiled(state, batch, latents)
 
 
+def draw_mask_seen(key: jax.Array, mask: UInt8[Any, "b h w"], share: float) -> Bool[Any, "b"]:
+    """Which examples see their mask: of those whose mask is white, and so says nothing, `share` do not."""
+    dropped = jax.random.bernoulli(jax.random.fold_in(key, 1), share, mask.shape[:1])
+    return ~(dropped & (mask == 255).all((1, 2)))
+
+
 def batch_loss(
-    network: Network, flow: Flow, params: Any, batch: Batch, t: Any, noise: Any, latents: LatentCodec | None = None
+    network: Network,
+    flow: Flow,
+    params: Any,
+    batch: Batch,
+    t: Any,
+    noise: Any,
+    mask_seen: Any = None,
+    latents: LatentCodec | None = None,
 ) -> tuple[Any, Metrics]:
     """The mean loss of a batch, and its sums per effect and per tenth of t; of its latents, if there is a codec."""
-    predict = functools.partial(uniser.apply, network.graphdef, params)
+    predict = functools.partial(uniser.apply, network.graphdef, params, mask_seen=mask_seen)
     input, target, mask = to_float(batch.input), to_float(batch.target), mask_of(batch)
     if latents is not None:
         input, target, mask = latents.encode(input), latents.encode(target), latents.encode_mask(mask)

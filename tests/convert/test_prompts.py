@@ -13,7 +13,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from convert import cache_prompts, from_diffusers, to_diffusers
-from tests.convert.state import numpy_state
 from tests.convert.test_transformer import SMALL, torch_model
 from uniser_jax.checkpoint import Checkpoints
 from uniser_jax.pretrained import with_base
@@ -84,8 +83,6 @@ def test_mistakes_are_one_line(tmp_path: pathlib.Path, capsys: pytest.CaptureFix
     assert cache_prompts.main(["--text-encoder", str(tmp_path), str(tmp_path / "x")]) == 2
     assert "text_encoder is missing" in capsys.readouterr().err
     torch_model(SMALL).save_pretrained(tmp_path / "in")
-    state = numpy_state(torch_model(SMALL))
-    assert state
     other = tmp_path / "in" / "diffusion_pytorch_model.safetensors"
     assert from_diffusers.main([str(tmp_path / "in"), str(tmp_path / "out"), f"--prompts={other}"]) == 2
     assert "not those of this version" in capsys.readouterr().err

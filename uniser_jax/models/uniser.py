@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from uniser_jax.models.codec import PixelCodec
 from uniser_jax.models.dit import DiT
@@ -70,16 +70,20 @@ class UniSER(nnx.Module):
         input: Float[Array, "b h w c"],
         mask: Float[Array, "b h w *c"] | None,
         task: Int[Array, "b"],
+        mask_seen: Bool[Array, "b"] | None = None,
     ) -> Float32[Array, "b h w c"]:
         """The prediction for noisy images x_t at times t, given the degraded photographs, soft masks aM and tasks.
 
-        By `references` a mask may also be None, or an image like the others already (latents of the gray mask).
+        By `references` a mask may also be None, or an image like the others already (latents of the gray mask); `mask_seen`
+        says which examples have one at all.
         """
         context, words = self.prompts(task), text_ids(self.prompt_length)
         h, w = x_t.shape[1:3]
         if self.conditioning == "references":
             tokens, ids = sequence(self.codec, x_t, input, mask)
-            out = self.dit(tokens, context, t, ids, words)[:, : len(self.codec.ids(h, w))]
+            last = ids[:, 0] == 2 * _APART
+            seen = None if mask_seen is None else mask_seen[:, None] | ~last[None]
+            out = self.dit(tokens, context, t, ids, words, seen=seen)[:, : len(self.codec.ids(h, w))]
         else:
             assert mask is not None, "a channel is always there"
             parts = (x_t, input, mask[..., None])
@@ -133,6 +137,6 @@ def abstract(config: DiTConfig, codec: PixelCodec, **settings: Any) -> tuple[nnx
     return graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(axes)
 
 
-def apply(graphdef: nnx.GraphDef, params: Any, *args: Any) -> Float32[Array, "b h w c"]:
+def apply(graphdef: nnx.GraphDef, params: Any, *args: Any, **settings: Any) -> Float32[Array, "b h w c"]:
     """Calls the network of `graphdef` with `params`; for use inside `jax.jit`."""
-    return nnx.merge(graphdef, params)(*args)
+    return nnx.merge(graphdef, params)(*args, **settings)
