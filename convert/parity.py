@@ -45,6 +45,8 @@ def compare(folder: pathlib.Path, config: ConfigDict, params: Any) -> dict[str, 
     """
     exact = ConfigDict(config.to_dict())
     exact.model.compute_dtype = "float32"
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
     klein = config.model.codec == "latents"
     extra = {"text_encoder": None, "tokenizer": None} if klein else {"trust_remote_code": True}
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **extra).to(torch.float32)
