@@ -103,13 +103,13 @@ def to_text(size: int, results: dict[str, Any]) -> str:
 
 def _rate(call: Callable[[int], Any], seconds: float) -> float:
     """Calls per second of processor time, over different indices."""
-    for index in range(20):  # compile, fill banks
+    for index in range(200):  # compile, and fill the banks of patterns
         call(index)
-    start, index = time.process_time(), 0
+    start, index = time.process_time(), 200
     while time.process_time() - start < seconds:
         call(index)
         index += 1
-    return index / (time.process_time() - start)
+    return (index - 200) / (time.process_time() - start)
 
 
 def _shares(examples: Examples, count: int = 60) -> dict[str, float]:

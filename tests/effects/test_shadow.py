@@ -153,7 +153,7 @@ def test_lamps_cast_shadows_apart_and_half_shadows_between() -> None:
 def test_shadows_bend_where_the_depth_does() -> None:
     depth = np.zeros((SIZE, SIZE), np.float32)
     depth[:, SIZE // 2 :] = 1
-    shadow = shadow_of("edge", 1, bend=0.05, angle=np.pi / 2)
+    shadow = shadow_of("edge", 1, bend=0.05, angle=np.pi / 2, penumbra=0.006)
     flat = shadow.render(SCENE._replace(depth=np.zeros_like(depth))).coverage[0]
     bent = shadow.render(SCENE._replace(depth=depth)).coverage[0]
     assert np.abs(bent[:, 4 : SIZE // 2 - 8] - bent[:, SIZE // 2 + 8 : -4]).mean() > 0

@@ -53,7 +53,7 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur, sigma in pixels; a wide one is done on a smaller image, at a constant price."""
     if sigma < 0.3:
         return image
-    factor = int(sigma // 4)
+    factor = int(sigma // 2)  # what is left to blur is 2 pixels or more
     if factor < 2:
         return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
     h, w = image.shape[:2]

@@ -56,9 +56,9 @@ class FlareSampling:
 
     own: float = 0.7
     outside: float = 0.4
-    phone: float = 0.35
+    phone: float = 0.5
     phone_level: tuple[float, ...] = (0.015, 0.1)
-    lens_level: tuple[float, ...] = (0.1, 0.8)
+    lens_level: tuple[float, ...] = (0.05, 0.4)
     ghosts: float = 0.6
     mirror: float = 0.4
     streaks: float = 0.25

@@ -6,7 +6,7 @@ Compiled code is cached on disk beside this file, or in numba's user cache where
 
 import numba
 import numpy as np
-from jaxtyping import Bool, Float32, Int16, UInt8
+from jaxtyping import Float32, Int16, UInt8
 
 Image = Float32[np.ndarray, "h w c"]
 Plane = Float32[np.ndarray, "h w"]
@@ -28,13 +28,27 @@ def linear(radiance: Image, transmission: Image, emission: Image, strength: Plan
 
 
 @_compiled
-def all_white(stored: UInt8[np.ndarray, "h w c"]) -> Bool[np.ndarray, "h w"]:
-    """Where every channel of a stored image is 255."""
-    out = np.empty(stored.shape[:2], np.bool_)
+def all_white(stored: UInt8[np.ndarray, "h w c"]) -> Plane:
+    """1 where every channel of a stored image is 255, else 0."""
+    out = np.empty(stored.shape[:2], np.float32)
     for i in range(stored.shape[0]):
         for j in range(stored.shape[1]):
-            out[i, j] = stored[i, j, 0] == 255 and stored[i, j, 1] == 255 and stored[i, j, 2] == 255
+            out[i, j] = (stored[i, j, 0] & stored[i, j, 1] & stored[i, j, 2]) == 255
     return out
+
+
+@_compiled
+def lift(radiance: Image, stored: UInt8[np.ndarray, "h w c"], inside: Plane, gain: Float32[np.ndarray, "c"]) -> None:
+    """Adds gain max(2 inside - 1, 0)^2 where all channels are 255, in place.
+
+    `inside` is their blurred share: 1/2 at a straight edge, where nothing is added; a step would show under any shadow.
+    """
+    for i in range(stored.shape[0]):
+        for j in range(stored.shape[1]):
+            if (stored[i, j, 0] & stored[i, j, 1] & stored[i, j, 2]) == 255 and inside[i, j] > np.float32(0.5):
+                share = np.float32(2) * inside[i, j] - _ONE
+                for c in range(3):
+                    radiance[i, j, c] += gain[c] * share * share
 
 
 @_compiled
@@ -51,7 +65,8 @@ def encode(
 ) -> UInt8[np.ndarray, "h w c"]:
     """The level of gain x + k sigma e, sigma^2 = shot * clip(gain x) + read^2, of a contiguous image.
 
-    A row at a time, values first: flat loops without look-ups are vectorised.
+    A row at a time, values first: flat loops without look-ups are vectorised. Indices are unsigned, because numba lets signed
+    ones count from the end, and pays for it.
 
     Args:
       radiance: x.
@@ -66,7 +81,7 @@ def encode(
     """
     height, width = radiance.shape[0], 3 * radiance.shape[1]
     out = np.empty(radiance.shape, np.uint8)
-    gains, values, bins = _repeated(gain, width), np.empty(width, np.float32), np.empty(width, np.int32)
+    gains, values, bins = _repeated(gain, width), np.empty(width, np.float32), np.empty(width, np.uint32)
     spread, variance, slope = np.empty(width, np.float32), np.float32(read * read), np.float32(shot)
     count = np.float32(len(levels) - 1)
     for i in range(height):
@@ -83,12 +98,12 @@ def encode(
                 values[j] += spread[j] * sigma * noise[j]
         for j in range(width):
             values[j] = min(max(values[j], _ZERO), _ONE)
-            bins[j] = np.int32(values[j] * count)
+            bins[j] = np.uint32(np.int32(values[j] * count))
         for j in range(width):
             level = levels[bins[j]]
             if level < 0:
                 level = -level - 1
-                while values[j] > ends[level]:
+                while values[j] > ends[np.uint8(level)]:
                     level += 1
             stored[j] = np.uint8(level)
     return out

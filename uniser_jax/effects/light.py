@@ -93,12 +93,9 @@ def expand_highlights(
         linear, white = kernels.decode(photo, _decoded(), matrix.astype(np.float32))
     if stops <= 0 or not white:
         return linear
-    clipped = kernels.all_white(photo)
-    if clipped.any():
-        inside = fields.blur(clipped.astype(np.float32), 0.01 * fields.side(clipped.shape))[clipped]
-        # 1/2 at a straight edge, where nothing is added: a step would show as a hard white patch under any shadow.
-        lift = np.maximum(2 * inside - 1, 0) ** 2 * np.float32(2**stops - 1)
-        linear[clipped] += lift[:, None] * (_WHITE if matrix is None else matrix.sum(1).astype(np.float32))
+    inside = fields.blur(kernels.all_white(photo), 0.01 * fields.side(photo.shape[:2]))
+    gain = (2**stops - 1) * (_WHITE if matrix is None else matrix.sum(1))
+    kernels.lift(linear, photo, inside, gain.astype(np.float32))
     return linear
 
 

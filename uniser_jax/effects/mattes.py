@@ -153,11 +153,11 @@ def bent(plane: Plane, relief: Plane, along_x: Number, along_y: Number) -> Plane
     out = np.empty(plane.shape, np.float32)
     for y in range(rows):
         for x in range(columns):
-            u = min(max(np.float32(x) + relief[y, x] * along_x, np.float32(0)), np.float32(columns - 1.001))
-            v = min(max(np.float32(y) + relief[y, x] * along_y, np.float32(0)), np.float32(rows - 1.001))
+            u = min(max(np.float32(x) + relief[y, x] * along_x, np.float32(0)), np.float32(columns - 1))
+            v = min(max(np.float32(y) + relief[y, x] * along_y, np.float32(0)), np.float32(rows - 1))
             i, j = np.uint32(v), np.uint32(u)  # unsigned: no test for places counted from the end
             a, b = v - np.float32(i), u - np.float32(j)
-            below, right = i + np.uint32(1), j + np.uint32(1)
+            below, right = min(i + np.uint32(1), np.uint32(rows - 1)), min(j + np.uint32(1), np.uint32(columns - 1))
             upper = plane[i, j] + b * (plane[i, right] - plane[i, j])
             lower = plane[below, j] + b * (plane[below, right] - plane[below, j])
             out[y, x] = upper + a * (lower - upper)

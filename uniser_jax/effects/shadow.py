@@ -70,7 +70,7 @@ class ShadowSampling:
     indoors: float = 0.2
     several: float = 0.2
     bend: float = 0.4
-    penumbra: tuple[float, ...] = (0.001, 0.013)
+    penumbra: tuple[float, ...] = (0.002, 0.013)
 
     def __post_init__(self) -> None:
         weights = tuple(getattr(self, group) for group in _GROUPS)
