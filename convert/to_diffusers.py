@@ -34,6 +34,7 @@ from uniser_jax.types import TASKS, prompt_name
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _NAME = "diffusion_pytorch_model"
 _MOST = 10**10  # bytes per file, as diffusers' own
+_TORCH = ("torch", "diffusers", "safetensors")  # what a comparison needs
 
 
 class Run(NamedTuple):
@@ -71,9 +72,16 @@ def export(
             _export_base(checkpoints, record["base"], out)
             return None
         loaded = _load(checkpoints, record, ema)
-    _export_transformer(out / "transformer", loaded.transformer, loaded.params["dit"], DTYPES[dtype])
+    _export_run(loaded, out, DTYPES[dtype], single_file)
+    difference = _compare(out, loaded) if all(map(importlib.util.find_spec, _TORCH)) else None
+    (out / "README.md").write_text(card.text(loaded.config, loaded.transformer, loaded.step, dtype, ema, difference))
+    return difference
+
+
+def _export_run(loaded: Run, out: pathlib.Path, dtype: np.dtype, single_file: bool) -> None:
+    _export_transformer(out / "transformer", loaded.transformer, loaded.params["dit"], dtype)
     if single_file:
-        write_tensors(out, "uniser", mapping.TRANSFORMER_BFL, loaded.params["dit"], DTYPES[dtype])
+        write_tensors(out, "uniser", mapping.TRANSFORMER_BFL, loaded.params["dit"], dtype)
     _write_prompts(out / "prompt_embeds.safetensors", loaded.params["prompts"]["table"])
     if loaded.config.model.codec == "latents":
         with Checkpoints(loaded.config.model.base) as checkpoints:
@@ -85,9 +93,6 @@ def export(
         _write_json(out / "model_index.json", _index(loaded.config))
     _write_json(out / "scheduler" / "scheduler_config.json", _SCHEDULER | {"shift": loaded.config.restore.shift})
     _write_json(out / "training_config.json", loaded.config.to_dict())
-    difference = _compare(out, loaded) if importlib.util.find_spec("torch") else None
-    (out / "README.md").write_text(card.text(loaded.config, loaded.transformer, loaded.step, dtype, ema, difference))
-    return difference
 
 
 def write_tensors(

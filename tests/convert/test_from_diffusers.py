@@ -76,7 +76,7 @@ def test_a_changed_byte_is_found(tmp_path: pathlib.Path) -> None:
         weights(tmp_path / "out", "vae", shapes)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.mark.parametrize("config", [CONFIGS["guidance"], CONFIGS["another MLP"]], ids=["guidance", "another MLP"])
 def test_a_single_file_needs_no_config(config, tmp_path: pathlib.Path) -> None:
     state = numpy_state(torch_model(config))
     ours = ours_of(mapping.TRANSFORMER, graph_and_shapes(config)[1], state)

@@ -25,11 +25,10 @@ from uniser_jax.step import build_network
 from uniser_jax.types import TASKS, TrainState, prompt_name
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def make_run(folder: pathlib.Path, conditioning: str = "channels") -> pathlib.Path:
     """A run whose parameters are random, the last, zero, projection too; the average is another set."""
-    folder = tmp_path_factory.mktemp("run")
     config = schema.defaults()
+    config.model.conditioning = conditioning
     config.model.preset, config.model.patch, config.model.prompt_length = "tiny", 8, 4
     config.model.compute_dtype, config.model.remat = "float32", "none"
     config.data.size, config.restore.steps = 64, 2
@@ -44,6 +43,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(7, TrainState(jnp.int32(7), params, ema, {"none": jnp.zeros(1)}), config, force=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return make_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +116,11 @@ def test_torch_restores_as_jax_does(folder: pathlib.Path, run: pathlib.Path) -> 
         ).images[0]
         assert np.abs(ours.astype(int) - photo()).max() > 20
         assert np.abs(ours.astype(int) - np.asarray(theirs)).max() <= 1
+
+
+def test_references_are_read_alike(tmp_path: pathlib.Path) -> None:
+    assert to_diffusers.export(make_run(tmp_path / "run", "references"), tmp_path / "out") < 1e-4
+    assert json.loads((tmp_path / "out" / "parity.json").read_text())["restoration"] < 1e-4
 
 
 def test_photographs_of_any_size(folder: pathlib.Path) -> None:
