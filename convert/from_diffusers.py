@@ -107,12 +107,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=pathlib.Path, help="the run folder to make")
     parser.add_argument("--prompts", type=pathlib.Path, help="a file made by convert.cache_prompts")
     arguments = parser.parse_args(argv)
+    verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # orbax warns that what it wrote has one file per array, which is meant
     try:
         record = convert(arguments.folder, arguments.out, arguments.prompts)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"convert.from_diffusers: {str(error).splitlines()[0]}\n")
         return 2
+    finally:
+        logging.set_verbosity(verbosity)
     sys.stdout.write(f"{arguments.out}: {', '.join(record)}\n")
     return 0
 

@@ -28,6 +28,7 @@ from uniser_jax import config as schema
 from uniser_jax.checkpoint import Checkpoints, has_checkpoint
 from uniser_jax.models.presets import DiTConfig, preset
 from uniser_jax.models.uniser import conditioned_config
+from uniser_jax.pretrained import open_base
 from uniser_jax.step import build_network
 from uniser_jax.types import TASKS, prompt_name
 
@@ -84,9 +85,8 @@ def _export_run(loaded: Run, out: pathlib.Path, dtype: np.dtype, single_file: bo
         write_tensors(out, "uniser", mapping.TRANSFORMER_BFL, loaded.params["dit"], dtype)
     _write_prompts(out / "prompt_embeds.safetensors", loaded.params["prompts"]["table"])
     if loaded.config.model.codec == "latents":
-        with Checkpoints(loaded.config.model.base) as checkpoints:
-            stored = checkpoints.record()["base"]
-            _export_base(checkpoints, {"vae": stored["vae"]}, out)
+        with open_base(loaded.config.model.base) as checkpoints:
+            _export_base(checkpoints, {"vae": checkpoints.record()["base"]["vae"]}, out)
         _write_json(out / "model_index.json", _KLEIN_INDEX)
     else:
         shutil.copyfile(pathlib.Path(__file__).with_name("pipeline.py"), out / "pipeline.py")

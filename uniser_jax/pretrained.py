@@ -23,7 +23,7 @@ def with_base(state: TrainState, shapes: TrainState, base: str | pathlib.Path) -
     Raises:
       ValueError: if there is no base, or it does not fit the model.
     """
-    with _open(base) as checkpoints:
+    with open_base(base) as checkpoints:
         tasks = checkpoints.record().get("base", {}).get("params", {}).get("tasks")
         if tasks not in (None, tasks_digest()):
             raise ValueError(f"{base}: its prompts were cached for another set of tasks; cache them again")
@@ -39,7 +39,7 @@ def latents(base: str | pathlib.Path, mesh: Mesh | None = None) -> LatentCodec:
     Raises:
       ValueError: if there is no base, or it has no autoencoder.
     """
-    with _open(base) as checkpoints:
+    with open_base(base) as checkpoints:
         parts = checkpoints.record().get("base", {})
         if "vae" not in parts:
             raise ValueError(f"{base} holds no autoencoder: convert a whole pipeline, with its vae/")
@@ -60,7 +60,12 @@ def vae_config(table: dict[str, Any]) -> VAEConfig:
     return VAEConfig(**values)
 
 
-def _open(base: str | pathlib.Path) -> Checkpoints:
+def open_base(base: str | pathlib.Path) -> Checkpoints:
+    """The checkpoint of a converted base.
+
+    Raises:
+      ValueError: if there is none.
+    """
     if not has_checkpoint(base):
         raise ValueError(
             f"config.model.base = {str(base)!r} is no converted base; python -m convert.from_diffusers makes one"

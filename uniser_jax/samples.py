@@ -41,8 +41,10 @@ class SampleGrid:
         def restored(params: Any, batch: Batch, latents: LatentCodec | None) -> Any:
             predict = functools.partial(uniser.apply, network.graphdef, params)
             key, how = jax.random.key(config.evaluation.seed), config.restore
-            seen = (to_float(batch.input), mask_of(batch), batch.task)
-            return to_uint8(restore(predict, flow, key, *seen, how.steps, how.shift, latents, how.compensate))
+            images, mask = to_float(batch.input), mask_of(batch)
+            return to_uint8(
+                restore(predict, flow, key, images, mask, batch.task, how.steps, how.shift, latents, how.compensate)
+            )
 
         replicated = jax.sharding.PartitionSpec()
         self._latents, self._restore = latents, jax.jit(restored, out_shardings=replicated)

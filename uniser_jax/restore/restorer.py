@@ -94,16 +94,11 @@ class Restorer:
             params = checkpoints.weights(network.shapes, ema)
         flow = schema.build(Flow, config.flow)
         working_size = config.restore.working_size or config.data.size
-        how = config.restore
+        steps, direct, shift = config.restore.steps, config.restore.direct, config.restore.shift
         latents = pretrained.latents(config.model.base) if config.model.codec == "latents" else None
-        settings = {
-            "latents": latents,
-            "shift": how.shift,
-            "compensate": how.compensate if compensate is None else compensate,
-        }
-        return cls(
-            network.graphdef, params, network.codec, flow, working_size, how.steps, config, how.direct, **settings
-        )
+        compensate = config.restore.compensate if compensate is None else compensate
+        space = {"latents": latents, "shift": shift, "compensate": compensate}
+        return cls(network.graphdef, params, network.codec, flow, working_size, steps, config, direct, **space)
 
     def __call__(
         self,
