@@ -264,7 +264,7 @@ def _scatter(rng: np.random.Generator, phone: bool) -> dict[str, Any]:
         "turn": float(rng.uniform(0, 2 * np.pi)),
         "zoom": float(np.exp(rng.uniform(np.log(0.7), np.log(1.8)))),
         "mirrored": bool(rng.random() < 0.5),
-        "spectrum": float(rng.uniform(1, 4.5) if phone else rng.uniform(-0.5, 1)),
+        "spectrum": float(rng.uniform(0.7, 3.2) if phone else rng.uniform(-0.5, 1)),
     }
 
 
