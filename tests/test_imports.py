@@ -25,6 +25,7 @@ LEVELS = {
     "checkpoint": 4,
     "watchdog": 4,
     "manifest": 4,
+    "pretrained": 5,
     "step": 5,
     "samples": 6,
     "train": 7,
@@ -58,6 +59,7 @@ def test_imports_only_go_down(path: pathlib.Path) -> None:
     names = imported(path)
     for name in names:
         assert not name.startswith(("convert", "launch"))
+        assert name.partition(".")[0] not in ("torch", "diffusers", "transformers", "peft"), "torch is never needed"
         if name.startswith("uniser_jax.") and name != "uniser_jax.__version__":
             assert room(name) == own or LEVELS[room(name)] < LEVELS[own], f"{own} imports {name}"
     if own != "checkpoint":

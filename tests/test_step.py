@@ -12,7 +12,15 @@ from uniser_jax import config as schema
 from uniser_jax import mesh as meshes
 from uniser_jax import optim
 from uniser_jax.diffusion.flow import Flow
-from uniser_jax.step import accumulated_gradient, batch_loss, build_network, init_state, make_step, state_shapes
+from uniser_jax.step import (
+    accumulated_gradient,
+    batch_loss,
+    build_network,
+    draw_mask_seen,
+    init_state,
+    make_step,
+    state_shapes,
+)
 from uniser_jax.types import EFFECTS, TASKS, Batch
 
 MESHES = [{"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "tensor": 2, "sequence": 2}]
@@ -144,3 +152,11 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_step() -> None:
     assert int(after.step) == int(before.step) + 1
     assert float(metrics["skipped"]) == 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(metrics)))
+
+
+def test_only_white_masks_are_left_out_and_they_at_random() -> None:
+    mask = np.full((4096, 2, 2), 255, np.uint8)
+    mask[::2, 0, 0] = 254
+    seen = np.asarray(draw_mask_seen(jax.random.key(0), mask, 0.25))
+    assert seen[::2].all()
+    assert 0.7 < seen[1::2].mean() < 0.8

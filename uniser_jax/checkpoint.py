@@ -5,16 +5,21 @@ step, version, a digest of every leaf). Restoring goes through our own abstract 
 file says, so a run continues on any mesh; and every leaf is checked, because files rot silently.
 """
 
+import functools
+import os
 import pathlib
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from absl import logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
@@ -27,6 +32,7 @@ from uniser_jax.types import TrainState
 FORMAT_VERSION = 1
 ON_CORRUPT = ("stop", "previous")
 _ITEMS = ("params", "ema", "opt_state")
+_FROZEN = "vae"  # beside a converted base
 _LANES = ((0, 2_654_435_761), (12_345, 2_246_822_519))  # offset and factor of the weights of a digest
 
 
@@ -55,7 +61,7 @@ class Checkpoints:
         )
         self._asked_to_stop = False
         self._handler: Any = None  # of SIGTERM, as it was
-        handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in _ITEMS}
+        handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in (*_ITEMS, _FROZEN)}
         handlers["record"] = ocp.JsonCheckpointHandler()
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
@@ -136,8 +142,16 @@ class Checkpoints:
 
     def weights(self, abstract: Any, ema: bool = True) -> Any:
         """Reads, and checks, only the parameters (their average, by default) of the newest step."""
-        item = "ema" if ema else "params"
-        return self._read(self.latest(), {item: abstract})[item]
+        return self.item("ema" if ema else "params", abstract)
+
+    def item(self, name: str, abstract: Any) -> Any:
+        """Reads, and checks, one item of the newest step into the shapes, dtypes and shardings of `abstract`."""
+        return self._read(self.latest(), {name: abstract})[name]
+
+    def stored(self, name: str) -> Any:
+        """Shapes and dtypes of one item of the newest step, as they were saved."""
+        tree = self._manager.item_metadata(self.latest())[name].tree
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
     def _read(self, step: int | None, items: dict[str, Any]) -> dict[str, Any]:
         record, where = self.record(step), f"checkpoint {self._folder / str(step)}"
@@ -196,7 +210,57 @@ class Checkpoints:
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:
     """Whether a run folder holds at least one committed step."""
     folder = pathlib.Path(workdir) / "checkpoints"
-    return folder.is_dir() and any(ocp.utils.checkpoint_steps(str(folder)))
+    return folder.is_dir() and bool(list(ocp.utils.checkpoint_steps(str(folder))))
+
+
+class Slice(NamedTuple):
+    """A part of one leaf, for `write_base`."""
+
+    item: str
+    path: str  # "a/b/c"
+    where: tuple[Any, ...]  # an index into the leaf, of numbers, slices and an ellipsis
+    values: np.ndarray
+
+
+def write_base(
+    workdir: str | pathlib.Path, items: Mapping[str, Any], slices: Iterable[Slice], record: Mapping[str, Any]
+) -> None:
+    """Writes trees as step 0 of a new run folder, slice by slice: no leaf need ever be whole in memory.
+
+    Orbax writes trees of scalars, in its plain layout of one zarr array per leaf; then each array is made anew in its true
+    shape, one chunk per layer, and filled. The step appears under its name only when all is written.
+
+    Args:
+      workdir: a folder without a checkpoint.
+      items: nested dicts of shapes and dtypes by item; `params` is what `Checkpoints.weights(..., ema=False)` reads.
+      slices: what fills them, each element exactly once.
+      record: JSON to keep beside them.
+
+    Raises:
+      ValueError: if there is a checkpoint already.
+    """
+    if has_checkpoint(workdir):
+        raise ValueError(f"{workdir} has a checkpoint already: name a new folder")
+    step = pathlib.Path(workdir).absolute() / "checkpoints" / "0"
+    temporary = step.with_name("0.orbax-checkpoint-tmp")  # a name that orbax overlooks and cleans up
+    shutil.rmtree(temporary, ignore_errors=True)
+    arrays: dict[tuple[str, str], Any] = {}
+    for item, tree in items.items():
+        scalars = jax.tree.map(lambda leaf: np.zeros((), leaf.dtype), tree)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as writer:
+            writer.save(temporary / item, args.PyTreeSave(scalars))
+        leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+        arrays |= {(item, _name(path)): _zarr(temporary / item, _name(path), leaf) for path, leaf in leaves}
+    sums = {key: np.zeros(2, np.uint32) for key in arrays}
+    for part in slices:
+        array = arrays[part.item, part.path]
+        array[part.where].write(part.values).result()
+        sums[part.item, part.path] += _digest_slice(array.shape, part.where, part.values)
+    found = {item: {path: [int(n) for n in sums[i, path]] for i, path in sums if i == item} for item in items}
+    record = {"format": FORMAT_VERSION, "version": __version__, "step": 0, "digests": found, **record}
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
+        writer.save(temporary / "record", args.JsonSave(record))
+    os.replace(temporary, step)
 
 
 def newest_run(root: str | pathlib.Path = "runs") -> pathlib.Path:
@@ -237,6 +301,24 @@ def _digest_leaf(leaf: jax.Array) -> jax.Array:
     return jnp.stack([jnp.sum(bits * weight, dtype=jnp.uint32) for weight in weights])
 
 
+def _digest_slice(shape: tuple[int, ...], where: tuple[Any, ...], values: np.ndarray) -> np.ndarray:
+    """What a slice adds to `_digest_leaf`: the same sums, on the host."""
+    gap = len(shape) - sum(index is not ... for index in where)
+    start = where.index(...) if ... in where else len(where)
+    where = where[:start] + (slice(None),) * gap + where[start + 1 :]
+    strides = np.cumprod((1, *shape[:0:-1]), dtype=np.uint64)[::-1].astype(np.uint32)
+    with np.errstate(over="ignore"):
+        places = (np.arange(n, dtype=np.uint32)[i] * s for n, i, s in zip(shape, where, strides, strict=False))
+        place = np.atleast_1d(functools.reduce(np.add.outer, places, np.uint32(0))).ravel()
+        bits = np.atleast_1d(values).ravel().view(f"u{values.dtype.itemsize}").astype(np.uint32, copy=False)
+        return np.array(
+            [
+                np.sum(bits * (((place + np.uint32(offset)) * np.uint32(factor) ^ (place >> 15)) | 1), dtype=np.uint32)
+                for offset, factor in _LANES
+            ]
+        )
+
+
 def _check_shapes(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Compares names and shapes before anything is read: orbax's own message would fill a screen."""
     wrong = [name for name in sorted(saved.keys() | wanted.keys()) if saved.get(name) != wanted.get(name)]
@@ -259,3 +341,13 @@ def _name(path: Any) -> str:
 
 def _reason(error: Exception) -> str:
     return f"cannot be read: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
+
+
+def _zarr(folder: pathlib.Path, path: str, leaf: Any) -> Any:
+    """A new array in the place of what orbax wrote for this leaf."""
+    store = {"driver": "file", "path": str(folder / path.replace("/", ".")) + "/"}
+    chunk = (1, *leaf.shape[1:]) if leaf.ndim == 3 else leaf.shape  # stacked matrices are filled a layer at a time
+    metadata = {"chunks": list(chunk), "compressor": {"id": "zstd", "level": 1}}
+    spec = {"driver": "zarr", "kvstore": store, "metadata": metadata}
+    settings = {"dtype": np.dtype(leaf.dtype), "shape": leaf.shape}
+    return tensorstore.open(spec, create=True, delete_existing=True, **settings).result()

@@ -74,7 +74,8 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
         count = arguments.count or config.evaluation.count
         rendered = benchmarks.held_out_edits if arguments.held_out else benchmarks.rendered_edits
         items = rendered(photos, config.data.size, count, config.evaluation.seed)
-    results = benchmarks.evaluate(restorer, items)
+    codec_only = arguments.codec_only
+    results = benchmarks.ceiling(restorer.reconstruct, items) if codec_only else benchmarks.evaluate(restorer, items)
     if arguments.json:
         tables.write(arguments.json, tables.to_json(results))
     if arguments.markdown:
@@ -133,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--held-out", action="store_true", help="render effects that no model is trained on: rain, smudges, stains, ..."
     )
+    add.add_argument("--codec-only", action="store_true", help="what the autoencoder makes of the targets: the bound")
     add.add_argument("--count", type=int, help="edits per effect (default: the config's)")
     add.add_argument("--json", type=pathlib.Path)
     add.add_argument("--markdown", type=pathlib.Path)

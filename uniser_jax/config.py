@@ -34,7 +34,11 @@ def defaults() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.preset = "s"  # a name in models.presets.PRESETS
+    config.model.base = ""  # a folder made by convert.from_diffusers, to start from; "" starts from random parameters
+    config.model.codec = "pixels"  # pixels | latents: those of the base's autoencoder
     config.model.patch = 16  # side of a token in pixels
+    config.model.conditioning = "channels"  # channels | references: photograph and mask in each token, or as images
+    config.model.drop_mask = 0.0  # by references: share of white masks that are left out, so that none is needed
     config.model.prompt_length = 8  # tokens per task embedding
     config.model.compute_dtype = "bfloat16"  # parameters and optimizer stay float32
     config.model.attention = "xla"  # xla | chunked
@@ -79,6 +83,8 @@ def defaults() -> ConfigDict:
 
     config.restore = ConfigDict()
     config.restore.steps = 1  # Euler steps
+    config.restore.shift = 1.0  # k of diffusion.sampler: above 1, more of the steps lie near noise
+    config.restore.compensate = True  # through latents: what the autoencoder loses of the photograph is put back
     config.restore.working_size = 0  # the network's side in pixels for photographs of any size; 0: data.size
     config.restore.direct = 1.25  # times working_size: up to here pixels come from the network, above by affine maps
     return config.lock()
@@ -179,6 +185,16 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(
             f"config.batch_size = {config.batch_size} is not a multiple of "
             f"config.optim.accumulate = {config.optim.accumulate}"
+        )
+    if config.model.codec not in ("pixels", "latents"):
+        raise ValueError(f"config.model.codec = {config.model.codec!r}: expected pixels or latents")
+    if config.model.drop_mask and config.model.conditioning != "references":
+        raise ValueError(
+            "config.model.drop_mask: a channel is always there; use config.model.conditioning = 'references'"
+        )
+    if config.model.codec == "latents" and not (config.model.base and config.model.conditioning == "references"):
+        raise ValueError(
+            "config.model.codec = 'latents' needs config.model.base and config.model.conditioning = 'references'"
         )
     if not 0 <= config.optim.ema < 1:
         raise ValueError(f"config.optim.ema = {config.optim.ema}: expected in [0, 1)")

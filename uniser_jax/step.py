@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from ml_collections import ConfigDict
 
 from uniser_jax import config as schema
@@ -16,7 +16,7 @@ from uniser_jax import mesh as meshes
 from uniser_jax import optim
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.models import uniser
-from uniser_jax.models.codec import PixelCodec
+from uniser_jax.models.codec import LatentCodec, PixelCodec
 from uniser_jax.models.presets import preset
 from uniser_jax.types import Batch, TrainState
 
@@ -40,14 +40,15 @@ def build_network(model: ConfigDict) -> Network:
     Raises:
       ValueError: for an unknown preset, dtype, kernel or remat policy, naming the known ones.
     """
-    codec = PixelCodec(model.patch)
+    size = preset(model.preset)
+    codec = PixelCodec(1, size.in_channels) if model.codec == "latents" else PixelCodec(model.patch)
     settings = {
         "prompt_length": model.prompt_length,
         "dtype": jnp.dtype(model.compute_dtype),
         "attention": model.attention,
         "remat": model.remat,
+        "conditioning": model.conditioning,
     }
-    size = preset(model.preset)
     graphdef, shapes, axes = uniser.abstract(size, codec, **settings)
     return Network(graphdef, shapes, axes, codec, lambda key: uniser.create(size, codec, key, **settings)[1])
 
@@ -80,17 +81,24 @@ def init_state(network: Network, optimizer: optax.GradientTransformation, shapes
 
 
 def make_step(
-    config: ConfigDict, network: Network, optimizer: optax.GradientTransformation, shapes: TrainState
+    config: ConfigDict,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    shapes: TrainState,
+    latents: LatentCodec | None = None,
 ) -> Step:
-    """Compiles, on first use, `(state, batch) -> (state, metrics)`; the old state is donated."""
+    """Compiles, on first use, `(state, batch) -> (state, metrics)`; the old state is donated, the latents' codec stays."""
     flow = schema.build(Flow, config.flow)
     learning_rate = optim.schedule(config.optim, config.steps)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, latents: LatentCodec | None = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        t, noise = flow.draw(key, batch.target.shape)
-        loss = functools.partial(batch_loss, network, flow)
-        gradient, metrics = accumulated_gradient(loss, state.params, (batch, t, noise), config.optim.accumulate)
+        t, noise = flow.draw(key, latents.shape(batch.target.shape) if latents else batch.target.shape)
+        loss = functools.partial(batch_loss, network, flow, latents=latents)
+        data: tuple[Any, ...] = (batch, t, noise)
+        if config.model.drop_mask:
+            data += (draw_mask_seen(key, batch.mask, config.model.drop_mask),)
+        gradient, metrics = accumulated_gradient(loss, state.params, data, config.optim.accumulate)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optim.ema_update(state.ema, params, config.optim.ema, state.step)
@@ -103,13 +111,32 @@ def make_step(
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     replicated = shapes.step.sharding
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
+    return compiled if latents is None else lambda state, batch: compiled(state, batch, latents)
 
 
-def batch_loss(network: Network, flow: Flow, params: Any, batch: Batch, t: Any, noise: Any) -> tuple[Any, Metrics]:
-    """The mean loss of a batch, and its sums per effect and per tenth of t."""
-    predict = functools.partial(uniser.apply, network.graphdef, params)
-    losses = flow.loss(predict, t, noise, to_float(batch.input), to_float(batch.target), mask_of(batch), batch.task)
+def draw_mask_seen(key: jax.Array, mask: UInt8[Any, "b h w"], share: float) -> Bool[Any, "b"]:
+    """Which examples see their mask: of those whose mask is white, and so says nothing, `share` do not."""
+    dropped = jax.random.bernoulli(jax.random.fold_in(key, 1), share, mask.shape[:1])
+    return ~(dropped & (mask == 255).all((1, 2)))
+
+
+def batch_loss(
+    network: Network,
+    flow: Flow,
+    params: Any,
+    batch: Batch,
+    t: Any,
+    noise: Any,
+    mask_seen: Any = None,
+    latents: LatentCodec | None = None,
+) -> tuple[Any, Metrics]:
+    """The mean loss of a batch, and its sums per effect and per tenth of t; of its latents, if there is a codec."""
+    predict = functools.partial(uniser.apply, network.graphdef, params, mask_seen=mask_seen)
+    input, target, mask = to_float(batch.input), to_float(batch.target), mask_of(batch)
+    if latents is not None:
+        input, target, mask = latents.encode(input), latents.encode(target), latents.encode_mask(mask)
+    losses = flow.loss(predict, t, noise, input, target, mask, batch.task)
     present = (batch.strengths > 0).astype(jnp.float32)
     tenth = jax.nn.one_hot(jnp.clip(jnp.int32(t * 10), 0, 9), 10)
     sums = {

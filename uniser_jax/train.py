@@ -27,6 +27,7 @@ from uniser_jax.data.pipeline import Examples, batches
 from uniser_jax.effects.edit import EditSampling
 from uniser_jax.metrics import MetricsWriter, Progress, log_to_terminal
 from uniser_jax.models.presets import preset
+from uniser_jax.pretrained import latents, with_base
 from uniser_jax.samples import SampleGrid
 from uniser_jax.step import build_network, init_state, make_step, state_shapes
 from uniser_jax.types import TrainState
@@ -50,20 +51,23 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     optimizer = optim.optimizer(config.optim, config.steps)
     shapes = state_shapes(network, optimizer, mesh)
     examples, held_out = open_examples(config)
+    frozen = latents(config.model.base, mesh) if config.model.codec == "latents" else None
 
     saving = config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every
     with jax.set_mesh(mesh), Checkpoints(workdir, *saving) as checkpoints:
         # Resuming always wins over starting: the same command must never overwrite a run.
         if checkpoints.latest() is None:
             state, pending = init_state(network, optimizer, shapes, config.seed), ()
+            if config.model.base:
+                state = with_base(state, shapes, config.model.base)
         else:
             state = checkpoints.restore(shapes, config.checkpoint.on_corrupt)
             record = checkpoints.record(int(state.step))
             report_changes(record["config"], config)
             pending = record["pending"]
         start = int(state.step)
-        step = make_step(config, network, optimizer, shapes)
-        grid = SampleGrid(config, network, held_out)
+        step = make_step(config, network, optimizer, shapes, frozen)
+        grid = SampleGrid(config, network, held_out, frozen)
         stream = batches(
             examples, config.batch_size, start, process, processes, config.data.workers, config.data.threads
         )

@@ -7,6 +7,7 @@ Images on the wire are uint8 sRGB; physics happens in linear light, float32, sce
 This module imports nothing heavy: data workers load it, and they must not pay for jax.
 """
 
+import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,16 @@ TASKS = (
     "add effects",
     "",
 )
+
+
+def prompt_name(task: str) -> str:
+    """The name of a task in files: `remove_haze`; `nothing` for the empty request."""
+    return task.replace(" ", "_") or "nothing"
+
+
+def tasks_digest() -> str:
+    """Of the prompt set and its order: a table of embeddings made for another must not be taken for this one's."""
+    return hashlib.sha256("\n".join(TASKS).encode()).hexdigest()[:16]
 
 
 class Edit(NamedTuple):

@@ -29,7 +29,7 @@ def test_presets_count_what_they_say(name: str) -> None:
     codec = PixelCodec(16)
     _, shapes, axes = uniser.abstract(config, codec)  # nothing is allocated
     counted = sum(leaf.size for leaf in jax.tree.leaves(shapes["dit"]))
-    assert counted == uniser.channels_config(config, codec).parameter_count()
+    assert counted == uniser.conditioned_config(config, codec).parameter_count()
     jax.tree.map(lambda a, s: len(a) == len(s.shape) or pytest.fail(f"{a} {s}"), axes, shapes, is_leaf=_is_axes)
 
 
@@ -104,3 +104,24 @@ def test_there_is_a_prompt_for_every_task() -> None:
 
 def _is_axes(node) -> bool:
     return isinstance(node, tuple)
+
+
+@pytest.mark.parametrize("kernel", ["xla", "chunked"])
+def test_an_unseen_mask_is_as_if_there_were_none(kernel: str) -> None:
+    settings = {"prompt_length": 2, "conditioning": "references", "attention": kernel}
+    graphdef, params = uniser.create(preset("tiny"), PixelCodec(8), jax.random.key(0), **settings)
+    out = params["dit"]["image_out"]["kernel"]
+    params["dit"]["image_out"]["kernel"] = jax.random.normal(jax.random.key(1), out.shape)
+    rng = np.random.default_rng(0)
+    x, photo = rng.normal(size=(2, 2, 16, 24, 3)).astype(np.float32)
+    mask, task, t = rng.random((2, 16, 24), np.float32), jnp.array([1, 2]), jnp.array([0.5, 1.0])
+    call = jax.jit(lambda mask, **seen: uniser.apply(graphdef, params, x, t, photo, mask, task, **seen))
+    none, both, first = call(None), call(mask), call(mask, mask_seen=jnp.array([True, False]))
+    assert jnp.abs(none - both).max() > 0.1
+    np.testing.assert_allclose(first[0], both[0], atol=1e-4)
+    np.testing.assert_allclose(first[1], none[1], atol=1e-4)
+
+
+def test_an_unknown_conditioning_is_refused() -> None:
+    with pytest.raises(ValueError, match="'beside' is unknown; known: channels, references"):
+        uniser.abstract(preset("tiny"), PixelCodec(8), conditioning="beside")

@@ -35,6 +35,7 @@ class TimeSampling:
       mean: of that normal.
       std: of that normal.
       share_at_one: of examples that get t = 1 exactly, so that one step from pure noise is trained too.
+      rounded: whether 1000 t is rounded to bfloat16, as diffusers does before it embeds the time (to 4 above 512).
 
     Raises:
       ValueError: for an unknown kind, or a share outside [0, 1].
@@ -44,6 +45,7 @@ class TimeSampling:
     mean: float = 0.0
     std: float = 1.0
     share_at_one: float = 0.5
+    rounded: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in TIME_SAMPLINGS:
@@ -58,7 +60,10 @@ class TimeSampling:
             t = jax.random.uniform(draw, (batch,))
         else:
             t = jax.nn.sigmoid(self.mean + self.std * jax.random.normal(draw, (batch,)))
-        return jnp.where(jax.random.uniform(choose, (batch,)) < self.share_at_one, 1.0, t)
+        t = jnp.where(jax.random.uniform(choose, (batch,)) < self.share_at_one, 1.0, t)
+        return (
+            jax.lax.reduce_precision(1000 * t, 8, 7) / 1000 if self.rounded else t
+        )  # a cast there and back folds away
 
 
 @dataclasses.dataclass(frozen=True)

@@ -119,9 +119,22 @@ def evaluate(restore: Restore, items: Iterable[Item]) -> dict[str, Scores]:
     Raises:
       ValueError: if there is no item.
     """
+    return _scored(items, lambda item: restore(item.input, item.task, item.mask))
+
+
+def ceiling(reconstruct: Callable[[Image], Image], items: Iterable[Item]) -> dict[str, Scores]:
+    """Scores what a codec makes of the answers themselves: no network behind it does better, unless what is lost is put back.
+
+    Raises:
+      ValueError: if there is no item.
+    """
+    return _scored(items, lambda item: reconstruct(item.target))
+
+
+def _scored(items: Iterable[Item], answer: Callable[[Item], Image]) -> dict[str, Scores]:
     results: dict[str, Scores] = {}
     for number, item in enumerate(items, 1):
-        restored = restore(item.input, item.task, item.mask)
+        restored = answer(item)
         results.setdefault(item.effect, Scores()).add(item, restored)
         logging.log_every_n_seconds(logging.INFO, "evaluated %d photographs, now %s", 10, number, item.name)
     if not results:

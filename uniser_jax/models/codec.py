@@ -1,10 +1,16 @@
 """Images to tokens and back."""
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Float32
+
+if TYPE_CHECKING:
+    from uniser_jax.models.vae import VAE, VAEConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +22,12 @@ class PixelCodec:
     """
 
     patch: int
+    bands: int = 3  # of an image: red, green and blue, or the channels of latents
 
     @property
     def channels(self) -> int:
-        """Numbers per RGB token."""
-        return 3 * self.patch**2
+        """Numbers per token of an image."""
+        return self.bands * self.patch**2
 
     def encode(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
         """Images to row-major tokens, d = c*p*p.
@@ -47,3 +54,59 @@ class PixelCodec:
         rows, columns = np.mgrid[: h // self.patch, : w // self.patch]
         zero = np.zeros(rows.size)
         return np.stack([zero, rows.ravel(), columns.ravel(), zero], -1).astype(np.float32)
+
+
+@jax.tree_util.register_dataclass  # so that a compiled step takes the frozen parameters as an argument
+@dataclasses.dataclass(frozen=True)
+class LatentCodec:
+    """Images to what a FLUX.2 autoencoder makes of them, one pixel per token, normalised; `tokens` takes it from there.
+
+    Args:
+      config: of the autoencoder.
+      graphdef: of `models.vae.VAE`.
+      params: its parameters.
+    """
+
+    config: "VAEConfig" = dataclasses.field(metadata={"static": True})
+    graphdef: nnx.GraphDef = dataclasses.field(metadata={"static": True})
+    params: Any
+
+    @property
+    def tokens(self) -> PixelCodec:
+        """Latents to tokens: nothing is left to unshuffle."""
+        return PixelCodec(1, self.config.token_channels)
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of one latent."""
+        return self.config.scale * self.config.patch_size[0]
+
+    def shape(self, images: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the latents of images [b h w c]."""
+        return (images[0], images[1] // self.side, images[2] // self.side, self.config.token_channels)
+
+    def encode(self, images: Float[Array, "b h w c"]) -> Float32[Array, "b k l d"]:
+        """The latents of images in [-1, 1]: the mean of the posterior, without noise.
+
+        Raises:
+          ValueError: if a side is not a multiple of `side`.
+        """
+        h, w = images.shape[1:3]
+        if h % self.side or w % self.side:
+            raise ValueError(f"image of {h} x {w} px: expected sides that are multiples of {self.side} px")
+        vae = self._vae()
+        tokens = vae.pack(vae.encode(images)[0])
+        return self.tokens.decode(tokens, h // self.side, w // self.side)
+
+    def encode_mask(self, mask: Float[Array, "b h w"]) -> Float32[Array, "b k l d"]:
+        """The latents of masks in [0, 1], as gray images."""
+        return self.encode(jnp.repeat(2 * mask[..., None] - 1, 3, -1))
+
+    def decode(self, latents: Float[Array, "b k l d"]) -> Float32[Array, "b h w c"]:
+        """The images of latents, in about [-1, 1]."""
+        vae, patch = self._vae(), self.config.patch_size[0]
+        k, l = (side * patch for side in latents.shape[1:3])  # noqa: E741
+        return vae.decode(vae.unpack(self.tokens.encode(latents), k, l))
+
+    def _vae(self) -> "VAE":
+        return nnx.merge(self.graphdef, self.params)

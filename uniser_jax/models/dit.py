@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Bool, Float, Float32
 
 from uniser_jax.mesh import constrain
 from uniser_jax.models.attention import KERNELS, attention
@@ -185,6 +185,7 @@ class DiT(nnx.Module):
         image_ids: Float32[np.ndarray, "n 4"],
         text_ids: Float32[np.ndarray, "l 4"],
         guidance: Float[Array, "b"] | None = None,
+        seen: Bool[Array, "b n"] | None = None,
     ) -> Float32[Array, "b n o"]:
         """The prediction for each image token.
 
@@ -195,6 +196,7 @@ class DiT(nnx.Module):
           image_ids: rotary positions (T, H, W, L) of the image tokens; static.
           text_ids: those of the context tokens; static.
           guidance: scale, for configs with `guidance_embeds`.
+          seen: image tokens that others attend to; None is all.
         """
         embedding = self._embed_time(t, guidance)
         image_mod, text_mod = (
@@ -203,7 +205,9 @@ class DiT(nnx.Module):
         )
         single_mod = self._modulation(self.single_modulation, embedding, 3)
         scale, shift = self._modulation(self.out_modulation, embedding, 2)
-        attend = self._attend(np.concatenate([text_ids, image_ids]))
+        if seen is not None:
+            seen = jnp.concatenate([jnp.ones(context.shape[:2], bool), seen], 1)
+        attend = self._attend(np.concatenate([text_ids, image_ids]), seen)
 
         x = constrain(self.image_in(tokens.astype(self.dtype)), "batch", "tokens", "features")
         c = constrain(self.text_in(context.astype(self.dtype)), "batch", "tokens", "features")
@@ -236,14 +240,14 @@ class DiT(nnx.Module):
         """
         return jnp.split(constrain(weights(embedding)[:, None], "batch", None, "features"), parts, -1)
 
-    def _attend(self, ids: np.ndarray) -> Callable[[Array, Array, Array], Array]:
+    def _attend(self, ids: np.ndarray, seen: Array | None) -> Callable[[Array, Array, Array], Array]:
         cos, sin = rope_tables(ids, self.config.axes_dims_rope, self.config.rope_theta)
 
         def attend(q: Array, k: Array, v: Array) -> Array:
             q = constrain(rotate(q, cos, sin), "batch", "tokens", "heads", "head_dim")
             k = constrain(rotate(k, cos, sin), "batch", "keys", "heads", "head_dim")
             v = constrain(v, "batch", "keys", "heads", "head_dim")
-            return attention(q, k, v, self.attention_kernel).reshape(*q.shape[:2], -1)
+            return attention(q, k, v, self.attention_kernel, seen).reshape(*q.shape[:2], -1)
 
         return attend
 

@@ -1,7 +1,9 @@
 """The network as the flow sees it: images, a mask and a task in, an image-shaped prediction out.
 
 Conditioning by `channels`: each token is [x_t | input | aM], so the photograph and the soft mask are seen in place, at no
-extra tokens. Images are in [-1, 1], masks in [0, 1].
+extra tokens. By `references`: the photograph and the mask are images of their own in one sequence [x_t, input, aM], told apart
+by the T of their positions, 0, 10 and 20, as FLUX.2 was trained to read them; a mask may be left out, or have its own size.
+Images are in [-1, 1], or latents; masks in [0, 1].
 """
 
 import dataclasses
@@ -9,13 +11,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from uniser_jax.models.codec import PixelCodec
 from uniser_jax.models.dit import DiT
 from uniser_jax.models.presets import DiTConfig
 from uniser_jax.models.prompts import LearnedPrompts, text_ids
+
+CONDITIONINGS = ("channels", "references")
+_APART = 10  # in T, from one image of a sequence to the next
 
 
 class UniSER(nnx.Module):
@@ -29,6 +35,10 @@ class UniSER(nnx.Module):
       dtype: of activations.
       attention: kernel, see `models.attention`.
       remat: policy, see `models.dit`.
+      conditioning: one of CONDITIONINGS.
+
+    Raises:
+      ValueError: for an unknown conditioning.
     """
 
     def __init__(
@@ -41,10 +51,14 @@ class UniSER(nnx.Module):
         dtype: Any = jnp.float32,
         attention: str = "xla",
         remat: str = "none",
+        conditioning: str = "channels",
     ):
-        self.codec, self.prompt_length = codec, prompt_length
-        self.dit = DiT(channels_config(config, codec), rngs=rngs, dtype=dtype, kernel=attention, remat=remat)
+        self.codec, self.prompt_length, self.conditioning = codec, prompt_length, conditioning
+        sizes = conditioned_config(config, codec, conditioning)
+        self.dit = DiT(sizes, rngs=rngs, dtype=dtype, kernel=attention, remat=remat)
         self.prompts = LearnedPrompts(prompt_length, config.joint_attention_dim, rngs=rngs)
+        if conditioning == "references":
+            return
         # x_t starts unseen: at t = 1 it is pure noise, and would drown the photograph in every token until it is unlearned.
         kernel = self.dit.image_in.kernel
         kernel[...] = kernel[...].at[: codec.channels].set(0)
@@ -54,20 +68,57 @@ class UniSER(nnx.Module):
         x_t: Float[Array, "b h w c"],
         t: Float[Array, "b"],
         input: Float[Array, "b h w c"],
-        mask: Float[Array, "b h w"],
+        mask: Float[Array, "b h w *c"] | None,
         task: Int[Array, "b"],
+        mask_seen: Bool[Array, "b"] | None = None,
     ) -> Float32[Array, "b h w c"]:
-        """The prediction for noisy images x_t at times t, given the degraded photographs, soft masks aM and tasks."""
+        """The prediction for noisy images x_t at times t, given the degraded photographs, soft masks aM and tasks.
+
+        By `references` a mask may also be None, or an image like the others already (latents of the gray mask); `mask_seen`
+        says which examples have one at all.
+        """
+        context, words = self.prompts(task), text_ids(self.prompt_length)
         h, w = x_t.shape[1:3]
-        parts = (x_t, input, mask[..., None])
-        tokens = jnp.concatenate([self.codec.encode(part) for part in parts], -1)
-        out = self.dit(tokens, self.prompts(task), t, self.codec.ids(h, w), text_ids(self.prompt_length))
+        if self.conditioning == "references":
+            tokens, ids = sequence(self.codec, x_t, input, mask)
+            last = ids[:, 0] == 2 * _APART
+            seen = None if mask_seen is None else mask_seen[:, None] | ~last[None]
+            out = self.dit(tokens, context, t, ids, words, seen=seen)[:, : len(self.codec.ids(h, w))]
+        else:
+            assert mask is not None, "a channel is always there"
+            parts = (x_t, input, mask[..., None])
+            tokens = jnp.concatenate([self.codec.encode(part) for part in parts], -1)
+            out = self.dit(tokens, context, t, self.codec.ids(h, w), words)
         return self.codec.decode(out, h, w)
 
 
-def channels_config(config: DiTConfig, codec: PixelCodec) -> DiTConfig:
-    """`config` with the channels of [x_t | input | aM] in, and of an image out."""
-    inputs = 2 * codec.channels + codec.patch**2
+def sequence(
+    codec: PixelCodec, x_t: Float[Array, "b h w c"], *references: Float[Array, "b k l *c"] | None
+) -> tuple[Float[Array, "b n d"], Float32[np.ndarray, "n 4"]]:
+    """The tokens of [x_t, first reference, second, ...] and their positions; None holds its T without tokens.
+
+    A reference without a channel axis is a mask in [0, 1], and becomes a gray image.
+    """
+    tokens, ids = [], []
+    for place, image in enumerate((x_t, *references)):
+        if image is None:
+            continue
+        if image.ndim == 3:
+            image = jnp.repeat(2 * image[..., None] - 1, codec.bands, -1)
+        tokens.append(codec.encode(image))
+        ids.append(codec.ids(*image.shape[1:3]) + np.array([_APART * place, 0, 0, 0], np.float32))
+    return jnp.concatenate(tokens, 1), np.concatenate(ids)
+
+
+def conditioned_config(config: DiTConfig, codec: PixelCodec, conditioning: str = "channels") -> DiTConfig:
+    """`config` with the channels that a conditioning needs: [x_t | input | aM] in, or an image in; an image out.
+
+    Raises:
+      ValueError: for an unknown conditioning.
+    """
+    if conditioning not in CONDITIONINGS:
+        raise ValueError(f"conditioning {conditioning!r} is unknown; known: {', '.join(CONDITIONINGS)}")
+    inputs = codec.channels if conditioning == "references" else 2 * codec.channels + codec.patch**2
     return dataclasses.replace(config, in_channels=inputs, out_channels=codec.channels)
 
 
@@ -86,6 +137,6 @@ def abstract(config: DiTConfig, codec: PixelCodec, **settings: Any) -> tuple[nnx
     return graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(axes)
 
 
-def apply(graphdef: nnx.GraphDef, params: Any, *args: Any) -> Float32[Array, "b h w c"]:
+def apply(graphdef: nnx.GraphDef, params: Any, *args: Any, **settings: Any) -> Float32[Array, "b h w c"]:
     """Calls the network of `graphdef` with `params`; for use inside `jax.jit`."""
-    return nnx.merge(graphdef, params)(*args)
+    return nnx.merge(graphdef, params)(*args, **settings)

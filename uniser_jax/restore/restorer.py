@@ -18,13 +18,14 @@ from jaxtyping import Float32, Shaped, UInt8
 from ml_collections import ConfigDict
 
 from uniser_jax import config as schema
+from uniser_jax import pretrained
 from uniser_jax.checkpoint import Checkpoints, has_checkpoint
 from uniser_jax.diffusion.flow import Flow
-from uniser_jax.diffusion.sampler import euler
+from uniser_jax.diffusion.sampler import restore
 from uniser_jax.models import uniser
-from uniser_jax.models.codec import PixelCodec
+from uniser_jax.models.codec import LatentCodec, PixelCodec
 from uniser_jax.restore.files import MIN_SIDE, RestoreError
-from uniser_jax.restore.fullres import restore_any_size
+from uniser_jax.restore.fullres import padded_side, restore_any_size
 from uniser_jax.step import build_network
 from uniser_jax.types import TASKS
 
@@ -43,6 +44,9 @@ class Restorer:
       steps: Euler steps where a call does not say.
       config: of the run, if there is one.
       direct: see `restore_any_size`.
+      latents: the autoencoder to restore through; None restores pixels.
+      shift: of the sampler's times.
+      compensate: see `diffusion.sampler.restore`.
     """
 
     def __init__(
@@ -55,23 +59,28 @@ class Restorer:
         steps: int = 1,
         config: ConfigDict | None = None,
         direct: float = 1.25,
+        latents: LatentCodec | None = None,
+        shift: float = 1.0,
+        compensate: bool = True,
     ):
         self.config, self.params, self.codec, self.working_size, self.steps = config, params, codec, working_size, steps
-        self.direct = direct
+        self.direct, self.latents = direct, latents
+        self.patch = codec.patch if latents is None else latents.side
 
-        def sample(params: Any, images: Any, mask: Any, task: Any, steps: int) -> Any:
+        def sample(params: Any, latents: Any, images: Any, mask: Any, task: Any, steps: int) -> Any:
             predict = functools.partial(uniser.apply, graphdef, params)
-            return euler(predict, flow, jax.random.key(_SEED), images, mask, task, steps)
+            return restore(predict, flow, jax.random.key(_SEED), images, mask, task, steps, shift, latents, compensate)
 
         self._sample: Callable = jax.jit(sample, static_argnames="steps")
 
     @classmethod
-    def from_checkpoint(cls, run: str | pathlib.Path, ema: bool = True) -> Self:
+    def from_checkpoint(cls, run: str | pathlib.Path, ema: bool = True, compensate: bool | None = None) -> Self:
         """Loads the newest checkpoint of a run folder.
 
         Args:
           run: the run folder.
           ema: whether to take the average of the parameters over training, which restores better.
+          compensate: see `diffusion.sampler.restore`; None takes the config's.
 
         Raises:
           RestoreError: if there is no checkpoint.
@@ -85,8 +94,11 @@ class Restorer:
             params = checkpoints.weights(network.shapes, ema)
         flow = schema.build(Flow, config.flow)
         working_size = config.restore.working_size or config.data.size
-        steps, direct = config.restore.steps, config.restore.direct
-        return cls(network.graphdef, params, network.codec, flow, working_size, steps, config, direct)
+        steps, direct, shift = config.restore.steps, config.restore.direct, config.restore.shift
+        latents = pretrained.latents(config.model.base) if config.model.codec == "latents" else None
+        compensate = config.restore.compensate if compensate is None else compensate
+        space = {"latents": latents, "shift": shift, "compensate": compensate}
+        return cls(network.graphdef, params, network.codec, flow, working_size, steps, config, direct, **space)
 
     def __call__(
         self,
@@ -116,16 +128,33 @@ class Restorer:
         soft_mask = _checked(photo, mask, strength, steps)
         network = functools.partial(self._network, task=resolve_task(task), steps=steps)
         colours = photo[..., :3] if photo.ndim == 3 else np.stack([photo] * 3, -1)
-        restored = restore_any_size(colours, soft_mask, network, self.working_size, self.codec.patch, self.direct)
+        restored = restore_any_size(colours, soft_mask, network, self.working_size, self.patch, self.direct)
         if photo.ndim == 2:
             return np.round(restored.mean(-1)).astype(photo.dtype)
         return np.concatenate([restored, photo[..., 3:]], -1)
+
+    def reconstruct(self, photo: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
+        """What the codec alone makes of a photograph; of pixels, the photograph itself."""
+        if self.latents is None:
+            return photo
+        height, width = photo.shape[:2]
+        pad = [(0, padded_side(side, self.patch) - side) for side in (height, width)]
+        signal = np.pad(photo, [*pad, (0, 0)], mode="reflect") / np.float32(127.5) - 1
+        seen = np.asarray(_through(self.latents, signal[None]))[0, :height, :width]
+        return np.round(np.clip((seen + 1) * 127.5, 0, 255)).astype(np.uint8)
 
     def _network(
         self, images: Float32[np.ndarray, "b h w c"], mask: Float32[np.ndarray, "b h w"], task: int, steps: int
     ) -> Float32[np.ndarray, "b h w c"]:
         tasks = jnp.full(len(images), task, jnp.int32)
-        return np.asarray(self._sample(self.params, jnp.asarray(images), jnp.asarray(mask), tasks, steps=steps))
+        return np.asarray(
+            self._sample(self.params, self.latents, jnp.asarray(images), jnp.asarray(mask), tasks, steps=steps)
+        )
+
+
+@jax.jit
+def _through(latents: LatentCodec, images: Float32[Any, "b h w c"]) -> Float32[Any, "b h w c"]:
+    return latents.decode(latents.encode(images))
 
 
 def resolve_task(task: str | int) -> int:

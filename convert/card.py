@@ -1,0 +1,108 @@
+"""The model card of an exported folder."""
+
+from ml_collections import ConfigDict
+
+from uniser_jax import __version__
+from uniser_jax.models.presets import DiTConfig
+from uniser_jax.types import TASKS
+
+_TEXT = """---
+license: {license}
+library_name: diffusers
+pipeline_tag: image-to-image
+tags: [restoration, flare-removal, dehazing, shadow-removal, reflection-removal]
+---
+
+# UniSER, {size}
+
+Removes lens flare, haze, shadows and reflections from photographs, or adds them. Trained with uniser-jax {version}.
+
+{usage}
+
+The prompts: {prompts}. The transformer loads alone as
+`Flux2Transformer2DModel.from_pretrained(folder, subfolder="transformer")`.
+
+## Facts
+
+| | |
+|---|---|
+| transformer | {parameters:,} parameters, {double} double and {single} single blocks, {dtype} |
+| trained | {step} steps of {batch} pairs at {side} px, photographs: `{photos}` |
+| parameters | {average} |
+| predicts | {prediction}, {steps} Euler step(s) by default |
+| JAX against torch | {difference} |
+
+Everything else about the training is in `training_config.json`. {limits}
+"""
+
+_PIXELS = """```python
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+folder = "."  # where this card lies
+pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+prompts = load_file(f"{folder}/prompt_embeds.safetensors")
+photo = Image.open("photo.jpg")
+restored = pipe(image=photo, prompt_embeds=prompts["remove_effects"]).images[0]
+restored.save("restored.png")
+```
+
+`mask=` takes a gray picture of the photograph's size (white: remove, black: leave) and `strength=` a number from 0 to 1.
+`pipeline.py` is all there is beside the transformer."""
+
+_PIXELS_LIMITS = """Photographs much larger than those of the training are restored small and the change is carried
+over by local affine maps; the command line of uniser-jax, `uniser restore`, does that more finely and keeps metadata, 16 bits
+and alpha."""
+
+_LATENTS = """```python
+from diffusers import Flux2KleinPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+folder = "."  # where this card lies
+pipe = Flux2KleinPipeline.from_pretrained(folder, text_encoder=None, tokenizer=None)
+prompts = load_file(f"{folder}/prompt_embeds.safetensors")
+photo = Image.open("photo.jpg")
+mask = Image.new("RGB", photo.size, "white")  # gray where less should be removed, black where nothing
+restored = pipe(image=[photo, mask], prompt_embeds=prompts["remove_effects"], num_inference_steps=STEPS).images[0]
+restored.save("restored.png")
+```"""
+
+_LATENTS_LIMITS = """The stock pipeline crops sides to multiples of 16 px, makes photographs of more than a megapixel
+smaller, and returns what the autoencoder makes of every pixel; the command line of uniser-jax, `uniser restore`, does none of
+this."""
+
+
+def text(
+    config: ConfigDict,
+    transformer: DiTConfig,
+    step: int,
+    dtype: str,
+    ema: bool,
+    difference: float | None,
+    licence: str = "apache-2.0",
+) -> str:
+    """The card; what is known only after training is asked for, the rest is in the config."""
+    latents = config.model.codec == "latents"
+    names = [f"`{task.replace(' ', '_')}`" for task in TASKS if task]
+    return _TEXT.format(
+        license=licence,
+        size=config.model.preset,
+        version=__version__,
+        usage=(_LATENTS if latents else _PIXELS).replace("STEPS", str(config.restore.steps)),
+        limits=_LATENTS_LIMITS if latents else _PIXELS_LIMITS,
+        prompts=", ".join(names),
+        parameters=transformer.parameter_count(),
+        double=transformer.num_layers,
+        single=transformer.num_single_layers,
+        dtype={"f32": "float32", "bf16": "bfloat16"}[dtype],
+        step=step,
+        batch=config.batch_size,
+        side=config.data.size,
+        photos=config.data.photos,
+        average="average over training" if ema else "as of the last step",
+        prediction=config.flow.prediction,
+        steps=config.restore.steps,
+        difference="not compared" if difference is None else f"largest difference of a prediction {difference:.1e}",
+    )

@@ -1,0 +1,123 @@
+"""Configs of diffusers' classes as ours and back, and the config of a transformer that came without one."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from uniser_jax.models.presets import DiTConfig
+from uniser_jax.models.vae import VAEConfig
+
+T = TypeVar("T", DiTConfig, VAEConfig)
+
+TRANSFORMER_CLASS = "Flux2Transformer2DModel"
+VAE_CLASS = "AutoencoderKLFlux2"
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON table.
+
+    Raises:
+      ValueError: if the file is missing or is none.
+    """
+    try:
+        table = json.loads(path.read_bytes())
+    except OSError:
+        raise ValueError(f"{path} is missing or cannot be read") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is not JSON") from None
+    if not isinstance(table, dict):
+        raise ValueError(f"{path} is not a table")
+    return table
+
+
+def transformer(table: Mapping[str, Any]) -> DiTConfig:
+    """A `Flux2Transformer2DModel` config as ours.
+
+    Raises:
+      ValueError: for a key or a value that ours does not know.
+    """
+    return _build(DiTConfig, table)
+
+
+def vae(table: Mapping[str, Any]) -> VAEConfig:
+    """An `AutoencoderKLFlux2` config as ours.
+
+    Raises:
+      ValueError: for a key or a value that ours does not know.
+    """
+    blocks = table.get("block_out_channels", VAEConfig().block_out_channels)
+    if not isinstance(blocks, list | tuple):
+        raise ValueError(f"VAE config block_out_channels = {blocks!r}: expected a list")
+    fixed = _vae_fixed(len(blocks))
+    for key, value in fixed.items():
+        if table.get(key, value) != value and key not in _IRRELEVANT:
+            raise ValueError(f"VAE config {key} = {table[key]!r}: only {value!r} is supported")
+    return _build(VAEConfig, {key: value for key, value in table.items() if key not in (*fixed, *_IRRELEVANT)})
+
+
+def to_diffusers(config: DiTConfig | VAEConfig) -> dict[str, Any]:
+    """The config.json of diffusers' class."""
+    values = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(config).items()}
+    if isinstance(config, DiTConfig):
+        return {"_class_name": TRANSFORMER_CLASS, **values}
+    return {"_class_name": VAE_CLASS, **values, **_vae_fixed(len(config.block_out_channels))}
+
+
+def infer_transformer(shapes: Mapping[str, tuple[int, ...]]) -> DiTConfig:
+    """The config of a Black Forest Labs single file, which has none; rotary axes and theta are those of all FLUX.2 models.
+
+    Raises:
+      ValueError: if the tensors are not those of such a file.
+    """
+    try:
+        width, channels = shapes["img_in.weight"]
+        (head_dim,) = shapes["double_blocks.0.img_attn.norm.query_norm.scale"]
+        axis = 2 * (head_dim // 8)
+        return DiTConfig(
+            in_channels=channels,
+            out_channels=shapes["final_layer.linear.weight"][0],
+            num_layers=_layers(shapes, "double_blocks"),
+            num_single_layers=_layers(shapes, "single_blocks"),
+            attention_head_dim=head_dim,
+            num_attention_heads=width // head_dim,
+            joint_attention_dim=shapes["txt_in.weight"][1],
+            timestep_guidance_channels=shapes["time_in.in_layer.weight"][1],
+            mlp_ratio=shapes["double_blocks.0.img_mlp.2.weight"][1] / width,
+            axes_dims_rope=(axis,) * 4,
+            guidance_embeds="guidance_in.in_layer.weight" in shapes,
+        )
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"not the tensors of a FLUX.2 single file: {error}") from None
+
+
+_IRRELEVANT = ("sample_size", "batch_norm_momentum", "force_upcast")  # they do not change what a trained model computes
+
+
+def _vae_fixed(levels: int) -> dict[str, Any]:
+    """What our autoencoder has no choice of."""
+    return {
+        "act_fn": "silu",
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "sample_size": 1024,
+        "batch_norm_momentum": 0.1,
+    }
+
+
+def _build(kind: type[T], table: Mapping[str, Any]) -> T:
+    fields = {field.name for field in dataclasses.fields(kind)}
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items() if not key.startswith("_")}
+    unknown = sorted(values.keys() - fields)
+    if unknown:
+        raise ValueError(f"config key {unknown[0]!r} is unknown; known: {', '.join(sorted(fields))}")
+    make: Any = kind
+    try:
+        return make(**values)
+    except TypeError as error:
+        raise ValueError(f"config: {error}") from None
+
+
+def _layers(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
+    return len({key.split(".")[1] for key in shapes if key.startswith(f"{prefix}.")})

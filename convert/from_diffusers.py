@@ -1,0 +1,160 @@
+"""A FLUX.2 checkpoint as the base of a run, without torch.
+
+    python -m convert.from_diffusers FOLDER OUT [--prompts FILE]
+
+FOLDER is a diffusers folder (a pipeline with `transformer/` and `vae/`, or one of the two), sharded or not, or a single file
+in Black Forest Labs' own layout. OUT becomes a run folder whose checkpoint holds `params` (`dit/...`) and `vae` in float32, as
+training keeps them. Tensors are read one at a time, so memory is that of the largest. FILE, made by `convert.cache_prompts`,
+gives the embeddings of the prompt set to start from; without it they start at random.
+"""
+
+import argparse
+import dataclasses
+import math
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from flax import nnx
+
+from convert import configs, mapping
+from convert.tensorfile import Entry, open_tensors
+from uniser_jax.checkpoint import Slice, write_base
+from uniser_jax.models import vae
+from uniser_jax.models.dit import DiT
+from uniser_jax.models.presets import DiTConfig
+from uniser_jax.models.vae import VAEConfig
+from uniser_jax.types import TASKS, prompt_name, tasks_digest
+
+
+class Source(NamedTuple):
+    """One network of a checkpoint: its files, and where its tensors go."""
+
+    item: str
+    config: DiTConfig | VAEConfig
+    shapes: Any  # of our tree
+    entries: Mapping[str, Entry]
+    tensors: list[mapping.Tensor]
+
+    @property
+    def dtype(self) -> str:
+        """Of the files, by the largest tensor."""
+        return max(self.entries.values(), key=lambda entry: math.prod(entry.shape)).dtype.name
+
+
+def convert(
+    folder: str | pathlib.Path, out: str | pathlib.Path, prompts: str | pathlib.Path | None = None
+) -> dict[str, Any]:
+    """Converts a checkpoint and returns the record written beside it.
+
+    Raises:
+      ValueError: one line, before anything is written, if keys, shapes, types or configs are not what they should be.
+    """
+    sources = open_checkpoint(pathlib.Path(folder))
+    record = {source.item: {"dtype": source.dtype, "config": dataclasses.asdict(source.config)} for source in sources}
+    trees = {source.item: source.shapes for source in sources}
+    table = np.zeros((0, 0, 0), np.float32) if prompts is None else _prompts(pathlib.Path(prompts), sources)
+    if table.size:
+        trees["params"] = trees["params"] | {"prompts": {"table": table}}
+        record["params"]["tasks"] = tasks_digest()
+
+    def slices() -> Iterator[Slice]:
+        for source in sources:
+            yield from _slices(source)
+        if table.size:
+            yield Slice("params", "prompts/table", (), table)
+
+    write_base(out, trees, slices(), {"base": record})
+    return record
+
+
+def open_checkpoint(path: pathlib.Path) -> list[Source]:
+    """Finds the networks of a checkpoint and checks that every tensor has exactly one place; reads only headers.
+
+    Raises:
+      ValueError: one line, naming keys.
+    """
+    if path.is_file():
+        entries = open_tensors(path)
+        return [_source(path, configs.infer_transformer(_shapes(entries)), entries, mapping.TRANSFORMER_BFL)]
+    if (path / "model_index.json").is_file():
+        return [source for part in ("transformer", "vae") for source in open_checkpoint(path / part)]
+    table = configs.read(path / "config.json")
+    kind = table.get("_class_name")
+    if kind == configs.TRANSFORMER_CLASS:
+        return [_source(path, configs.transformer(table), open_tensors(path), mapping.TRANSFORMER)]
+    if kind == configs.VAE_CLASS:
+        return [_source(path, configs.vae(table), open_tensors(path), mapping.VAE)]
+    raise ValueError(f"{path}: {kind!r} is not {configs.TRANSFORMER_CLASS} or {configs.VAE_CLASS}")
+
+
+def shapes_of(config: DiTConfig | VAEConfig) -> Any:
+    """The parameters' shapes of a transformer (under `dit`) or of an autoencoder."""
+    if isinstance(config, VAEConfig):
+        return vae.abstract(config)[1]
+    state = nnx.state(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))
+    return {"dit": nnx.to_pure_dict(state)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code, 2 for a mistake of the caller's."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser("convert.from_diffusers", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=pathlib.Path, help="a diffusers folder, or a single .safetensors file")
+    parser.add_argument("out", type=pathlib.Path, help="the run folder to make")
+    parser.add_argument("--prompts", type=pathlib.Path, help="a file made by convert.cache_prompts")
+    arguments = parser.parse_args(argv)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # orbax warns that what it wrote has one file per array, which is meant
+    try:
+        record = convert(arguments.folder, arguments.out, arguments.prompts)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"convert.from_diffusers: {str(error).splitlines()[0]}\n")
+        return 2
+    finally:
+        logging.set_verbosity(verbosity)
+    sys.stdout.write(f"{arguments.out}: {', '.join(record)}\n")
+    return 0
+
+
+def _source(
+    path: pathlib.Path, config: DiTConfig | VAEConfig, entries: Mapping[str, Entry], rows: Sequence[mapping.Row]
+) -> Source:
+    shapes = shapes_of(config)
+    tensors = mapping.plan(rows, shapes.get("dit", shapes))
+    mapping.check(tensors, _shapes(entries), path)
+    return Source("vae" if isinstance(config, VAEConfig) else "params", config, shapes, entries, tensors)
+
+
+def _prompts(path: pathlib.Path, sources: Sequence[Source]) -> np.ndarray:
+    """The table of a run's prompts."""
+    entries = open_tensors(path)
+    names = [prompt_name(task) for task in TASKS]
+    wrong = sorted(set(names) ^ entries.keys())
+    if wrong:
+        raise ValueError(f"{path}: the prompts are not those of this version: {wrong[0]!r}")
+    width = next(source.config.joint_attention_dim for source in sources if isinstance(source.config, DiTConfig))
+    shapes = {entries[name].shape for name in names}
+    if len(shapes) != 1 or len(shape := shapes.pop()) != 3 or (shape[0], shape[2]) != (1, width):
+        raise ValueError(f"{path}: expected every prompt as [1, tokens, {width}], all alike")
+    return np.concatenate([np.asarray(entries[name].read(), np.float32) for name in names])
+
+
+def _slices(source: Source) -> Iterator[Slice]:
+    prefix, leaves = ("dit/", source.shapes["dit"]) if source.item == "params" else ("", source.shapes)
+    kinds = {path: leaf.dtype for path, leaf in mapping.flatten(leaves).items()}
+    for tensor in source.tensors:
+        array = source.entries[tensor.key].read()
+        for part, values in mapping.to_ours(tensor, array):
+            yield Slice(source.item, prefix + part.path, part.slices, np.asarray(values, kinds[part.path], order="C"))
+
+
+def _shapes(entries: Mapping[str, Entry]) -> dict[str, tuple[int, ...]]:
+    return {key: entry.shape for key, entry in entries.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

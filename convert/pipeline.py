@@ -1,0 +1,193 @@
+"""Removes lens flare, haze, shadows and reflections from a photograph, in plain PyTorch.
+
+    pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
+    restored = pipe(image=photo, prompt_embeds=prompts["remove_haze"]).images[0]
+
+Everything is in this file but the transformer, which is diffusers' own. A token is [x_t | photo | mask] of a patch of pixels,
+or each of the three has tokens of its own; x_t runs from noise at t = 1 to the restored photograph at t = 0. The same file
+is shipped in every exported folder.
+"""
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel, ImagePipelineOutput
+from PIL import Image
+from torch.nn import functional
+
+
+class UniSERPipeline(DiffusionPipeline):
+    """A transformer in pixel space.
+
+    Args:
+      transformer: takes and gives tokens.
+      scheduler: Euler steps on an even grid of times.
+      patch: side of a token in pixels.
+      conditioning: `channels` (photo and mask in each token) or `references` (as images of their own).
+      prediction: what the transformer predicts: `residual` (restored - photo), `x0` (restored) or `velocity`.
+      working_size: square root of the area, in pixels, it was trained for.
+      steps: default number of steps.
+    """
+
+    def __init__(
+        self,
+        transformer: Flux2Transformer2DModel,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        patch: int = 16,  # without a default diffusers would take it for a component
+        conditioning: str = "channels",
+        prediction: str = "residual",
+        working_size: int = 256,
+        steps: int = 1,
+    ):
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler)
+        self.register_to_config(
+            patch=patch, conditioning=conditioning, prediction=prediction, working_size=working_size, steps=steps
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Image.Image,
+        prompt_embeds: torch.Tensor,
+        mask: Image.Image | None = None,
+        strength: float = 1.0,
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+    ) -> ImagePipelineOutput:
+        """Restores one photograph; where the mask or the strength is 0 it comes back as it was.
+
+        Args:
+          image: the photograph, of any size.
+          prompt_embeds: [1, tokens, features], a tensor of `prompt_embeds.safetensors`.
+          mask: gray, of the photograph's size: where, and how much; white is everything. None is white.
+          strength: in [0, 1].
+          num_inference_steps: Euler steps; None takes the trained default.
+          generator: of the initial noise; None always takes the same.
+          latents: the initial noise itself, [1, 3, height, width] of what the transformer sees.
+          output_type: `pil`, `np` ([1, height, width, 3] in [0, 1]) or `pt` ([1, 3, height, width] in [0, 1]).
+        """
+        photo = _tensor(image.convert("RGB"))
+        levels = torch.full_like(photo[:, :1], 255) if mask is None else _tensor(mask.convert("L"))
+        if levels.shape[2:] != photo.shape[2:]:
+            raise ValueError(
+                f"mask of {tuple(levels.shape[2:])} px: expected the photograph's {tuple(photo.shape[2:])}"
+            )
+        soft = torch.round(levels * strength) / 255
+        photo = photo / 255
+        height, width = photo.shape[2:]
+        # Up to a quarter above the trained side the pixels are the network's own; above, its change is carried over.
+        if height * width <= (1.25 * self.config.working_size) ** 2:
+            bottom, right = (-side % self.config.patch for side in (height, width))
+            seen, soft_seen = (functional.pad(x, (0, right, 0, bottom), mode="reflect") for x in (photo, soft))
+            restored = self._sample(seen, soft_seen, prompt_embeds, num_inference_steps, generator, latents)
+            linear = _decode(restored[..., :height, :width])
+        else:
+            size = self._working_shape(height, width)
+            small = functional.interpolate(_decode(photo), size, mode="area")
+            soft_seen = functional.interpolate(soft, size, mode="area")
+            signal = self._sample(_encode(small), soft_seen, prompt_embeds, num_inference_steps, generator, latents)
+            linear = _carried_over(_decode(photo), small, _decode(signal))
+        gate = (soft / soft.clamp(min=1 / 16)).clamp(max=1)
+        mixed = _decode(photo) + gate * (linear - _decode(photo))
+        result = torch.where(soft == 0, photo, _encode(mixed))
+        return ImagePipelineOutput(images=_output(result, output_type))
+
+    def _sample(
+        self,
+        photo: torch.Tensor,
+        mask: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        steps: int | None,
+        generator: torch.Generator | None,
+        noise: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The restoration of a photograph [1, 3, h, w] in [0, 1], sides whole patches."""
+        device, dtype, patch = self._execution_device, self.transformer.dtype, self.config.patch
+        if noise is None:
+            noise = torch.randn(photo.shape, generator=generator or torch.Generator().manual_seed(0))
+        x, photo, mask = noise.to(device), (2 * photo - 1).to(device), mask.to(device)
+        rows, columns = photo.shape[2] // patch, photo.shape[3] // patch
+        context = prompt_embeds.to(device, dtype)
+        image_ids = torch.cartesian_prod(*(torch.arange(n, device=device) for n in (1, rows, columns, 1)))
+        references = self.config.conditioning == "references"
+        if references:
+            mask = (2 * mask - 1).expand_as(photo)
+            image_ids = torch.cat([image_ids + torch.tensor([t, 0, 0, 0], device=device) for t in (0, 10, 20)])
+        text_ids = torch.cartesian_prod(*(torch.arange(n, device=device) for n in (1, 1, 1, context.shape[1])))
+        steps = steps or self.config.steps
+        self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device)
+        for timestep in self.scheduler.timesteps:
+            t = timestep / 1000
+            tokens = torch.cat([_patches(part, patch) for part in (x, photo, mask)], 1 if references else -1)
+            out = self.transformer(
+                hidden_states=tokens.to(dtype),
+                encoder_hidden_states=context,
+                timestep=t[None].to(dtype),
+                img_ids=image_ids,
+                txt_ids=text_ids,
+                return_dict=False,
+            )[0].float()
+            prediction = functional.pixel_shuffle(
+                out[:, : rows * columns].transpose(1, 2).unflatten(2, (rows, columns)), patch
+            )
+            if self.config.prediction == "velocity":
+                velocity = prediction
+            else:
+                restored = photo + prediction if self.config.prediction == "residual" else prediction
+                velocity = (x - restored) / t
+            x = self.scheduler.step(velocity, timestep, x, return_dict=False)[0]
+        return ((x + 1) / 2).clamp(0, 1).cpu()
+
+    def _working_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Of about the trained area and the photograph's aspect, in whole patches."""
+        patch, side = self.config.patch, self.config.working_size
+        rows = max(1, round(side * (height / width) ** 0.5 / patch))
+        return rows * patch, max(1, round(side**2 / (rows * patch) / patch)) * patch
+
+
+def _patches(x: torch.Tensor, patch: int) -> torch.Tensor:
+    """[1, c, h, w] to row-major tokens [1, n, c * patch * patch]."""
+    return functional.pixel_unshuffle(x, patch).flatten(2).transpose(1, 2)
+
+
+def _carried_over(photo: torch.Tensor, small: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
+    """Applies to a large photograph what happened to its reduction, by local affine maps (He et al. 2013).
+
+    All in linear light, where removing a soft effect is affine. `uniser restore` does this with finer maps.
+    """
+
+    def mean(x: torch.Tensor) -> torch.Tensor:
+        return functional.avg_pool2d(functional.pad(x, (4, 4, 4, 4), mode="replicate"), 9, stride=1)
+
+    change = restored - small
+    middle, shift = mean(small), mean(change)
+    slope = mean((small - middle) * (change - shift)) / (mean((small - middle) ** 2) + (0.01 * middle + 0.0005) ** 2)
+    slope, offset = slope.clamp(-1, 7), shift - slope.clamp(-1, 7) * middle
+    maps = functional.interpolate(torch.cat([slope, offset], 1), photo.shape[2:], mode="bilinear")
+    return photo + maps[:, :3] * photo + maps[:, 3:]
+
+
+def _decode(stored: torch.Tensor) -> torch.Tensor:
+    """sRGB in [0, 1] to linear light (IEC 61966-2-1)."""
+    return torch.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4)
+
+
+def _encode(linear: torch.Tensor) -> torch.Tensor:
+    """The inverse of `_decode`, clipped to [0, 1]."""
+    linear = linear.clamp(0, 1)
+    return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def _tensor(image: Image.Image) -> torch.Tensor:
+    """Levels [1, c, h, w] in [0, 255]."""
+    pixels = np.array(image, np.float32)
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)[None]
+
+
+def _output(result: torch.Tensor, kind: str) -> torch.Tensor | np.ndarray | list[Image.Image]:
+    if kind == "pt":
+        return result
+    array = result.permute(0, 2, 3, 1).numpy()
+    return array if kind == "np" else [Image.fromarray(np.uint8(np.round(image * 255))) for image in array]

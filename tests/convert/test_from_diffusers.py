@@ -1,0 +1,118 @@
+"""Folders and files that the real classes save, as checkpoints."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import safetensors.torch
+import tensorstore
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
+
+from convert import from_diffusers, mapping
+from tests.convert.state import assert_same, numpy_state, ours_of, torch_of
+from tests.convert.test_autoencoder import SMALL as SMALL_VAE
+from tests.convert.test_autoencoder import torch_vae
+from tests.convert.test_transformer import CONFIGS, SMALL, graph_and_shapes, torch_model
+from uniser_jax import mesh as meshes
+from uniser_jax.checkpoint import Checkpoints, DamagedError
+from uniser_jax.models import vae
+
+
+def weights(run: pathlib.Path, item: str, shapes):
+    with Checkpoints(run) as checkpoints:
+        return checkpoints.item(item, shapes)
+
+
+def test_a_pipeline_folder_in_bfloat16_shards(tmp_path: pathlib.Path) -> None:
+    transformer, autoencoder = torch_model(SMALL).bfloat16(), torch_vae(SMALL_VAE)
+    Flux2KleinPipeline(FlowMatchEulerDiscreteScheduler(), autoencoder, None, None, transformer).save_pretrained(
+        tmp_path / "in", max_shard_size="200KB"
+    )
+    assert len(list((tmp_path / "in" / "transformer").glob("*.safetensors"))) > 3
+    assert from_diffusers.main([str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+
+    shapes = {"dit": graph_and_shapes(SMALL)[1]}
+    params = weights(tmp_path / "out", "params", shapes)
+    state = {key: value.float().numpy() for key, value in transformer.state_dict().items()}
+    assert_same(torch_of(mapping.TRANSFORMER, params["dit"]), state)
+
+    tree = weights(tmp_path / "out", "vae", vae.abstract(SMALL_VAE)[1])
+    assert_same(torch_of(mapping.VAE, tree), numpy_state(autoencoder))
+    with Checkpoints(tmp_path / "out") as checkpoints:
+        base = checkpoints.record()["base"]
+    assert (base["params"]["dtype"], base["vae"]["dtype"]) == ("bfloat16", "float32")
+    assert base["params"]["config"]["num_attention_heads"] == SMALL.num_attention_heads
+    assert base["vae"]["config"]["block_out_channels"] == list(SMALL_VAE.block_out_channels)
+
+
+def test_a_converted_base_lands_on_the_mesh(tmp_path: pathlib.Path) -> None:
+    torch_model(SMALL).save_pretrained(tmp_path / "in")
+    from_diffusers.convert(tmp_path / "in", tmp_path / "out")
+    mesh = meshes.make_mesh({"fsdp": 4, "tensor": 2})
+    shapes = {"dit": graph_and_shapes(SMALL)[1]}
+    placed = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=jax.NamedSharding(mesh, jax.P(None, "fsdp") if leaf.ndim == 3 else jax.P())
+        ),
+        shapes,
+    )
+    params = weights(tmp_path / "out", "params", placed)
+    jax.tree.map(lambda leaf, wanted: leaf.sharding == wanted.sharding or pytest.fail("misplaced"), params, placed)
+    assert_same(torch_of(mapping.TRANSFORMER, params["dit"]), numpy_state(torch_model(SMALL)))
+
+
+def test_a_changed_byte_is_found(tmp_path: pathlib.Path) -> None:
+    torch_vae(SMALL_VAE).save_pretrained(tmp_path / "in")
+    from_diffusers.convert(tmp_path / "in", tmp_path / "out")
+    shapes = vae.abstract(SMALL_VAE)[1]
+    weights(tmp_path / "out", "vae", shapes)
+    folder = tmp_path / "out/checkpoints/0/vae/quant.bias"
+    array = tensorstore.open({"driver": "zarr", "kvstore": f"file://{folder}/"}).result()
+    array[3].write(np.float32(1)).result()
+    with pytest.raises(DamagedError, match="vae/quant/bias is not what was saved"):
+        weights(tmp_path / "out", "vae", shapes)
+
+
+@pytest.mark.parametrize("config", [CONFIGS["guidance"], CONFIGS["another MLP"]], ids=["guidance", "another MLP"])
+def test_a_single_file_needs_no_config(config, tmp_path: pathlib.Path) -> None:
+    state = numpy_state(torch_model(config))
+    ours = ours_of(mapping.TRANSFORMER, graph_and_shapes(config)[1], state)
+    single = {key: torch.tensor(value) for key, value in torch_of(mapping.TRANSFORMER_BFL, ours).items()}
+    safetensors.torch.save_file(single, tmp_path / "klein.safetensors")
+    (source,) = from_diffusers.open_checkpoint(tmp_path / "klein.safetensors")
+    for field in ("num_layers", "num_single_layers", "attention_head_dim", "num_attention_heads", "guidance_embeds"):
+        assert getattr(source.config, field) == getattr(config, field)
+    from_diffusers.convert(tmp_path / "klein.safetensors", tmp_path / "out")
+    params = weights(tmp_path / "out", "params", {"dit": graph_and_shapes(config)[1]})
+    assert_same(torch_of(mapping.TRANSFORMER, params["dit"]), state)
+
+
+def test_mistakes_are_one_line_and_write_nothing(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    def refused(*argv: pathlib.Path) -> str:
+        assert from_diffusers.main([str(arg) for arg in argv]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    folder, out = tmp_path / "in", tmp_path / "out"
+    assert "config.json is missing" in refused(folder, out)
+    torch_model(SMALL).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    for change, message in (
+        ({"num_layers": 2}, "lacks transformer_blocks.1"),
+        ({"num_single_layers": 1}, "has unknown single_transformer_blocks.1"),
+        ({"joint_attention_dim": 11}, "other shapes: context_embedder.weight"),
+        ({"new": 1}, "'new' is unknown"),
+        ({"_class_name": "UNet"}, "'UNet' is not"),
+        ({"axes_dims_rope": [8, 8]}, "axes_dims_rope"),
+        ({"num_layers": "many"}, "config"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        assert message in refused(folder, out)
+    assert not out.exists()
+    (folder / "config.json").write_text(json.dumps(config))
+    assert from_diffusers.main([str(folder), str(out)]) == 0
+    assert "has a checkpoint already" in refused(folder, out)

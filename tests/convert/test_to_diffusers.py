@@ -1,0 +1,197 @@
+"""Runs as folders that diffusers loads, and restores with as we do."""
+
+import json
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, Flux2Transformer2DModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from convert import from_diffusers, mapping, tensorfile, to_diffusers
+from tests.convert.state import assert_same, numpy_state
+from tests.convert.test_autoencoder import SMALL as SMALL_VAE
+from tests.convert.test_autoencoder import torch_vae
+from tests.convert.test_transformer import SMALL, torch_model
+from uniser_jax import config as schema
+from uniser_jax.checkpoint import Checkpoints
+from uniser_jax.restore.restorer import Restorer
+from uniser_jax.step import build_network
+from uniser_jax.types import TASKS, TrainState, prompt_name
+
+
+def make_run(folder: pathlib.Path, conditioning: str = "channels") -> pathlib.Path:
+    """A run whose parameters are random, the last, zero, projection too; the average is another set."""
+    config = schema.defaults()
+    config.model.conditioning = conditioning
+    config.model.preset, config.model.patch, config.model.prompt_length = "tiny", 8, 4
+    config.model.compute_dtype, config.model.remat = "float32", "none"
+    config.data.size, config.restore.steps = 64, 2
+    network = build_network(config.model)
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        scale = 0.02 if leaf.ndim > 1 else 1.0
+        return jnp.asarray(rng.normal(size=leaf.shape) * scale + (leaf.ndim == 2 and leaf.shape[-1] == 32), jnp.float32)
+
+    params, ema = (jax.tree.map(draw, network.shapes) for _ in range(2))
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(7, TrainState(jnp.int32(7), params, ema, {"none": jnp.zeros(1)}), config, force=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def folder(run: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    out = tmp_path_factory.mktemp("export") / "folder"
+    assert to_diffusers.main([str(run), str(out)]) == 0
+    return out
+
+
+def photo(height: int = 64, width: int = 64) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def load(folder: pathlib.Path):
+    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, load_file(folder / "prompt_embeds.safetensors")
+
+
+def test_the_stock_class_loads_every_tensor(folder: pathlib.Path, run: pathlib.Path) -> None:
+    model, info = Flux2Transformer2DModel.from_pretrained(folder, subfolder="transformer", output_loading_info=True)
+    assert not any(info.values())
+    ours = Restorer.from_checkpoint(run).params["dit"]
+    leaves = mapping.flatten(ours)
+    written = {t.key: mapping.to_torch(t, leaves.__getitem__) for t in mapping.plan(mapping.TRANSFORMER, ours)}
+    assert_same(numpy_state(model), written)
+
+
+def test_the_report_and_the_card_say_how_close_it_is(folder: pathlib.Path) -> None:
+    report = json.loads((folder / "parity.json").read_text())
+    assert report["transformer_std"] > 0.1
+    assert report["transformer"] < 1e-4
+    assert report["restoration"] < 1e-4
+    card = (folder / "README.md").read_text()
+    assert "7 steps of 256 pairs" in card
+    assert f"{report['transformer']:.1e}" in card
+
+
+def test_the_code_of_the_card_runs(
+    folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(photo()).save(tmp_path / "photo.jpg")
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace('folder = "."', f"folder = {str(folder)!r}"), {})
+    with Image.open(tmp_path / "restored.png") as restored:
+        assert restored.size == (64, 64)
+
+
+def test_torch_restores_as_jax_does(folder: pathlib.Path, run: pathlib.Path) -> None:
+    pipe, prompts = load(folder)
+    restorer = Restorer.from_checkpoint(run)
+    soft = np.zeros((64, 64), np.uint8)
+    soft[8:40, 8:] = np.linspace(0, 255, 56).astype(np.uint8)
+    noise = np.asarray(jax.random.normal(jax.random.key(0), (1, 64, 64, 3)))  # the restorer's own
+    for task, mask, strength in (("remove haze", None, 1.0), ("remove effects", soft, 0.6)):
+        ours = restorer(photo(), task=task, mask=mask, strength=strength)
+        theirs = pipe(
+            image=Image.fromarray(photo()),
+            prompt_embeds=prompts[task.replace(" ", "_")],
+            mask=None if mask is None else Image.fromarray(mask),
+            strength=strength,
+            latents=torch.tensor(noise.transpose(0, 3, 1, 2).copy()),
+        ).images[0]
+        assert np.abs(ours.astype(int) - photo()).max() > 20
+        assert np.abs(ours.astype(int) - np.asarray(theirs)).max() <= 1
+
+
+def test_references_are_read_alike(tmp_path: pathlib.Path) -> None:
+    assert to_diffusers.export(make_run(tmp_path / "run", "references"), tmp_path / "out") < 1e-4
+    assert json.loads((tmp_path / "out" / "parity.json").read_text())["restoration"] < 1e-4
+
+
+def test_photographs_of_any_size(folder: pathlib.Path) -> None:
+    pipe, prompts = load(folder)
+    for size in ((45, 70), (150, 201)):
+        image = Image.fromarray(photo(*size))
+        nothing = Image.new("L", image.size)
+        restored = pipe(image=image, prompt_embeds=prompts["remove_haze"]).images[0]
+        assert restored.size == image.size
+        assert np.abs(np.asarray(restored).astype(int) - photo(*size)).max() > 5
+        same = pipe(image=image, prompt_embeds=prompts["remove_haze"], mask=nothing).images[0]
+        np.testing.assert_array_equal(same, photo(*size))
+    with pytest.raises(ValueError, match="mask of"):
+        pipe(image=image, prompt_embeds=prompts["remove_haze"], mask=Image.new("L", (3, 3)))
+
+
+def test_prompts_are_one_tensor_per_task(folder: pathlib.Path, run: pathlib.Path) -> None:
+    prompts = load_file(folder / "prompt_embeds.safetensors")
+    assert prompts.keys() == {prompt_name(task) for task in TASKS}
+    table = Restorer.from_checkpoint(run).params["prompts"]["table"]
+    np.testing.assert_array_equal(prompts["add_shadow"][0], table[TASKS.index("add shadow")])
+
+
+def test_bfloat16_the_last_parameters_and_a_single_file(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "out"
+    assert to_diffusers.main([str(run), str(out), "--dtype=bf16", "--no-ema", "--single-file"]) == 0
+    entries = tensorfile.open_tensors(out / "transformer").values()
+    assert {entry.dtype.name for entry in entries} == {"bfloat16"}
+    model = Flux2Transformer2DModel.from_pretrained(out, subfolder="transformer", dtype=torch.bfloat16)
+    single = Flux2Transformer2DModel.from_single_file(
+        str(out / "uniser.safetensors"), config=str(out), subfolder="transformer", dtype=torch.bfloat16
+    )
+    assert_same(
+        {key: value.float().numpy() for key, value in single.state_dict().items()},
+        {key: value.float().numpy() for key, value in model.state_dict().items()},
+    )
+    pipe = DiffusionPipeline.from_pretrained(out, trust_remote_code=True, dtype=torch.bfloat16)
+    prompts = load_file(out / "prompt_embeds.safetensors")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(image=Image.fromarray(photo()), prompt_embeds=prompts["remove_haze"]).images[0].size == (64, 64)
+
+
+def test_a_base_goes_back_bit_for_bit(tmp_path: pathlib.Path) -> None:
+    torch_model(SMALL).bfloat16().save_pretrained(tmp_path / "in" / "transformer", max_shard_size="300KB")
+    torch_vae(SMALL_VAE).save_pretrained(tmp_path / "in" / "vae")
+    (tmp_path / "in" / "model_index.json").write_text("{}")
+    from_diffusers.convert(tmp_path / "in", tmp_path / "run")
+    to_diffusers.export(tmp_path / "run", tmp_path / "out")
+    for part in ("transformer", "vae"):
+        before, after = (tensorfile.open_tensors(tmp_path / side / part) for side in ("in", "out"))
+        assert before.keys() == after.keys()
+        for key, entry in before.items():
+            assert (after[key].dtype, after[key].shape) == (entry.dtype, entry.shape)
+            assert after[key].read().tobytes() == entry.read().tobytes()
+        assert from_diffusers.open_checkpoint(tmp_path / "out" / part)[0].config == (
+            SMALL if part == "transformer" else SMALL_VAE
+        )
+
+
+def test_shards_have_an_index(tmp_path: pathlib.Path) -> None:
+    tree = {"quant": {"kernel": np.ones((1, 1, 4, 4), np.float32), "bias": np.ones(4, np.float32)}}
+    to_diffusers.write_tensors(tmp_path, "model", mapping.VAE, tree, np.dtype(np.float32), most=64)
+    assert (tmp_path / "model-00002-of-00002.safetensors").is_file()
+    assert json.loads((tmp_path / "model.safetensors.index.json").read_text())["metadata"]["total_size"] == 80
+    assert tensorfile.open_tensors(tmp_path).keys() == {"quant_conv.weight", "quant_conv.bias"}
+
+
+def test_mistakes_are_one_line(run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "used").write_text("")
+    for argv, message in (((tmp_path, tmp_path / "x"), "no checkpoint here"), ((run, tmp_path), "not an empty folder")):
+        assert to_diffusers.main([str(arg) for arg in argv]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
