@@ -48,9 +48,17 @@ class Checkpoints:
       every: steps between saves.
       keep: how many of the newest stay.
       keep_every: steps whose multiples stay for ever; 0 keeps none.
+      heed_signals: whether SIGTERM and Ctrl-C ask for a stop, see `preempted`, while the checkpoints are open.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, every: int = 1_000, keep: int = 3, keep_every: int = 0):
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        every: int = 1_000,
+        keep: int = 3,
+        keep_every: int = 0,
+        heed_signals: bool = False,
+    ):
         self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
         kept: list[Any] = [preservation_policy.LatestN(keep)]
         if keep_every:
@@ -59,8 +67,9 @@ class Checkpoints:
             save_decision_policy=save_decision_policy.FixedIntervalPolicy(every),
             preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
         )
+        self.interrupted, self._heed_signals = False, heed_signals
         self._asked_to_stop = False
-        self._handler: Any = None  # of SIGTERM, as it was
+        self._handlers: dict[int, Any] = {}  # of signals, as they were
         handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in (*_ITEMS, _FROZEN)}
         handlers["record"] = ocp.JsonCheckpointHandler()
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
@@ -188,21 +197,25 @@ class Checkpoints:
         self._manager.reload()
 
     def preempted(self, step: int) -> bool:
-        """Whether this run was asked to stop, by SIGTERM to it or, on a pod, to any of its processes; the same on all."""
+        """Whether this run was asked to stop: by SIGTERM or Ctrl-C or, on a pod, by SIGTERM to any of its processes."""
         return self._asked_to_stop if jax.process_count() == 1 else self._manager.reached_preemption(step)
 
-    def _stop(self, *_: object) -> None:
-        self._asked_to_stop = True
+    def _stop(self, number: int, _: object) -> None:
+        """Only takes a note: in the middle of a step the old state is gone and the new one not there yet."""
+        if number == signal.SIGINT and self.interrupted:
+            raise KeyboardInterrupt  # asked twice: at once, without saving
+        self._asked_to_stop, self.interrupted = True, number == signal.SIGINT
 
     def __enter__(self) -> Self:
         # With several processes jax's own handler tells the others, and `reached_preemption` finds a step common to all.
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGTERM, self._stop)
+        alone = jax.process_count() == 1
+        if self._heed_signals and alone and threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGTERM, self._handler)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         self._manager.wait_until_finished()  # raises what an asynchronous save could not write
         self._manager.close()
 

@@ -54,7 +54,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     frozen = latents(config.model.base, mesh) if config.model.codec == "latents" else None
 
     saving = config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every
-    with jax.set_mesh(mesh), Checkpoints(workdir, *saving) as checkpoints:
+    with jax.set_mesh(mesh), Checkpoints(workdir, *saving, heed_signals=True) as checkpoints:
         # Resuming always wins over starting: the same command must never overwrite a run.
         if checkpoints.latest() is None:
             state, pending = init_state(network, optimizer, shapes, config.seed), ()
@@ -84,28 +84,25 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         progress = Progress(start, config.steps, config.batch_size, config.optim.max_skipped, pending)
         watchdog = Watchdog(workdir / "watchdog", config.stall_seconds, process, processes, start)
         with MetricsWriter(workdir, start) as writer, watchdog:
-            try:
-                for number in range(start + 1, config.steps + 1):
-                    asked = time.monotonic()
-                    batch = next(stream)
-                    waited = time.monotonic() - asked
-                    state, metrics = step(state, meshes.to_global(mesh, batch))
-                    progress.add(metrics, waited)
-                    if number % config.log_every == 0 or number == config.steps:
-                        writer.scalars(number, progress.report(number))
-                    if config.sample_every and number % config.sample_every == 0:
-                        writer.image(number, "held out", grid.write(workdir / "samples", number, state.ema))
-                    stop = checkpoints.preempted(number)
-                    # Last of all: what a step has logged must lie before what its checkpoint continues from.
-                    checkpoints.save(number, state, config, progress.pending, force=stop or number == config.steps)
-                    if stop:
-                        logging.info("asked to stop: saved step %d; the same command continues from there", number)
-                        break
-                    watchdog.beat(number)
-            except KeyboardInterrupt:
-                checkpoints.save(int(state.step), state, config, progress.pending, force=True)
-                logging.info("interrupted at step %d; the same command continues from there", state.step)
-                raise
+            for number in range(start + 1, config.steps + 1):
+                asked = time.monotonic()
+                batch = next(stream)
+                waited = time.monotonic() - asked
+                state, metrics = step(state, meshes.to_global(mesh, batch))
+                progress.add(metrics, waited)
+                if number % config.log_every == 0 or number == config.steps:
+                    writer.scalars(number, progress.report(number))
+                if config.sample_every and number % config.sample_every == 0:
+                    writer.image(number, "held out", grid.write(workdir / "samples", number, state.ema))
+                stop = checkpoints.preempted(number)
+                # Last of all: what a step has logged must lie before what its checkpoint continues from.
+                checkpoints.save(number, state, config, progress.pending, force=stop or number == config.steps)
+                if stop:
+                    logging.info("asked to stop: saved step %d; the same command continues from there", number)
+                    break
+                watchdog.beat(number)
+        if checkpoints.interrupted:
+            raise KeyboardInterrupt
     return state
 
 
