@@ -27,7 +27,7 @@ from uniser_jax.metrics import duration, log_to_terminal
 from uniser_jax.restore.restorer import Restorer
 
 _SIDE = 384  # of the photograph that is restored for show
-_SEED = 3
+_SEED = 4
 
 
 def demo(config: ConfigDict, workdir: pathlib.Path) -> None:
