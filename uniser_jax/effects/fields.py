@@ -60,12 +60,3 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     small = cv2.resize(image, (max(2, w // factor), max(2, h // factor)), interpolation=cv2.INTER_AREA)
     small = cv2.GaussianBlur(small, (0, 0), sigma / factor, borderType=cv2.BORDER_REPLICATE)
     return cv2.resize(small, (w, h), interpolation=cv2.INTER_CUBIC)
-
-
-def varying_blur(image: Field, sigma: Field) -> Field:
-    """Gaussian blur whose sigma (pixels) differs from pixel to pixel: a stack of four blurs, interpolated."""
-    lowest, highest = max(float(sigma.min()), 0.3), max(float(sigma.max()), 0.31)
-    levels = np.geomspace(lowest, highest, 4)
-    stack = [blur(image, level) for level in levels]
-    position = np.interp(sigma, levels, np.arange(4)).astype(np.float32)
-    return sum(plane * np.clip(1 - np.abs(position - index), 0, 1) for index, plane in enumerate(stack))

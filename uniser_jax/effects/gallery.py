@@ -63,22 +63,6 @@ def contact_sheet(photos: Sequence[Image], seed: int = 0, side: int = 240, mixtu
     return grid(rows, [*labels, "target 0.25", "target 0.5", "target 1"])
 
 
-def effect_sheet(photos: Sequence[Image], effect: str, seed: int = 0, side: int = 320, columns: int = 5) -> Image:
-    """Many draws of one effect: a row per photograph, the clean one first."""
-    sampling = EditSampling(mixture=Mixture(strength_min=0.7), noise=0.0)
-    squares = [square(photo, side) for photo in photos]
-    rows = []
-    for index, photo in enumerate(squares):
-        row = [photo]
-        for column in range(columns):
-            rng = np.random.default_rng((seed, index, column))
-            scene = edit.scene_from_photo(photo, squares[(index + 1 + column) % len(squares)], 2.0)
-            rendering = Rendering(scene, edit.sample(rng, scene, sampling, effects=(effect,)))
-            row.append(rendering.expose(rendering.recipe.strengths))
-        rows.append(row)
-    return grid(rows, ["clean", *[effect] * columns])
-
-
 def example_sheet(examples: Sequence[tuple[int, Edit, Recipe]]) -> Image:
     """Training examples as the model gets them: input, mask, target, with index, task, effects and strengths."""
     rows = [[edit.input, np.repeat(edit.mask[..., None], 3, -1), edit.target] for _, edit, _ in examples]
