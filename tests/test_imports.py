@@ -27,6 +27,7 @@ LEVELS = {
     "manifest": 4,
     "pretrained": 5,
     "step": 5,
+    "flops": 6,
     "samples": 6,
     "train": 7,
     "restore": 8,

@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
             report_changes(record["config"], config)
             pending = record["pending"]
         start = int(state.step)
-        step = make_step(config, network, optimizer, shapes, frozen)
+        step = make_step(config, network, optimizer, shapes)
         grid = SampleGrid(config, network, held_out, frozen)
         stream = batches(
             examples, config.batch_size, start, process, processes, config.data.workers, config.data.threads
@@ -88,7 +88,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
                 asked = time.monotonic()
                 batch = next(stream)
                 waited = time.monotonic() - asked
-                state, metrics = step(state, meshes.to_global(mesh, batch))
+                state, metrics = step(state, meshes.to_global(mesh, batch), frozen)
                 progress.add(metrics, waited)
                 if number % config.log_every == 0 or number == config.steps:
                     writer.scalars(number, progress.report(number))
