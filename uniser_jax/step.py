@@ -16,6 +16,7 @@ from uniser_jax import mesh as meshes
 from uniser_jax import optim
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.models import uniser
+from uniser_jax.models.attention import choose
 from uniser_jax.models.codec import LatentCodec, PixelCodec
 from uniser_jax.models.presets import preset
 from uniser_jax.types import Batch, TrainState
@@ -50,6 +51,27 @@ def build_network(model: ConfigDict) -> Network:
     }
     graphdef, shapes, axes = uniser.abstract(size, codec, **settings)
     return Network(graphdef, shapes, axes, codec, lambda key: uniser.create(size, codec, key, **settings)[1])
+
+
+def check(config: ConfigDict, mesh: jax.sharding.Mesh, latents: LatentCodec | None = None) -> None:
+    """Checks that batch, heads, MLP and tokens spread evenly over the mesh, and that its devices have the kernel.
+
+    Args:
+      config: of the run.
+      mesh: what it shall train on.
+      latents: of the run, if it has any.
+
+    Raises:
+      ValueError: one line with the number, what it must divide by and the fix.
+    """
+    size, model, side = preset(config.model.preset), config.model, config.data.size
+    meshes.check_batch(mesh, config.batch_size, config.optim.accumulate)
+    meshes.check_divides(mesh, "tensor", attention_heads=size.num_attention_heads, MLP_features=size.mlp_width)
+    images = 3 if model.conditioning == "references" else 1  # x_t, photograph and mask, or all in one
+    tokens = images * (side // (latents.side if latents else model.patch)) ** 2
+    meshes.check_divides(mesh, "sequence", image_tokens=tokens, prompt_tokens=model.prompt_length)
+    dtype, platform = jnp.dtype(model.compute_dtype), mesh.devices.flat[0].platform
+    choose(model.attention, platform, dtype, size.attention_head_dim, tokens + model.prompt_length)
 
 
 def state_shapes(network: Network, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
