@@ -40,6 +40,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     Raises:
       ValueError: before anything is compiled, if the config does not fit itself, the devices or the data.
     """
+    hosts.agree({"config": schema.to_json(config), "code": manifest.code()})
     schema.validate(config)
     workdir = pathlib.Path(workdir)
     process, processes = jax.process_index(), jax.process_count()
@@ -51,6 +52,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     optimizer = optim.optimizer(config.optim, config.steps)
     shapes = state_shapes(network, optimizer, mesh)
     examples, held_out = open_examples(config)
+    hosts.agree({"set of photographs": manifest.fingerprint(examples.photos)})
     frozen = latents(config.model.base, mesh) if config.model.codec == "latents" else None
 
     saving = config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every

@@ -56,6 +56,10 @@ class Photos(Protocol):
         """A stable name, for splits and messages."""
         ...
 
+    def nbytes(self, index: int) -> int:
+        """How long the file is; 0 where only reading it would tell."""
+        ...
+
     def depth(self, index: int) -> Depth | None:
         """How far each pixel of the photograph is, 0 near and 1 far, where that is known."""
         ...
@@ -132,6 +136,10 @@ class Encoded:
         """The index itself."""
         return f"{index:09d}"
 
+    def nbytes(self, index: int) -> int:
+        """0: records tell their length when they are read."""
+        return 0
+
     def read(self, index: int) -> bytes:
         """The encoded image."""
         raise TypeError("a subclass knows its records")
@@ -179,6 +187,11 @@ class Files(Encoded):
     def name(self, index: int) -> str:
         """The last two parts of the path."""
         return "/".join(pathlib.Path(self.paths[index]).parts[-2:])
+
+    def nbytes(self, index: int) -> int:
+        """Of the file; 0 if it has gone."""
+        path = pathlib.Path(self.paths[index])
+        return path.stat().st_size if path.exists() else 0
 
     def read(self, index: int) -> bytes:
         """The file."""
@@ -240,6 +253,10 @@ class Subset:
     def name(self, index: int) -> str:
         """As in the source."""
         return self.photos.name(self.indices[index])
+
+    def nbytes(self, index: int) -> int:
+        """As in the source."""
+        return self.photos.nbytes(self.indices[index])
 
     def depth(self, index: int) -> Depth | None:
         """As in the source."""
