@@ -7,10 +7,10 @@ so nothing but the state is saved, and a continued run sees what an uninterrupte
 """
 
 import argparse
+import functools
 import pathlib
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +25,7 @@ from uniser_jax.checkpoint import Checkpoints
 from uniser_jax.data.photos import open_photos, split
 from uniser_jax.data.pipeline import Examples, batches
 from uniser_jax.effects.edit import EditSampling
+from uniser_jax.feed import Feed
 from uniser_jax.metrics import MetricsWriter, Progress, log_to_terminal
 from uniser_jax.models.presets import preset
 from uniser_jax.pretrained import latents, with_base
@@ -85,12 +86,12 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         manifest.write(workdir, config, mesh, examples.photos, start)
         progress = Progress(start, config.steps, config.batch_size, config.optim.max_skipped, pending)
         watchdog = Watchdog(workdir / "watchdog", config.stall_seconds, process, processes, start)
-        with MetricsWriter(workdir, start) as writer, watchdog:
+        feed = Feed(stream, functools.partial(meshes.to_global, mesh))
+        metrics: dict[str, Any] = {}
+        with MetricsWriter(workdir, start) as writer, watchdog, feed:
             for number in range(start + 1, config.steps + 1):
-                asked = time.monotonic()
-                batch = next(stream)
-                waited = time.monotonic() - asked
-                state, metrics = step(state, meshes.to_global(mesh, batch))
+                batch, waited = feed.take(metrics.get("loss"))
+                state, metrics = step(state, batch)
                 progress.add(metrics, waited)
                 if number % config.log_every == 0 or number == config.steps:
                     writer.scalars(number, progress.report(number))
