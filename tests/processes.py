@@ -11,13 +11,17 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def run(commands: Sequence[Sequence[str]], devices: int = 4, seconds: float = 240) -> list[tuple[int, str]]:
-    """Runs python with these arguments, one process each; returns their exit codes and standard errors."""
+    """Runs python with these arguments, one process each; returns their exit codes and standard errors.
+
+    One command alone runs without the others' environment.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = f"--xla_force_host_platform_device_count={devices}"
     shared = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    shared |= {"UNISER_PROCESSES": str(len(commands)), "UNISER_COORDINATOR": f"127.0.0.1:{port}"}
+    if len(commands) > 1:
+        shared |= {"UNISER_PROCESSES": str(len(commands)), "UNISER_COORDINATOR": f"127.0.0.1:{port}"}
     started = [
         subprocess.Popen(
             [sys.executable, *command],

@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
-import jax
-
 _TICK = 0.001  # seconds between two looks at the devices
 _PATIENCE = 5.0  # seconds for a batch that is being made when the feed ends
 
@@ -27,13 +25,13 @@ class Feed:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._fill, name="feed", daemon=True)
 
-    def take(self, last: jax.Array | None = None) -> tuple[Any, float]:
+    def take(self, last: Any = None) -> tuple[Any, float]:
         """The next batch, and the seconds that the devices had nothing to do for the lack of it.
 
         Dispatch is asynchronous: a loop that waits for data while its last step still runs loses nothing.
 
         Args:
-          last: a result of the step dispatched last; None where there is none.
+          last: an array that the step dispatched last returns; None where there is none.
 
         Raises:
           Exception: whatever the stream raised, once the batches before it are taken.

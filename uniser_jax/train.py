@@ -22,8 +22,10 @@ from uniser_jax import config as schema
 from uniser_jax import hosts, manifest, optim
 from uniser_jax import mesh as meshes
 from uniser_jax.checkpoint import Checkpoints
+from uniser_jax.data.buckets import Buckets, aspect
 from uniser_jax.data.photos import open_photos, split
 from uniser_jax.data.pipeline import Examples, batches
+from uniser_jax.data.schedule import fixed
 from uniser_jax.effects.edit import EditSampling
 from uniser_jax.feed import Feed
 from uniser_jax.metrics import MetricsWriter, Progress, log_to_terminal
@@ -47,13 +49,14 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     process, processes = jax.process_index(), jax.process_count()
 
     mesh = meshes.make_mesh(config.mesh.to_dict())
-    meshes.check_batch(mesh, config.batch_size, config.optim.accumulate)
+    for stage in schema.schedule(config).stages:
+        meshes.check_batch(mesh, stage.batch_size, config.optim.accumulate)
     meshes.check_heads(mesh, preset(config.model.preset).num_attention_heads)
     network = build_network(config.model)
     optimizer = optim.optimizer(config.optim, config.steps)
     shapes = state_shapes(network, optimizer, mesh)
     examples, held_out = open_examples(config)
-    hosts.agree({"set of photographs": manifest.fingerprint(examples.photos)})
+    hosts.agree({"set of photographs": manifest.fingerprint(examples.photos), "stream": examples.fingerprint()})
     frozen = latents(config.model.base, mesh) if config.model.codec == "latents" else None
 
     saving = config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every
@@ -71,9 +74,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         start = int(state.step)
         step = make_step(config, network, optimizer, shapes, frozen)
         grid = SampleGrid(config, network, held_out, frozen)
-        stream = batches(
-            examples, config.batch_size, start, process, processes, config.data.workers, config.data.threads
-        )
+        stream = batches(examples, start, process, processes, config.data.workers, config.data.threads)
         logging.info(
             "%s: %s parameters, %d photographs (%d held out), %s, from step %d",
             workdir,
@@ -84,7 +85,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
             start,
         )
         manifest.write(workdir, config, mesh, examples.photos, start)
-        progress = Progress(start, config.steps, config.batch_size, config.optim.max_skipped, pending)
+        progress = Progress(start, config.steps, examples.schedule.indices, config.optim.max_skipped, pending)
         watchdog = Watchdog(workdir / "watchdog", config.stall_seconds, process, processes, start)
         feed = Feed(stream, functools.partial(meshes.to_global, mesh))
         metrics: dict[str, Any] = {}
@@ -110,13 +111,17 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
 
 
 def open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
-    """The training and the held-out stream of a config; they share no photograph."""
-    photos = open_photos(config.data.photos, config.data.min_side)
-    sampling = schema.build(EditSampling, config.edit)
-    parts = [split(photos, config.data.holdout, part) for part in ("train", "holdout")]
+    """The training and the held-out stream of a config; they share no photograph. Held-out examples are square."""
     data = config.data
-    training = Examples(parts[0], sampling, data.size, config.seed, data.colour, data.smallest)
-    held_out = Examples(parts[1], sampling, data.size, config.evaluation.seed)
+    photos = open_photos(data.photos, data.min_side)
+    sampling = schema.build(EditSampling, config.edit)
+    ours, others = (split(photos, data.holdout, part) for part in ("train", "holdout"))
+    schedule, buckets = schema.schedule(config), None
+    if data.buckets:
+        buckets = Buckets.of(ours, [aspect(text) for text in data.buckets], schema.multiple(config))
+        buckets.report(data.size, config.batch_size)
+    training = Examples(ours, sampling, schedule, config.seed, data.colour, data.smallest, buckets)
+    held_out = Examples(others, sampling, fixed(data.size), config.evaluation.seed)
     return training, held_out
 
 
