@@ -150,7 +150,10 @@ def compile_step(config: ConfigDict, devices: Sequence[jax.Device], topology: st
     network, optimizer = step.build_network(config.model), optim.optimizer(config.optim, config.steps)
     state, batch = step.state_shapes(network, optimizer, mesh), batch_shapes(config, mesh)
     counted = flops.of_step(config, state, batch, latents)
-    size, tokens = preset(config.model.preset), step.tokens(config, latents) + config.model.prompt_length
+    size, tokens = (
+        preset(config.model.preset),
+        step.tokens(config, (config.data.size,) * 2, latents) + config.model.prompt_length,
+    )
     dtype, platform = jnp.dtype(config.model.compute_dtype), devices[0].platform
     kind = devices[0].device_kind
     report = Report(
