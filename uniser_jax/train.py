@@ -27,7 +27,7 @@ from uniser_jax.data.pipeline import Examples, batches
 from uniser_jax.effects.edit import EditSampling
 from uniser_jax.metrics import MetricsWriter, Progress, log_to_terminal
 from uniser_jax.pretrained import latents, with_base
-from uniser_jax.samples import SampleGrid
+from uniser_jax.samples import HeldOutLoss, SampleGrid
 from uniser_jax.step import build_network, check, init_state, make_step, state_shapes
 from uniser_jax.types import TrainState
 from uniser_jax.watchdog import Watchdog
@@ -52,7 +52,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     frozen = latents(config.model.base, mesh) if config.model.codec == "latents" else None
     check(config, mesh, frozen)
 
-    saving = config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every
+    saving = config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every, config.checkpoint.best
     with jax.set_mesh(mesh), Checkpoints(workdir, *saving, heed_signals=True) as checkpoints:
         # Resuming always wins over starting: the same command must never overwrite a run.
         if checkpoints.latest() is None:
@@ -67,6 +67,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         start = int(state.step)
         step = make_step(config, network, optimizer, shapes, frozen)
         grid = SampleGrid(config, network, held_out, frozen)
+        held_out_loss = HeldOutLoss(config, network, held_out, mesh, frozen)
         stream = batches(examples, config.batch_size, start, *part, config.data.workers, config.data.threads)
         logging.info(
             "%s: %s parameters, %d photographs (%d held out), %s, from step %d",
@@ -89,13 +90,18 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
                 waited = time.monotonic() - asked
                 state, metrics = step(state, meshes.to_global(mesh, batch))
                 progress.add(metrics, waited)
-                if number % config.log_every == 0 or number == config.steps:
-                    writer.scalars(number, progress.report(number))
+                last, report, score = number == config.steps, {}, None
+                if number % config.log_every == 0 or last:
+                    report = progress.report(number)
+                if config.checkpoint.best and (last or checkpoints.due(number)):
+                    report["held_out_loss"] = score = held_out_loss(state.ema)
+                if report:
+                    writer.scalars(number, report)
                 if config.sample_every and number % config.sample_every == 0:
                     writer.image(number, "held out", grid.write(workdir / "samples", number, state.ema))
                 stop = checkpoints.preempted(number)
                 # Last of all: what a step has logged must lie before what its checkpoint continues from.
-                checkpoints.save(number, state, config, progress.pending, force=stop or number == config.steps)
+                checkpoints.save(number, state, config, progress.pending, score, force=stop or last)
                 if stop:
                     logging.info("asked to stop: saved step %d; the same command continues from there", number)
                     break
