@@ -33,7 +33,5 @@ def tpu_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]
     name = "jax_persistent_cache_min_compile_time_secs"
     seconds = getattr(jax.config, name)
     jax.config.update(name, 1e9)
-    yield (
-        lambda topology, **settings: topologies.get_topology_desc("", "tpu", topology_name=topology, **settings).devices
-    )
+    yield lambda kind, **settings: topologies.get_topology_desc(platform="tpu", topology_name=kind, **settings).devices
     jax.config.update(name, seconds)

@@ -106,6 +106,6 @@ class HeldOutLoss:
     @functools.cached_property
     def _batch(self) -> Batch:
         rows = self._config.batch_size // self._config.optim.accumulate
-        threads = self._config.data.threads
-        mine = batches(self._held_out, rows, 0, jax.process_index(), jax.process_count(), threads=threads)
+        part = meshes.batch_part(self._mesh, jax.process_index())
+        mine = batches(self._held_out, rows, 0, *part, threads=self._config.data.threads)
         return meshes.to_global(self._mesh, next(mine))
