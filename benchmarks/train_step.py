@@ -180,7 +180,8 @@ def ours(case: Case, params: Any, remat: str) -> Contender:
     step = jax.jit(update, donate_argnums=0).lower(state, *inputs, target).compile()
     facts = {"forward_compile_s": between - start, "step_compile_s": time.perf_counter() - between}
     memory = step.memory_analysis()
-    facts["step_bytes"] = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    if memory is not None:
+        facts["step_bytes"] = memory.temp_size_in_bytes + memory.argument_size_in_bytes
 
     def one_step() -> tuple[float, float]:
         nonlocal state
@@ -323,7 +324,9 @@ def machine() -> str:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         chip = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     cores = len(os.sched_getaffinity(0))
-    return f"{chip}, {cores} threads, jax {jax.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}"
+    return (
+        f"{chip}, {cores} threads, jax {jax.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}"
+    )
 
 
 def to_text(result: dict[str, Any]) -> str:
