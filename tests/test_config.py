@@ -6,6 +6,7 @@ import pytest
 from uniser_jax import config as schema
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.effects.edit import EditSampling
+from uniser_jax.models.lora import Lora
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = str(ROOT / "configs/tiny.py")
@@ -52,7 +53,7 @@ def test_json_round_trip_and_foreign_keys() -> None:
         schema.from_json('{"model": {"colour": "red"}}')
 
 
-@pytest.mark.parametrize(("kind", "section"), [(Flow, "flow"), (EditSampling, "edit")])
+@pytest.mark.parametrize(("kind", "section"), [(Flow, "flow"), (EditSampling, "edit"), (Lora, "lora")])
 def test_sections_rebuild_their_dataclass(kind: type, section: str) -> None:
     assert schema.build(kind, schema.defaults()[section]) == kind()
 

@@ -1,7 +1,7 @@
 """The schema of an experiment: every key, its default and its type stand here once; configs/ only set values.
 
-A config is a locked `ml_collections.ConfigDict`. Sections that describe a frozen dataclass (`edit`, `flow`) are made from
-that dataclass, so their keys, defaults and checks have one home; `build` turns them back.
+A config is a locked `ml_collections.ConfigDict`. Sections that describe a frozen dataclass (`edit`, `flow`, `lora`) are made
+from that dataclass, so their keys, defaults and checks have one home; `build` turns them back.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.effects.edit import EditSampling
+from uniser_jax.models.lora import Lora
 
 T = TypeVar("T")
 
@@ -43,6 +44,8 @@ def defaults() -> ConfigDict:
     config.model.compute_dtype = "bfloat16"  # parameters and optimizer stay float32
     config.model.attention = "xla"  # xla | chunked
     config.model.remat = "dots"  # none | dots | full
+
+    config.lora = to_config(Lora())  # low-rank adapters of model.base: rank (0: all is trained), alpha, which kernels
 
     config.flow = to_config(Flow())  # prediction type, time sampling
 
@@ -196,6 +199,8 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(
             "config.model.codec = 'latents' needs config.model.base and config.model.conditioning = 'references'"
         )
+    if build(Lora, config.lora).rank and not config.model.base:
+        raise ValueError(f"config.lora.rank = {config.lora.rank} adapts a base: name it, config.model.base")
     if not 0 <= config.optim.ema < 1:
         raise ValueError(f"config.optim.ema = {config.optim.ema}: expected in [0, 1)")
     if not 0 < config.data.holdout < 1:

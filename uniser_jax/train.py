@@ -19,7 +19,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from uniser_jax import config as schema
-from uniser_jax import hosts, manifest, optim
+from uniser_jax import hosts, manifest, optim, pretrained
 from uniser_jax import mesh as meshes
 from uniser_jax.checkpoint import Checkpoints
 from uniser_jax.data.photos import open_photos, split
@@ -27,9 +27,8 @@ from uniser_jax.data.pipeline import Examples, batches
 from uniser_jax.effects.edit import EditSampling
 from uniser_jax.metrics import MetricsWriter, Progress, log_to_terminal
 from uniser_jax.models.presets import preset
-from uniser_jax.pretrained import latents, with_base
 from uniser_jax.samples import SampleGrid
-from uniser_jax.step import build_network, init_state, make_step, state_shapes
+from uniser_jax.step import base_shapes, build_network, init_state, make_step, state_shapes
 from uniser_jax.types import TrainState
 from uniser_jax.watchdog import Watchdog
 
@@ -47,27 +46,33 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     mesh = meshes.make_mesh(config.mesh.to_dict())
     meshes.check_batch(mesh, config.batch_size, config.optim.accumulate)
     meshes.check_heads(mesh, preset(config.model.preset).num_attention_heads)
-    network = build_network(config.model)
+    network = build_network(config.model, config.lora)
     optimizer = optim.optimizer(config.optim, config.steps)
     shapes = state_shapes(network, optimizer, mesh)
     examples, held_out = open_examples(config)
-    frozen = latents(config.model.base, mesh) if config.model.codec == "latents" else None
+    latents = pretrained.latents(config.model.base, mesh) if config.model.codec == "latents" else None
 
     saving = config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every
-    with jax.set_mesh(mesh), Checkpoints(workdir, *saving, heed_signals=True) as checkpoints:
+    facts = {"frozen": pretrained.digests_of(config)}
+    with jax.set_mesh(mesh), Checkpoints(workdir, *saving, facts, heed_signals=True) as checkpoints:
+        given, base = {}, None
+        if config.model.base and (config.lora.rank or checkpoints.latest() is None):
+            given = pretrained.read_base(config.model.base, base_shapes(network, mesh))
+        if config.lora.rank:
+            base = pretrained.frozen({"dit": given.pop("dit")}, config.model.compute_dtype)
         # Resuming always wins over starting: the same command must never overwrite a run.
         if checkpoints.latest() is None:
             state, pending = init_state(network, optimizer, shapes, config.seed), ()
-            if config.model.base:
-                state = with_base(state, shapes, config.model.base)
+            state = pretrained.with_base(state, given)
         else:
             state = checkpoints.restore(shapes, config.checkpoint.on_corrupt)
             record = checkpoints.record(int(state.step))
+            pretrained.check_frozen(record, config)
             report_changes(record["config"], config)
             pending = record["pending"]
         start = int(state.step)
-        step = make_step(config, network, optimizer, shapes, frozen)
-        grid = SampleGrid(config, network, held_out, frozen)
+        step = make_step(config, network, optimizer, shapes)
+        grid = SampleGrid(config, network, held_out, latents, base)
         stream = batches(
             examples, config.batch_size, start, process, processes, config.data.workers, config.data.threads
         )
@@ -88,7 +93,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
                 asked = time.monotonic()
                 batch = next(stream)
                 waited = time.monotonic() - asked
-                state, metrics = step(state, meshes.to_global(mesh, batch))
+                state, metrics = step(state, meshes.to_global(mesh, batch), latents, base)
                 progress.add(metrics, waited)
                 if number % config.log_every == 0 or number == config.steps:
                     writer.scalars(number, progress.report(number))

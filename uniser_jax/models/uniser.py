@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from uniser_jax.models.codec import PixelCodec
 from uniser_jax.models.dit import DiT
+from uniser_jax.models.lora import Lora, adapt
 from uniser_jax.models.presets import DiTConfig
 from uniser_jax.models.prompts import LearnedPrompts, text_ids
 
@@ -36,9 +37,10 @@ class UniSER(nnx.Module):
       attention: kernel, see `models.attention`.
       remat: policy, see `models.dit`.
       conditioning: one of CONDITIONINGS.
+      lora: adapters beside the transformer's kernels.
 
     Raises:
-      ValueError: for an unknown conditioning.
+      ValueError: for an unknown conditioning, or targets that match nothing.
     """
 
     def __init__(
@@ -52,16 +54,18 @@ class UniSER(nnx.Module):
         attention: str = "xla",
         remat: str = "none",
         conditioning: str = "channels",
+        lora: Lora | None = None,
     ):
         self.codec, self.prompt_length, self.conditioning = codec, prompt_length, conditioning
         sizes = conditioned_config(config, codec, conditioning)
         self.dit = DiT(sizes, rngs=rngs, dtype=dtype, kernel=attention, remat=remat)
         self.prompts = LearnedPrompts(prompt_length, config.joint_attention_dim, rngs=rngs)
-        if conditioning == "references":
-            return
-        # x_t starts unseen: at t = 1 it is pure noise, and would drown the photograph in every token until it is unlearned.
-        kernel = self.dit.image_in.kernel
-        kernel[...] = kernel[...].at[: codec.channels].set(0)
+        if conditioning == "channels":
+            # x_t starts unseen: at t = 1 it is pure noise, and would drown the photograph in every token until it is unlearned.
+            kernel = self.dit.image_in.kernel
+            kernel[...] = kernel[...].at[: codec.channels].set(0)
+        if lora is not None and lora.rank:
+            adapt(self, lora, rngs=rngs)
 
     def __call__(
         self,

@@ -26,7 +26,7 @@ from uniser_jax.models import uniser
 from uniser_jax.models.codec import LatentCodec, PixelCodec
 from uniser_jax.restore.files import MIN_SIDE, RestoreError
 from uniser_jax.restore.fullres import padded_side, restore_any_size
-from uniser_jax.step import build_network
+from uniser_jax.step import Network, build_network
 from uniser_jax.types import TASKS
 
 _SEED = 0  # of the noise a restoration starts from: the same photograph always gives the same result
@@ -89,9 +89,7 @@ class Restorer:
         if not has_checkpoint(run):
             raise RestoreError(f"{run}: no checkpoint here; name a run folder that `uniser train` has written")
         with Checkpoints(run) as checkpoints:
-            config = schema.from_json(json.dumps(checkpoints.record()["config"]))
-            network = build_network(config.model)
-            params = checkpoints.weights(network.shapes, ema)
+            config, network, params = read_run(checkpoints, ema)
         flow = schema.build(Flow, config.flow)
         working_size = config.restore.working_size or config.data.size
         steps, direct, shift = config.restore.steps, config.restore.direct, config.restore.shift
@@ -150,6 +148,22 @@ class Restorer:
         return np.asarray(
             self._sample(self.params, self.latents, jnp.asarray(images), jnp.asarray(mask), tasks, steps=steps)
         )
+
+
+def read_run(checkpoints: Checkpoints, ema: bool = True) -> tuple[ConfigDict, Network, Any]:
+    """The config of a run, its network and its parameters; adapters are merged into their base.
+
+    Raises:
+      ValueError: if the run does not fit this version, or its base is gone or another.
+    """
+    record = checkpoints.record()
+    config = schema.from_json(json.dumps(record["config"]))
+    pretrained.check_frozen(record, config)
+    network = build_network(config.model, config.lora)
+    params = checkpoints.weights(network.shapes, ema)
+    if not config.lora.rank:
+        return config, network, params
+    return config, build_network(config.model), pretrained.merged(config, network, params)
 
 
 @jax.jit
