@@ -66,7 +66,16 @@ def wait_until(true: Callable[[], object], process: subprocess.Popen) -> None:
 def test_a_run_leaves_what_it_should(run: pathlib.Path) -> None:
     metrics = logged(run)
     assert list(metrics) == [2, 4, 6]
-    for name in ("loss", "grad_norm", "lr", "steps_per_second", "images_per_second", "data_wait", "loss/t=0.9"):
+    for name in (
+        "loss",
+        "grad_norm",
+        "lr",
+        "steps_per_second",
+        "images_per_second",
+        "data_wait",
+        "loss/t=0.9",
+        "held_out_loss",
+    ):
         assert np.isfinite(metrics[6][name])
     assert any(key.startswith("loss/effect=") for key in metrics[6])
     assert (run / "samples/step_000004.png").stat().st_size > 1_000

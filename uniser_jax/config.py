@@ -78,6 +78,7 @@ def defaults() -> ConfigDict:
     config.checkpoint.every = 1_000
     config.checkpoint.keep = 3  # of the newest
     config.checkpoint.keep_every = 0  # steps whose multiples stay for ever; 0 is none
+    config.checkpoint.best = 1  # of the lowest held-out loss, which is measured with every checkpoint; 0 is none
     config.checkpoint.on_corrupt = "stop"  # stop | previous: what to do with a damaged newest checkpoint
 
     config.evaluation = ConfigDict()

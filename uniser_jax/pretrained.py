@@ -40,16 +40,28 @@ def read_base(base: str | pathlib.Path, shapes: Any) -> dict[str, Any]:
         return checkpoints.weights({name: shapes[name] for name in names}, ema=False)
 
 
+def take(config: ConfigDict, shapes: Any, fresh: bool) -> tuple[dict[str, Any], Any]:
+    """What a run reads of its base: what a `fresh` state starts with, and what stays frozen, None without adapters.
+
+    Frozen kernels of blocks are kept in the dtype of activations: they are never used in another.
+
+    Raises:
+      ValueError: if there is no base, or it does not fit the model.
+    """
+    if not config.model.base or not (fresh or config.lora.rank):
+        return {}, None
+    given = read_base(config.model.base, shapes)
+    if not config.lora.rank:
+        return given, None
+    dtype = config.model.compute_dtype
+    keep = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim == 3 else leaf, tree))
+    return given, keep({"dit": given.pop("dit")})
+
+
 def with_base(state: TrainState, given: dict[str, Any]) -> TrainState:
     """A fresh state that starts with those parameters that a base gives; their averages too."""
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))  # a donated state must not hold an array twice
     return state._replace(params=state.params | given, ema=state.ema | copy(given))
-
-
-def frozen(base: Any, dtype: str) -> Any:
-    """A base that only adapters are trained of: its blocks' kernels in the dtype that they are used in anyway."""
-    cast = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim == 3 else leaf, tree))
-    return cast(base)
 
 
 def merged(config: ConfigDict, network: Any, params: Any) -> Any:

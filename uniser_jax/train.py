@@ -27,7 +27,7 @@ from uniser_jax.data.pipeline import Examples, batches
 from uniser_jax.effects.edit import EditSampling
 from uniser_jax.metrics import MetricsWriter, Progress, log_to_terminal
 from uniser_jax.models.presets import preset
-from uniser_jax.samples import SampleGrid
+from uniser_jax.samples import HeldOutLoss, SampleGrid
 from uniser_jax.step import base_shapes, build_network, init_state, make_step, state_shapes
 from uniser_jax.types import TrainState
 from uniser_jax.watchdog import Watchdog
@@ -52,16 +52,13 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     examples, held_out = open_examples(config)
     latents = pretrained.latents(config.model.base, mesh) if config.model.codec == "latents" else None
 
-    saving = config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every
+    saving = config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every, config.checkpoint.best
     facts = {"frozen": pretrained.digests_of(config)}
     with jax.set_mesh(mesh), Checkpoints(workdir, *saving, facts, heed_signals=True) as checkpoints:
-        given, base = {}, None
-        if config.model.base and (config.lora.rank or checkpoints.latest() is None):
-            given = pretrained.read_base(config.model.base, base_shapes(network, mesh))
-        if config.lora.rank:
-            base = pretrained.frozen({"dit": given.pop("dit")}, config.model.compute_dtype)
+        fresh = checkpoints.latest() is None
+        given, base = pretrained.take(config, base_shapes(network, mesh), fresh)
         # Resuming always wins over starting: the same command must never overwrite a run.
-        if checkpoints.latest() is None:
+        if fresh:
             state, pending = init_state(network, optimizer, shapes, config.seed), ()
             state = pretrained.with_base(state, given)
         else:
@@ -73,6 +70,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         start = int(state.step)
         step = make_step(config, network, optimizer, shapes)
         grid = SampleGrid(config, network, held_out, latents, base)
+        held_out_loss = HeldOutLoss(config, network, held_out, mesh, latents, base)
         stream = batches(
             examples, config.batch_size, start, process, processes, config.data.workers, config.data.threads
         )
@@ -95,13 +93,18 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
                 waited = time.monotonic() - asked
                 state, metrics = step(state, meshes.to_global(mesh, batch), latents, base)
                 progress.add(metrics, waited)
-                if number % config.log_every == 0 or number == config.steps:
-                    writer.scalars(number, progress.report(number))
+                last, report, score = number == config.steps, {}, None
+                if number % config.log_every == 0 or last:
+                    report = progress.report(number)
+                if config.checkpoint.best and (last or checkpoints.due(number)):
+                    report["held_out_loss"] = score = held_out_loss(state.ema)
+                if report:
+                    writer.scalars(number, report)
                 if config.sample_every and number % config.sample_every == 0:
                     writer.image(number, "held out", grid.write(workdir / "samples", number, state.ema))
                 stop = checkpoints.preempted(number)
                 # Last of all: what a step has logged must lie before what its checkpoint continues from.
-                checkpoints.save(number, state, config, progress.pending, force=stop or number == config.steps)
+                checkpoints.save(number, state, config, progress.pending, score, force=stop or last)
                 if stop:
                     logging.info("asked to stop: saved step %d; the same command continues from there", number)
                     break
