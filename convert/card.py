@@ -67,7 +67,7 @@ folder = "."  # where this card lies
 pipe = Flux2KleinPipeline.from_pretrained(folder, text_encoder=None, tokenizer=None)
 prompts = load_file(f"{folder}/prompt_embeds.safetensors")
 photo = Image.open("photo.jpg")
-mask = Image.new("RGB", photo.size, "white")  # gray where less should be removed, black where nothing
+mask = Image.new("RGB", photo.size, "white")REDUCED  # gray where less should be removed, black where nothing
 restored = pipe(image=[photo, mask], prompt_embeds=prompts["remove_effects"], num_inference_steps=STEPS).images[0]
 restored.save("restored.png")
 ```"""
@@ -86,7 +86,7 @@ pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
 pipe.load_lora_weights(folder)
 prompts = load_file(f"{folder}/prompt_embeds.safetensors")
 photo = Image.open("photo.jpg")
-mask = Image.new("RGB", photo.size, "white")  # gray where less should be removed, black where nothing
+mask = Image.new("RGB", photo.size, "white")REDUCED  # gray where less should be removed, black where nothing
 how = {"num_inference_steps": STEPS, "guidance_scale": 1.0}  # trained without classifier-free guidance
 restored = pipe(image=[photo, mask], prompt_embeds=prompts["remove_effects"], **how).images[0]
 restored.save("restored.png")
@@ -95,6 +95,22 @@ restored.save("restored.png")
 _LATENTS_LIMITS = """The stock pipeline crops sides to multiples of 16 px, makes photographs of more than a megapixel
 smaller, and returns what the autoencoder makes of every pixel; the command line of uniser-jax, `uniser restore`, does none of
 this."""
+
+
+_HALF = """ The mask is shown at half the side: give it so, and photographs of at least 128 px with sides that are multiples of
+32 px, so that both are cropped alike."""
+
+
+def _filled(usage: str, config: ConfigDict) -> str:
+    scale = config.model.mask_scale
+    words = {
+        "STEPS": str(config.restore.steps),
+        "SHIFT": str(config.restore.shift),
+        "REDUCED": "" if scale == 1 else f".reduce({scale})",
+    }
+    for word, value in words.items():
+        usage = usage.replace(word, value)
+    return usage
 
 
 def text(
@@ -115,8 +131,8 @@ def text(
         license=licence,
         size=config.model.preset,
         version=__version__,
-        usage=usage.replace("STEPS", str(config.restore.steps)).replace("SHIFT", str(config.restore.shift)),
-        limits=_LATENTS_LIMITS if latents else _PIXELS_LIMITS,
+        usage=_filled(usage, config),
+        limits=(_LATENTS_LIMITS + (_HALF if config.model.mask_scale > 1 else "")) if latents else _PIXELS_LIMITS,
         tasks=tasks_digest(),
         prompts=", ".join(names),
         alone="" if adapters else _ALONE,

@@ -267,6 +267,7 @@ def _index(config: ConfigDict) -> dict[str, Any]:
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "patch": config.model.patch,
         "conditioning": config.model.conditioning,
+        "mask_scale": config.model.mask_scale,
         "prediction": config.flow.prediction,
         "working_size": config.restore.working_size or config.data.size,
         "steps": config.restore.steps,

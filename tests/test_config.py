@@ -35,6 +35,7 @@ def test_a_config_takes_arguments() -> None:
         (TINY, "--config.steps=0", "at least 1"),
         (TINY, "--config.data.size=97", "multiple of config.model.patch"),
         (TINY, "--config.optim.accumulate=5", "multiple of"),
+        (TINY, "--config.model.mask_scale=2", "expected 1, or 2 by"),
         (PIXEL + ":size=huge", "--config.steps=1", "huge"),
         (PIXEL + ":colour=red", "--config.steps=1", "colour"),
         ("configs/missing.py", "--config.steps=1", "no config file"),

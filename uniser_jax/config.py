@@ -39,6 +39,7 @@ def defaults() -> ConfigDict:
     config.model.codec = "pixels"  # pixels | latents: those of the base's autoencoder
     config.model.patch = 16  # side of a token in pixels
     config.model.conditioning = "channels"  # channels | references: photograph and mask in each token, or as images
+    config.model.mask_scale = 1  # by references: 1 | 2, the mask at half the side has a quarter of the tokens
     config.model.drop_mask = 0.0  # by references: share of white masks that are left out, so that none is needed
     config.model.prompt_length = 8  # tokens per task embedding
     config.model.compute_dtype = "bfloat16"  # parameters and optimizer stay float32
@@ -181,9 +182,15 @@ def validate(config: ConfigDict) -> None:
         value = _at(config, path)
         if value < 1:
             raise ValueError(f"config.{path} = {value}: expected at least 1")
-    if config.data.size % config.model.patch:
+    scale = config.model.mask_scale
+    if scale not in (1, 2) or (scale > 1 and config.model.conditioning != "references"):
         raise ValueError(
-            f"config.data.size = {config.data.size} is not a multiple of config.model.patch = {config.model.patch}"
+            f"config.model.mask_scale = {scale}: expected 1, or 2 by config.model.conditioning = 'references'"
+        )
+    if config.data.size % (config.model.patch * scale):
+        words = "config.model.patch" if scale == 1 else "config.model.patch * config.model.mask_scale"
+        raise ValueError(
+            f"config.data.size = {config.data.size} is not a multiple of {words} = {config.model.patch * scale}"
         )
     if config.batch_size % config.optim.accumulate:
         raise ValueError(

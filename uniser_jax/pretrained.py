@@ -105,24 +105,24 @@ def check_frozen(record: Mapping[str, Any], config: ConfigDict) -> None:
             )
 
 
-def latents(base: str | pathlib.Path, mesh: Mesh | None = None) -> LatentCodec:
-    """The autoencoder of a base, sharded like parameters if there is a mesh.
+def latents(config: ConfigDict, mesh: Mesh | None = None) -> LatentCodec:
+    """The autoencoder of a run's base, sharded like parameters if there is a mesh.
 
     Raises:
       ValueError: if there is no base, or it has no autoencoder.
     """
-    with open_base(base) as checkpoints:
+    with open_base(config.model.base) as checkpoints:
         parts = checkpoints.record().get("base", {})
         if "vae" not in parts:
-            raise ValueError(f"{base} holds no autoencoder: convert a whole pipeline, with its vae/")
-        config = vae_config(parts["vae"]["config"])
-        graphdef, shapes, axes = vae.abstract(config)
+            raise ValueError(f"{config.model.base} holds no autoencoder: convert a whole pipeline, with its vae/")
+        size = vae_config(parts["vae"]["config"])
+        graphdef, shapes, axes = vae.abstract(size)
         if mesh is not None:
             shapes = jax.tree.map(_placed, shapes, meshes.sharding_of(mesh, axes, shapes))
         params = checkpoints.item("vae", shapes)
     if mesh is None:
         params = jax.tree.map(jnp.asarray, params)
-    return LatentCodec(config, graphdef, params)
+    return LatentCodec(size, graphdef, params, config.model.mask_scale)
 
 
 def vae_config(table: dict[str, Any]) -> VAEConfig:

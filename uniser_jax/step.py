@@ -43,7 +43,11 @@ def build_network(model: ConfigDict, adapters: ConfigDict | None = None) -> Netw
       ValueError: for an unknown preset, dtype, kernel or remat policy, naming the known ones.
     """
     size = preset(model.preset)
-    codec = PixelCodec(1, size.in_channels) if model.codec == "latents" else PixelCodec(model.patch)
+    codec = (
+        PixelCodec(1, size.in_channels, model.mask_scale)
+        if model.codec == "latents"
+        else PixelCodec(model.patch, mask_scale=model.mask_scale)
+    )
     settings = {
         "prompt_length": model.prompt_length,
         "dtype": jnp.dtype(model.compute_dtype),

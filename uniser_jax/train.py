@@ -50,7 +50,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     optimizer = optim.optimizer(config.optim, config.steps)
     shapes = state_shapes(network, optimizer, mesh)
     examples, held_out = open_examples(config)
-    latents = pretrained.latents(config.model.base, mesh) if config.model.codec == "latents" else None
+    latents = pretrained.latents(config, mesh) if config.model.codec == "latents" else None
 
     saving = config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every, config.checkpoint.best
     facts = {"frozen": pretrained.digests_of(config)}

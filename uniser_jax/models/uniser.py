@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from uniser_jax.models.codec import PixelCodec
+from uniser_jax.models.codec import PixelCodec, gray
 from uniser_jax.models.dit import DiT
 from uniser_jax.models.lora import Lora, adapt
 from uniser_jax.models.presets import DiTConfig
@@ -101,14 +101,15 @@ def sequence(
 ) -> tuple[Float[Array, "b n d"], Float32[np.ndarray, "n 4"]]:
     """The tokens of [x_t, first reference, second, ...] and their positions; None holds its T without tokens.
 
-    A reference without a channel axis is a mask in [0, 1], and becomes a gray image.
+    A reference without a channel axis is a mask in [0, 1], and becomes a gray image of the codec's `mask_scale`; its positions
+    count its own tokens, as the pipeline of FLUX.2 counts them.
     """
     tokens, ids = [], []
     for place, image in enumerate((x_t, *references)):
         if image is None:
             continue
         if image.ndim == 3:
-            image = jnp.repeat(2 * image[..., None] - 1, codec.bands, -1)
+            image = gray(image, codec.bands, codec.mask_scale)
         tokens.append(codec.encode(image))
         ids.append(codec.ids(*image.shape[1:3]) + np.array([_APART * place, 0, 0, 0], np.float32))
     return jnp.concatenate(tokens, 1), np.concatenate(ids)

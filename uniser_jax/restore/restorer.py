@@ -65,7 +65,7 @@ class Restorer:
     ):
         self.config, self.params, self.codec, self.working_size, self.steps = config, params, codec, working_size, steps
         self.direct, self.latents = direct, latents
-        self.patch = codec.patch if latents is None else latents.side
+        self.patch = (codec.patch if latents is None else latents.side) * codec.mask_scale
 
         def sample(params: Any, latents: Any, images: Any, mask: Any, task: Any, steps: int) -> Any:
             predict = functools.partial(uniser.apply, graphdef, params)
@@ -103,7 +103,7 @@ class Restorer:
         flow = schema.build(Flow, config.flow)
         working_size = config.restore.working_size or config.data.size
         steps, direct, shift = config.restore.steps, config.restore.direct, config.restore.shift
-        latents = pretrained.latents(config.model.base) if config.model.codec == "latents" else None
+        latents = pretrained.latents(config) if config.model.codec == "latents" else None
         compensate = config.restore.compensate if compensate is None else compensate
         space = {"latents": latents, "shift": shift, "compensate": compensate}
         return cls(network.graphdef, params, network.codec, flow, working_size, steps, config, direct, **space)
