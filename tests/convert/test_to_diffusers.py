@@ -22,7 +22,7 @@ from uniser_jax import config as schema
 from uniser_jax.checkpoint import Checkpoints
 from uniser_jax.restore.restorer import Restorer
 from uniser_jax.step import build_network
-from uniser_jax.types import TASKS, TrainState, prompt_name
+from uniser_jax.types import TASKS, TrainState, prompt_name, tasks_digest
 
 
 def make_run(folder: pathlib.Path, conditioning: str = "channels", mask_scale: int = 1) -> pathlib.Path:
@@ -85,6 +85,7 @@ def test_the_report_and_the_card_say_how_close_it_is(folder: pathlib.Path) -> No
     assert report["restoration"] < 1e-4
     card = (folder / "README.md").read_text()
     assert "7 steps of 256 pairs" in card
+    assert f"The prompts (set `{tasks_digest()}`)" in card
     assert f"{report['transformer']:.1e}" in card
 
 
