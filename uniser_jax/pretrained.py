@@ -40,10 +40,14 @@ def read_base(base: str | pathlib.Path, shapes: Any) -> dict[str, Any]:
         return checkpoints.weights({name: shapes[name] for name in names}, ema=False)
 
 
-def take(config: ConfigDict, shapes: Any, fresh: bool) -> tuple[dict[str, Any], Any]:
-    """What a run reads of its base: what a `fresh` state starts with, and what stays frozen, None without adapters.
+def take(config: ConfigDict, shapes: Any, frozen: Any, fresh: bool) -> tuple[dict[str, Any], Any]:
+    """What a run reads of its base: what a state starts with, and what stays frozen, None without adapters.
 
-    Frozen kernels of blocks are kept in the dtype of activations: they are never used in another.
+    Args:
+      config: of the run.
+      shapes: see `step.base_shapes`.
+      frozen: see `step.frozen_shapes`.
+      fresh: whether the run starts; a continued one has the former already.
 
     Raises:
       ValueError: if there is no base, or it does not fit the model.
@@ -51,10 +55,9 @@ def take(config: ConfigDict, shapes: Any, fresh: bool) -> tuple[dict[str, Any], 
     if not config.model.base or not (fresh or config.lora.rank):
         return {}, None
     given = read_base(config.model.base, shapes)
-    if not config.lora.rank:
+    if frozen is None:
         return given, None
-    dtype = config.model.compute_dtype
-    keep = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim == 3 else leaf, tree))
+    keep = jax.jit(lambda tree: jax.tree.map(lambda leaf, kept: leaf.astype(kept.dtype), tree, frozen))
     return given, keep({"dit": given.pop("dit")})
 
 
@@ -115,14 +118,19 @@ def latents(config: ConfigDict, mesh: Mesh | None = None) -> LatentCodec:
         parts = checkpoints.record().get("base", {})
         if "vae" not in parts:
             raise ValueError(f"{config.model.base} holds no autoencoder: convert a whole pipeline, with its vae/")
-        size = vae_config(parts["vae"]["config"])
-        graphdef, shapes, axes = vae.abstract(size)
-        if mesh is not None:
-            shapes = jax.tree.map(_placed, shapes, meshes.sharding_of(mesh, axes, shapes))
-        params = checkpoints.item("vae", shapes)
+        codec = latent_shapes(vae_config(parts["vae"]["config"]), mesh, config.model.mask_scale)
+        params = checkpoints.item("vae", codec.params)
     if mesh is None:
         params = jax.tree.map(jnp.asarray, params)
-    return LatentCodec(size, graphdef, params, config.model.mask_scale)
+    return dataclasses.replace(codec, params=params)
+
+
+def latent_shapes(config: VAEConfig, mesh: Mesh | None = None, mask_scale: int = 1) -> LatentCodec:
+    """An autoencoder whose parameters are shapes, sharded like parameters if there is a mesh."""
+    graphdef, shapes, axes = vae.abstract(config)
+    if mesh is not None:
+        shapes = jax.tree.map(_placed, shapes, meshes.sharding_of(mesh, axes, shapes))
+    return LatentCodec(config, graphdef, shapes, mask_scale)
 
 
 def vae_config(table: dict[str, Any]) -> VAEConfig:

@@ -16,6 +16,7 @@ from uniser_jax import mesh as meshes
 from uniser_jax import optim
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.models import lora, uniser
+from uniser_jax.models.attention import choose
 from uniser_jax.models.codec import LatentCodec, PixelCodec
 from uniser_jax.models.lora import Lora
 from uniser_jax.models.presets import preset
@@ -81,6 +82,49 @@ def base_shapes(network: Network, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(_with_sharding, shapes, meshes.sharding_of(mesh, axes, shapes))
 
 
+def frozen_shapes(config: ConfigDict, network: Network, mesh: jax.sharding.Mesh) -> Any:
+    """What a step takes as `base`: kernels of blocks in the dtype of activations, in which they are used anyway."""
+    if network.base is None:
+        return None
+
+    def kept(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        dtype = jnp.dtype(config.model.compute_dtype) if leaf.ndim == 3 else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+
+    return jax.tree.map(kept, {"dit": base_shapes(network, mesh)["dit"]})
+
+
+def check(config: ConfigDict, mesh: jax.sharding.Mesh, latents: LatentCodec | None = None) -> None:
+    """Checks that batch, heads, MLP and tokens spread evenly over the mesh, and that its devices have the kernel.
+
+    Args:
+      config: of the run.
+      mesh: what it shall train on.
+      latents: of the run, if it has any.
+
+    Raises:
+      ValueError: one line with the number, what it must divide by and the fix.
+    """
+    size, model = preset(config.model.preset), config.model
+    dtype, platform = jnp.dtype(model.compute_dtype), mesh.devices.flat[0].platform
+    meshes.check_divides(mesh, "tensor", attention_heads=size.num_attention_heads, MLP_features=size.mlp_width)
+    for stage in schema.schedule(config).stages:
+        meshes.check_batch(mesh, stage.batch_size, config.optim.accumulate)
+        for shape in schema.shapes(config, stage.size):
+            image_tokens = tokens(config, shape, latents)
+            meshes.check_divides(mesh, "sequence", image_tokens=image_tokens, prompt_tokens=model.prompt_length)
+            choose(model.attention, platform, dtype, size.attention_head_dim, image_tokens + model.prompt_length)
+
+
+def tokens(config: ConfigDict, shape: tuple[int, int], latents: LatentCodec | None = None) -> int:
+    """Image tokens of an example of `shape` (h, w) pixels."""
+    images = 3 if config.model.conditioning == "references" else 1  # x_t, photograph and mask, or all in one
+    side = latents.side if latents else config.model.patch
+    whole = images * (shape[0] // side) * (shape[1] // side)
+    unseen = 1 - config.model.mask_scale**-2  # of the mask, where it is smaller
+    return whole - round(unseen * (shape[0] // side) * (shape[1] // side))
+
+
 def state_shapes(network: Network, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the whole state; moments and average are sharded like their parameters."""
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -126,7 +170,8 @@ def make_step(config: ConfigDict, network: Network, optimizer: optax.GradientTra
         if config.model.drop_mask:
             data += (draw_mask_seen(key, batch.mask, config.model.drop_mask),)
         gradient, metrics = accumulated_gradient(loss, state.params, data, config.optim.accumulate)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        with jax.named_scope("optimizer"):  # profiles and `flops` tell by these names what belongs to what
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optim.ema_update(state.ema, params, config.optim.ema, state.step)
         metrics |= {"grad_norm": optax.tree.norm(gradient), "lr": learning_rate(state.step)}
@@ -162,7 +207,8 @@ def batch_loss(
     predict = functools.partial(uniser.apply, network.graphdef, lora.join(params, base), mask_seen=mask_seen)
     input, target, mask = to_float(batch.input), to_float(batch.target), mask_of(batch)
     if latents is not None:
-        input, target, mask = latents.encode(input), latents.encode(target), latents.encode_mask(mask)
+        with jax.named_scope("encode"):
+            input, target, mask = latents.encode(input), latents.encode(target), latents.encode_mask(mask)
     losses = flow.loss(predict, t, noise, input, target, mask, batch.task)
     present = (batch.strengths > 0).astype(jnp.float32)
     tenth = jax.nn.one_hot(jnp.clip(jnp.int32(t * 10), 0, 9), 10)
