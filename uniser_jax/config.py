@@ -195,10 +195,9 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(
             f"config.model.mask_scale = {scale}: expected 1, or 2 by config.model.conditioning = 'references'"
         )
-    if config.data.size % (config.model.patch * scale):
-        words = "config.model.patch" if scale == 1 else "config.model.patch * config.model.mask_scale"
+    if config.data.size % config.model.patch:
         raise ValueError(
-            f"config.data.size = {config.data.size} is not a multiple of {words} = {config.model.patch * scale}"
+            f"config.data.size = {config.data.size} is not a multiple of config.model.patch = {config.model.patch}"
         )
     if config.batch_size % config.optim.accumulate:
         raise ValueError(
@@ -261,8 +260,9 @@ def shapes(config: ConfigDict, size: int) -> list[tuple[int, int]]:
 
 
 def multiple(config: ConfigDict) -> int:
-    """Of which the sides of training images are multiples: a token and, through latents, a latent of 16 pixels."""
-    return math.lcm(config.model.patch, 16) if config.model.codec == "latents" else config.model.patch
+    """Of which the sides of training images are multiples: a token, also of a smaller mask, and a latent of 16 pixels."""
+    token = math.lcm(config.model.patch, 16) if config.model.codec == "latents" else config.model.patch
+    return token * config.model.mask_scale
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -82,6 +82,18 @@ def base_shapes(network: Network, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(_with_sharding, shapes, meshes.sharding_of(mesh, axes, shapes))
 
 
+def frozen_shapes(config: ConfigDict, network: Network, mesh: jax.sharding.Mesh) -> Any:
+    """What a step takes as `base`: kernels of blocks in the dtype of activations, in which they are used anyway."""
+    if network.base is None:
+        return None
+
+    def kept(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        dtype = jnp.dtype(config.model.compute_dtype) if leaf.ndim == 3 else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+
+    return jax.tree.map(kept, {"dit": base_shapes(network, mesh)["dit"]})
+
+
 def check(config: ConfigDict, mesh: jax.sharding.Mesh, latents: LatentCodec | None = None) -> None:
     """Checks that batch, heads, MLP and tokens spread evenly over the mesh, and that its devices have the kernel.
 
