@@ -1,13 +1,16 @@
 """Whole runs, tiny: they log, save, continue exactly, and refuse mistakes in one line."""
 
+import inspect
 import json
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,8 +20,9 @@ from absl import logging
 from uniser_jax import config as schema
 from uniser_jax import status, train
 from uniser_jax.checkpoint import Checkpoints, has_checkpoint, newest_run
-from uniser_jax.metrics import log_to_terminal
+from uniser_jax.metrics import CLOCK, log_to_terminal
 from uniser_jax.step import make_step
+from uniser_jax.watchdog import Watchdog
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = [
@@ -82,6 +86,9 @@ def test_a_run_leaves_what_it_should(run: pathlib.Path) -> None:
         "steps_per_second",
         "images_per_second",
         "data_wait",
+        "step_seconds",
+        "tflops_per_chip",
+        "goodput",
         "loss/t=0.9",
         "held_out_loss",
     ):
@@ -151,9 +158,8 @@ def test_a_run_that_is_stopped_or_killed_ends_as_an_uninterrupted_one(
         assert process.returncode == -signal.SIGKILL
     train.train(config_of(), tmp_path)
     assert digests_of(tmp_path) == digests_of(run)
-    timed = ("steps_per_second", "images_per_second", "data_wait")
     lines = [
-        {step: {k: v for k, v in line.items() if k not in timed} for step, line in logged(folder).items()}
+        {step: {k: v for k, v in line.items() if k not in CLOCK} for step, line in logged(folder).items()}
         for folder in (run, tmp_path)
     ]
     assert lines[0] == lines[1]
@@ -168,15 +174,41 @@ def test_a_continued_run_says_what_changed(run: pathlib.Path, tmp_path: pathlib.
     assert "config.steps" not in caplog.text
 
 
-def test_a_full_or_vanished_disk_ends_a_run_in_one_line(tmp_path, monkeypatch, capsys) -> None:
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+def test_a_full_disk_ends_a_run_in_one_line(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    code, error = ends_in(tmp_path, capsys)
+    assert code == 1
+    assert re.fullmatch(
+        r"\[Errno 28\] No space left on device: 1 MiB for a checkpoint of up to 20 MiB: .*; what was saved before is kept",
+        error,
+    )
 
-    monkeypatch.setattr(Checkpoints, "save", full)
-    arguments = ["--config", str(ROOT / "configs/tiny.py"), "--workdir", str(tmp_path), *TINY]
-    assert train.main(arguments) == 1
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("uniser train:")]
-    assert error == ["uniser train: [Errno 28] No space left on device; what was saved before is kept"]
+
+def test_a_folder_that_vanishes_ends_a_run_in_one_line(tmp_path, monkeypatch, capsys) -> None:
+    workdir = tmp_path / "run"
+
+    def vanish(*_) -> None:
+        shutil.rmtree(workdir, ignore_errors=True)
+        workdir.write_text("a file where the folder was")
+
+    monkeypatch.setattr(Watchdog, "beat", vanish)
+    code, error = ends_in(workdir, capsys)
+    assert code == 1
+    assert error.endswith("what was saved before is kept")
+    assert str(workdir) in error
+
+
+def test_a_folder_that_cannot_be_written_ends_a_run_in_one_line(tmp_path, capsys) -> None:
+    (tmp_path / "file").touch()
+    code, error = ends_in(tmp_path / "file", capsys)
+    assert code == 1
+    assert str(tmp_path / "file") in error
+
+
+def ends_in(workdir: pathlib.Path, capsys: pytest.CaptureFixture) -> tuple[int, str]:
+    code = train.main(["--config", str(ROOT / "configs/tiny.py"), "--workdir", str(workdir), *TINY])
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("uniser train: ")]
+    return code, error.removeprefix("uniser train: ")
 
 
 def test_a_finished_run_is_left_alone(run: pathlib.Path) -> None:
@@ -247,6 +279,7 @@ def test_every_key_of_the_schema_is_read(run: pathlib.Path, monkeypatch: pytest.
     from uniser_jax.restore.restorer import Restorer
 
     source = "\n".join(path.read_text() for path in (ROOT / "uniser_jax").rglob("*.py") if path.name != "config.py")
+    source += inspect.getsource(schema.schedule)
     assert Restorer.from_checkpoint(run).config == config_of()
     config = schema.defaults()
     for section in config:

@@ -20,8 +20,10 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 _SAMPLED = 8  # photographs whose pixels count in the fingerprint
 
 
-def write(workdir: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, photos: Photos, step: int) -> None:
+def write(workdir: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, photos: Photos, step: int) -> float:
     """Writes the manifest, whole or not at all, on process 0; a continued run keeps its first start and counts on.
+
+    Returns when that was, by the wall clock; other processes do not know and say now.
 
     Args:
       workdir: the run folder.
@@ -30,9 +32,10 @@ def write(workdir: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, ph
       photos: what it trains with.
       step: where it continues from.
     """
+    time = datetime.datetime.now(datetime.UTC)
     if jax.process_index() != 0:
-        return
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        return time.timestamp()
+    now = time.isoformat(timespec="seconds")
     before = status.read_manifest(workdir)
     manifest = {
         "command": [sys.executable, *sys.orig_argv[1:]],
@@ -46,6 +49,7 @@ def write(workdir: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, ph
         "mesh": dict(mesh.shape),
         "photographs": {"count": len(photos), "fingerprint": fingerprint(photos)},
         "git": revision(),
+        "code": code(),
         "versions": versions(),
         "config": config.to_dict(),
     }
@@ -53,15 +57,28 @@ def write(workdir: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, ph
     temporary = workdir / f".{status.MANIFEST}.{os.getpid()}"
     temporary.write_text(json.dumps(manifest, indent=2) + "\n")
     os.replace(temporary, workdir / status.MANIFEST)
+    return datetime.datetime.fromisoformat(manifest["first_started"]).timestamp()
 
 
 def fingerprint(photos: Photos) -> str:
-    """A digest of all names, in order, and of the pixels of a few; a million photographs must not delay a start."""
+    """A digest of all names and lengths, in order, and of the pixels of a few.
+
+    A million photographs must not delay a start: lengths count where they can be had without reading the files.
+    """
     digest = hashlib.sha256()
     for index in range(len(photos)):
-        digest.update(photos.name(index).encode() + b"\0")
+        digest.update(photos.name(index).encode() + b"\0%d" % photos.nbytes(index))
     for index in range(0, len(photos), max(1, len(photos) // _SAMPLED)):
         digest.update(photos[index].tobytes())
+    return digest.hexdigest()[:16]
+
+
+def code() -> str:
+    """A digest of this package's files: two hosts with the same revision may still run different code."""
+    root = pathlib.Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
