@@ -49,13 +49,15 @@ def defaults() -> ConfigDict:
     config.model.prompt_length = 8  # tokens per task embedding
     config.model.compute_dtype = "bfloat16"  # parameters and optimizer stay float32
     config.model.attention = "auto"  # auto | xla | chunked | splash (TPU) | cudnn (NVIDIA) | ring: models.attention
-    config.model.remat = "dots"  # none | dots | full
+    config.model.remat = "dots"  # none | dots | full | offload: from fast and large to slow and small
 
     config.lora = to_config(Lora())  # low-rank adapters of model.base: rank (0: all is trained), alpha, which kernels
 
     config.flow = to_config(Flow())  # prediction type, time sampling
 
     config.optim = ConfigDict()
+    config.optim.name = "adamw"  # adamw | adafactor | muon
+    config.optim.moments = "float32"  # float32 | bfloat16: how the optimizer's moments are stored
     config.optim.lr = 3e-4
     config.optim.warmup_steps = 1_000
     config.optim.final_lr = 0.01  # of the peak, at the end of a cosine decay

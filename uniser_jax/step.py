@@ -130,13 +130,10 @@ def state_shapes(network: Network, optimizer: optax.GradientTransformation, mesh
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     shardings = meshes.sharding_of(mesh, network.axes, network.shapes)
     params = jax.tree.map(_with_sharding, network.shapes, shardings)
-    opt_state = optax.tree_map_params(
-        optimizer,
-        _with_sharding,
+    opt_state = optim.per_parameter(
+        lambda leaf, of: _with_sharding(leaf, meshes.sharding_like(of, leaf.shape) if of else replicated),
         jax.eval_shape(optimizer.init, network.shapes),
-        shardings,
-        transform_non_params=lambda leaf: _with_sharding(leaf, replicated),
-        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+        params,
     )
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
     return TrainState(step, params, params, opt_state)
@@ -267,6 +264,4 @@ def mask_of(batch: Batch) -> Float32[Any, "b h w"]:
 
 
 def _with_sharding(leaf: Any, sharding: Any) -> Any:
-    if isinstance(leaf, optax.MaskedNode):  # a parameter that this part of the optimizer leaves to another
-        return leaf
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
