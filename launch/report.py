@@ -101,7 +101,7 @@ def plot(rows: Sequence[Row], metric: str, best: str) -> Image:
     return np.concatenate([np.concatenate([*pair, blank][:2], 1) for pair in pairs])
 
 
-class _Panel:
+class Panel:
     """Axes in an image, logarithmic where values are positive and span a lot: data to pixels, ticks and lines."""
 
     def __init__(self, title: str, xs: Sequence[float], ys: Sequence[float], linear_x: bool = False):
@@ -129,6 +129,11 @@ class _Panel:
     def mark(self, x: float, y: float, colour: tuple[int, ...], filled: bool) -> None:
         """A dot or a ring."""
         cv2.circle(self.image, self._pixel(x, y), 5, colour, -1 if filled else 1, cv2.LINE_AA)
+
+    def mark_at(self, x: float, colour: tuple[int, ...]) -> None:
+        """A line across all values."""
+        column = self._pixel(x, self._y.value(0))[0]
+        cv2.line(self.image, (column, _TOP), (column, _HEIGHT - _BOTTOM), colour, 1)
 
     def _pixel(self, x: float, y: float) -> tuple[int, int]:
         inner = 10  # marks at the edge stay whole
@@ -161,7 +166,7 @@ class _Scale:
 
 def _curves(rows: Sequence[Row], colours: Sequence[tuple[int, ...]], metric: str) -> Image:
     points = [point for row in rows for point in row["curve"]]
-    panel = _Panel(f"{metric} by step", [x for x, _ in points], [y for _, y in points], linear_x=True)
+    panel = Panel(f"{metric} by step", [x for x, _ in points], [y for _, y in points], linear_x=True)
     for row, colour in zip(rows, colours, strict=True):
         if row["curve"]:
             panel.line(row["curve"], colour)
@@ -180,7 +185,7 @@ def _against(rows: Sequence[Row], colours: Sequence[tuple[int, ...]], key: str, 
     order: list[Any] = sorted(set(values)) if numeric else sorted(set(map(str, values)))
     place = {str(value): float(value) if numeric else index for index, value in enumerate(order)}
     xs = [place[str(value)] for value in values]
-    panel = _Panel(f"{title}, by {key}", xs, [row[name] for row, _ in shown for name in ("final", "best")])
+    panel = Panel(f"{title}, by {key}", xs, [row[name] for row, _ in shown for name in ("final", "best")])
     for (row, colour), x in zip(shown, xs, strict=True):
         panel.mark(x, row["final"], colour, filled=False)
         panel.mark(x, row["best"], colour, filled=True)

@@ -3,7 +3,7 @@
     python tests/soak.py --kills 20 --steps 60
 
 Half of the kills come while a checkpoint is being written. Compares every leaf of the last checkpoint (its digests) and every
-logged value but the clock's; reports kills survived and steps lost.
+logged value but the clock's; reports kills survived and steps lost. --plot draws both runs.
 """
 
 import argparse
@@ -16,6 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
 CLOCK = ("steps_per_second", "images_per_second", "data_wait")
@@ -88,7 +93,7 @@ def live_and_die(workdir: pathlib.Path, steps: int, rng: random.Random) -> int |
     return None
 
 
-def soak(folder: pathlib.Path, kills: int, steps: int, seed: int = 0) -> dict[str, object]:
+def soak(folder: pathlib.Path, kills: int, steps: int, seed: int = 0) -> dict[str, Any]:
     """The whole comparison.
 
     Raises:
@@ -115,6 +120,24 @@ def soak(folder: pathlib.Path, kills: int, steps: int, seed: int = 0) -> dict[st
     }
 
 
+def plot(folder: pathlib.Path, resumed: Sequence[int]) -> np.ndarray:
+    """The loss of the uninterrupted run as a line, of the killed one as rings, and the steps it continued from."""
+    sys.path.insert(0, str(ROOT))
+    from launch.report import Panel, read_curve
+
+    whole, killed = (read_curve(folder / name, "loss") for name in ("whole", "killed"))
+    title = f"loss: line uninterrupted; rings killed {len(resumed)} times, continued at the gray lines"
+    panel = Panel(title, [step for step, _ in whole], [loss for _, loss in whole], linear_x=True)
+    for step in set(resumed):
+        panel.mark_at(step, (200, 200, 200))
+    for step, _ in (whole[0], whole[-1]):
+        panel.tick(step, str(step))
+    panel.line(whole, (40, 90, 200))
+    for step, loss in killed:
+        panel.mark(step, loss, (200, 60, 40), filled=False)
+    return panel.image
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -122,9 +145,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--plot", type=pathlib.Path, help="a PNG")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report = json.dumps(soak(pathlib.Path(folder), arguments.kills, arguments.steps, arguments.seed))
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        found = soak(folder, arguments.kills, arguments.steps, arguments.seed)
+        if arguments.plot:
+            cv2.imwrite(str(arguments.plot), cv2.cvtColor(plot(folder, found["newest"]), cv2.COLOR_RGB2BGR))
+    report = json.dumps(found)
     sys.stdout.write(report + "\n")
     if arguments.json:
         arguments.json.write_text(report + "\n")

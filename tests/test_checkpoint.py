@@ -161,3 +161,18 @@ def test_the_newest_and_every_kth_stay(tmp_path: pathlib.Path) -> None:
             checkpoints.save(step, state_at(step), CONFIG)
     steps = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
     assert steps == {3, 6, 7, 8}
+
+
+def test_the_best_stay_besides_the_newest(tmp_path: pathlib.Path) -> None:
+    losses = {2: 5.0, 4: 1.0, 6: float("nan"), 8: 2.0, 10: 3.0, 12: None, 14: 4.0}
+    with Checkpoints(tmp_path, every=2, keep=2, best=2) as checkpoints:
+        for step, loss in losses.items():
+            checkpoints.save(step, state_at(step), CONFIG, held_out_loss=loss)
+    with Checkpoints(tmp_path, every=2, keep=2, best=2) as checkpoints:  # and after a restart
+        assert checkpoints.steps() == [4, 8, 12, 14]
+        checkpoints.save(16, state_at(16), CONFIG, held_out_loss=1.5)
+    with Checkpoints(tmp_path, every=2, keep=2, best=2) as checkpoints:
+        assert checkpoints.steps() == [4, 14, 16]
+        assert (checkpoints.best(), checkpoints.latest()) == (4, 16)
+        ema = checkpoints.weights(abstract().ema, step=checkpoints.best())
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(ema), jax.device_get(state_at(4).ema))

@@ -56,6 +56,15 @@ def test_the_demo_leaves_what_it_says(finished: pathlib.Path, capsys: pytest.Cap
     assert "uniser restore" in printed
 
 
+def test_a_checkpoint_can_be_chosen(finished, photo: pathlib.Path, capsys) -> None:
+    out = photo.with_name("out.png")
+    command = ["restore", str(photo), "-o", str(out), "--checkpoint", str(finished), "--at"]
+    assert cli.main([*command, "best"]) == 0
+    assert out.exists()
+    assert cli.main([*command, "7"]) == 2
+    assert "no checkpoint of step 7" in capsys.readouterr().err
+
+
 def test_restore_writes_a_photograph_of_the_same_size(finished, photo: pathlib.Path) -> None:
     out = photo.with_name("out.jpg")
     command = [

@@ -5,6 +5,7 @@ step, version, a digest of every leaf). Restoring goes through our own abstract 
 file says, so a run continues on any mesh; and every leaf is checked, because files rot silently.
 """
 
+import errno
 import functools
 import os
 import pathlib
@@ -33,6 +34,7 @@ FORMAT_VERSION = 1
 ON_CORRUPT = ("stop", "previous")
 _ITEMS = ("params", "ema", "opt_state")
 _FROZEN = "vae"  # beside a converted base
+_SCORE = "held_out_loss"
 _LANES = ((0, 2_654_435_761), (12_345, 2_246_822_519))  # offset and factor of the weights of a digest
 
 
@@ -48,6 +50,7 @@ class Checkpoints:
       every: steps between saves.
       keep: how many of the newest stay.
       keep_every: steps whose multiples stay for ever; 0 keeps none.
+      best: how many with the lowest held-out loss stay, see `save`.
       heed_signals: whether SIGTERM and Ctrl-C ask for a stop, see `preempted`, while the checkpoints are open.
     """
 
@@ -57,15 +60,23 @@ class Checkpoints:
         every: int = 1_000,
         keep: int = 3,
         keep_every: int = 0,
+        best: int = 0,
         heed_signals: bool = False,
     ):
         self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
         kept: list[Any] = [preservation_policy.LatestN(keep)]
         if keep_every:
             kept.append(preservation_policy.EveryNSteps(keep_every))
+        if best:
+            policy = preservation_policy.BestN(
+                get_metric_fn=_score, reverse=True, n=best, keep_checkpoints_without_metrics=False
+            )
+            kept.append(policy)
         options = ocp.CheckpointManagerOptions(
             save_decision_policy=save_decision_policy.FixedIntervalPolicy(every),
             preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
+            best_fn=_score,
+            best_mode="min",
         )
         self.interrupted, self._heed_signals = False, heed_signals
         self._asked_to_stop = False
@@ -78,12 +89,25 @@ class Checkpoints:
         """The newest committed step; half-written ones do not count."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """All committed steps."""
+        return sorted(self._manager.all_steps())
+
+    def best(self) -> int | None:
+        """The committed step with the lowest held-out loss; the newest one if none was measured."""
+        return self._manager.best_step()
+
+    def due(self, step: int) -> bool:
+        """Whether a step is to be saved by the rhythm of the run."""
+        return step != self.latest() and self._manager.should_save(step)
+
     def save(
         self,
         step: int,
         state: TrainState,
         config: ConfigDict,
         pending: Callable[[], list[dict[str, Any]]] = list,
+        held_out_loss: float | None = None,
         force: bool = False,
     ) -> bool:
         """Saves if the step is due (or `force`d and not there yet); returns whether it did.
@@ -95,10 +119,15 @@ class Checkpoints:
           state: to save.
           config: of the run, kept in the record.
           pending: metrics that are not logged yet, kept in the record; only called when a save happens.
+          held_out_loss: of the average of the parameters, by which the best are kept; None if it was not measured.
           force: whether the step counts as due.
+
+        Raises:
+          OSError: if the folder is gone, cannot be written, or has no room for the state.
         """
-        if step == self.latest() or not (force or self._manager.should_save(step)):
+        if step == self.latest() or not (force or self.due(step)):
             return False
+        self._check_folder(state)
         record = {
             "format": FORMAT_VERSION,
             "step": step,
@@ -108,7 +137,9 @@ class Checkpoints:
             "digests": {name: digests(getattr(state, name)) for name in _ITEMS},
         }
         items = {name: args.StandardSave(getattr(state, name)) for name in _ITEMS}
-        return self._manager.save(step, args=args.Composite(**items, record=args.JsonSave(record)), force=force)
+        metrics = {_SCORE: held_out_loss} if held_out_loss is not None and np.isfinite(held_out_loss) else {}
+        parts = args.Composite(**items, record=args.JsonSave(record))
+        return self._manager.save(step, args=parts, metrics=metrics, force=force)
 
     def restore(self, abstract: TrainState, on_corrupt: str = "stop") -> TrainState:
         """Reads the newest step into the shapes, dtypes and shardings of `abstract`, and checks every leaf's digest.
@@ -149,13 +180,13 @@ class Checkpoints:
             raise ValueError(f"{self._folder}: checkpoint format {record['format']} is newer than this version reads")
         return record
 
-    def weights(self, abstract: Any, ema: bool = True) -> Any:
-        """Reads, and checks, only the parameters (their average, by default) of the newest step."""
-        return self.item("ema" if ema else "params", abstract)
+    def weights(self, abstract: Any, ema: bool = True, step: int | None = None) -> Any:
+        """Reads, and checks, only the parameters (their average, by default) of a step, by default the newest."""
+        return self.item("ema" if ema else "params", abstract, step)
 
-    def item(self, name: str, abstract: Any) -> Any:
-        """Reads, and checks, one item of the newest step into the shapes, dtypes and shardings of `abstract`."""
-        return self._read(self.latest(), {name: abstract})[name]
+    def item(self, name: str, abstract: Any, step: int | None = None) -> Any:
+        """Reads, and checks, one item of a step, by default the newest, into the shapes and shardings of `abstract`."""
+        return self._read(self.latest() if step is None else step, {name: abstract})[name]
 
     def stored(self, name: str) -> Any:
         """Shapes and dtypes of one item of the newest step, as they were saved."""
@@ -181,6 +212,16 @@ class Checkpoints:
                 if digest != expected.get(path):
                     raise DamagedError(f"{where}: {name}/{path} is not what was saved, a file has changed")
         return restored
+
+    def _check_folder(self, state: TrainState) -> None:
+        """Finds what would fail before orbax does: then its threads wait minutes for each other."""
+        probe = self._folder / f".writable.{jax.process_index()}"
+        probe.write_bytes(b"\n")
+        probe.unlink()
+        free, needed = shutil.disk_usage(self._folder).free, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if free < needed:
+            text = f"{os.strerror(errno.ENOSPC)}: {free >> 20} MiB for a checkpoint of up to {needed >> 20} MiB"
+            raise OSError(errno.ENOSPC, text, str(self._folder))
 
     def _remedy(self, step: int) -> str:
         before = [older for older in self._manager.all_steps() if older < step]
@@ -330,6 +371,10 @@ def _digest_slice(shape: tuple[int, ...], where: tuple[Any, ...], values: np.nda
                 for offset, factor in _LANES
             ]
         )
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return metrics.get(_SCORE, float("inf"))
 
 
 def _check_shapes(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:

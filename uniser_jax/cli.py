@@ -1,4 +1,4 @@
-"""The command line: `uniser train | restore | evaluate | preview | status`. The mistake of a caller is one line and code 2."""
+"""The command line: `uniser train | restore | evaluate | preview | status | aot`. A caller's mistake is one line and code 2."""
 
 import argparse
 import pathlib
@@ -21,6 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from uniser_jax import status
 
         return status.main(argv[1:])
+    if argv[:1] == ["aot"]:
+        from uniser_jax import aot
+
+        return aot.main(argv[1:])
     from uniser_jax.metrics import log_to_terminal  # from here on jax is worth its second
 
     arguments, rest = _parser().parse_known_args(argv)
@@ -46,7 +50,7 @@ def restore(arguments: argparse.Namespace, rest: list[str]) -> None:
     photo = files.read_photo(arguments.input)
     mask = None if arguments.mask is None else files.read_mask(arguments.mask, photo.pixels.shape[:2])
     files.check_output(arguments.output)
-    restorer = Restorer.from_checkpoint(_run(arguments.checkpoint))
+    restorer = Restorer.from_checkpoint(_run(arguments.checkpoint), step=arguments.at)
     pixels = restorer(photo.pixels, task=task, mask=mask, strength=arguments.strength, steps=arguments.steps)
     files.write_photo(arguments.output, photo, pixels)
     print(arguments.output)
@@ -61,7 +65,7 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     from uniser_jax.evaluation import benchmarks, tables
     from uniser_jax.restore.restorer import Restorer
 
-    restorer = Restorer.from_checkpoint(_run(arguments.checkpoint))
+    restorer = Restorer.from_checkpoint(_run(arguments.checkpoint), step=arguments.at)
     config = restorer.config
     assert config is not None, "a checkpoint has one"
     if arguments.pairs:
@@ -105,15 +109,16 @@ def preview(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("uniser", description=__doc__)
     parser.add_argument("--verbose", action="store_true", help="log what happens")
-    commands = parser.add_subparsers(required=True, metavar="train | restore | evaluate | preview | status")
+    commands = parser.add_subparsers(required=True, metavar="train | restore | evaluate | preview | status | aot")
     commands.add_parser("train", help="train a model: uniser train --config=configs/tiny.py --workdir=runs/x")
     commands.add_parser("status", help="how runs are doing: uniser status RUN...")
+    commands.add_parser("aot", help="does it fit: uniser aot --config=configs/klein.py --topology=v5e:16x16")
 
     add = commands.add_parser("restore", help="remove soft effects from a photograph")
     add.set_defaults(command=restore)
     add.add_argument("input", type=pathlib.Path)
     add.add_argument("-o", "--output", type=pathlib.Path, required=True)
-    add.add_argument("--checkpoint", type=pathlib.Path, help="a run folder (default: the newest under runs/)")
+    _add_checkpoint(add)
     add.add_argument(
         "--task", default="remove effects", help="haze, shadow, reflection, flare, effects; or 'add haze', ..."
     )
@@ -125,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("evaluate", help="PSNR and SSIM, input against restored, per effect")
     add.set_defaults(command=evaluate)
-    add.add_argument("--checkpoint", type=pathlib.Path, help="a run folder (default: the newest under runs/)")
+    _add_checkpoint(add)
     source = add.add_mutually_exclusive_group()
     source.add_argument(
         "--photos", help="photographs to render held-out edits on (default: the run's own held-out ones)"
@@ -148,6 +153,15 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--index", type=int, nargs="*", help="global indices of examples, such as a log names")
     add.add_argument("--count", type=int, default=8, help="examples, where no index is given")
     return parser
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=pathlib.Path, help="a run folder (default: the newest under runs/)")
+    parser.add_argument("--at", type=_step, help="its step, or best, by the held-out loss (default: the newest)")
+
+
+def _step(text: str) -> int | str:
+    return text if text == "best" else int(text)
 
 
 def _run(checkpoint: pathlib.Path | None) -> pathlib.Path:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from uniser_jax.data.buckets import aspect
+from uniser_jax.data.buckets import Buckets, aspect
 from uniser_jax.data.schedule import Schedule, Stage
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.effects.edit import EditSampling
@@ -34,7 +34,8 @@ def defaults() -> ConfigDict:
     config.sample_every = 2_000  # a grid of held-out restorations as PNG; 0 is never
     config.stall_seconds = 600.0  # without a step, after which a run logs what it hangs on; 0 is never
 
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})  # -1: all remaining devices
+    # Sizes of the axes, docs/scale.md says how to choose them; -1: all remaining devices.
+    config.mesh = ConfigDict({"slice": 1, "data": -1, "fsdp": 1, "sequence": 1, "tensor": 1})
 
     config.model = ConfigDict()
     config.model.preset = "s"  # a name in models.presets.PRESETS
@@ -45,7 +46,7 @@ def defaults() -> ConfigDict:
     config.model.drop_mask = 0.0  # by references: share of white masks that are left out, so that none is needed
     config.model.prompt_length = 8  # tokens per task embedding
     config.model.compute_dtype = "bfloat16"  # parameters and optimizer stay float32
-    config.model.attention = "xla"  # xla | chunked
+    config.model.attention = "auto"  # auto | xla | chunked | splash (TPU) | cudnn (NVIDIA) | ring: models.attention
     config.model.remat = "dots"  # none | dots | full
 
     config.flow = to_config(Flow())  # prediction type, time sampling
@@ -82,6 +83,7 @@ def defaults() -> ConfigDict:
     config.checkpoint.every = 1_000
     config.checkpoint.keep = 3  # of the newest
     config.checkpoint.keep_every = 0  # steps whose multiples stay for ever; 0 is none
+    config.checkpoint.best = 1  # of the lowest held-out loss, which is measured with every checkpoint; 0 is none
     config.checkpoint.on_corrupt = "stop"  # stop | previous: what to do with a damaged newest checkpoint
 
     config.evaluation = ConfigDict()
@@ -235,6 +237,15 @@ def schedule(config: ConfigDict) -> Schedule:
             " config.batch_size, which the trained model is known by"
         )
     return made
+
+
+def shapes(config: ConfigDict, size: int) -> list[tuple[int, int]]:
+    """(h, w) in pixels of all batches of a stage with `size`."""
+    if not config.data.buckets:
+        return [(size, size)]
+    aspects = tuple(aspect(text) for text in config.data.buckets)
+    buckets = Buckets(aspects, ((),) * len(aspects), multiple(config))
+    return [buckets.shape(bucket, size) for bucket in range(len(aspects))]
 
 
 def multiple(config: ConfigDict) -> int:

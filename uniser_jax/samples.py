@@ -1,5 +1,7 @@
-"""A grid of held-out restorations, for eyes, while a run trains."""
+"""Held-out edits while a run trains: a grid of restorations, for eyes, and a loss, for choosing a checkpoint."""
 
+import contextlib
+import dataclasses
 import functools
 import pathlib
 from typing import Any
@@ -11,13 +13,15 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from uniser_jax import config as schema
-from uniser_jax.data.pipeline import Examples
+from uniser_jax import mesh as meshes
+from uniser_jax.data.pipeline import Examples, batches
+from uniser_jax.data.schedule import fixed
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.diffusion.sampler import restore
 from uniser_jax.effects import gallery
 from uniser_jax.models import uniser
 from uniser_jax.models.codec import LatentCodec
-from uniser_jax.step import Network, mask_of, to_float, to_uint8
+from uniser_jax.step import Network, batch_loss, mask_of, to_float, to_uint8
 from uniser_jax.types import TASKS, Batch
 
 _ROWS = 6
@@ -67,3 +71,45 @@ class SampleGrid:
             folder.mkdir(parents=True, exist_ok=True)
             gallery.write_png(folder / f"step_{step:06d}.png", image)
         return image
+
+
+class HeldOutLoss:
+    """The training loss on the same held-out batch, with the same times and noise, at every call.
+
+    Args:
+      config: of the run.
+      network: as built for the run.
+      held_out: the stream; its first rows, as many as a microbatch has, are rendered at the first call.
+      mesh: of the run.
+      latents: of the run, if it has any.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        network: Network,
+        held_out: Examples,
+        mesh: jax.sharding.Mesh,
+        latents: LatentCodec | None = None,
+    ):
+        self._config, self._held_out, self._mesh, self._latents = config, held_out, mesh, latents
+        flow = schema.build(Flow, config.flow)
+
+        def loss(params: Any, batch: Batch, latents: LatentCodec | None) -> Any:
+            shape = latents.shape(batch.target.shape) if latents else batch.target.shape
+            t, noise = flow.draw(jax.random.key(config.evaluation.seed), shape)
+            return batch_loss(network, flow, params, batch, t, noise, latents=latents)[0]
+
+        self._loss = jax.jit(loss, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+    def __call__(self, params: Any) -> float:
+        """The loss of these parameters; the same on every process."""
+        return float(self._loss(params, self._batch, self._latents))
+
+    @functools.cached_property
+    def _batch(self) -> Batch:
+        rows = self._config.batch_size // self._config.optim.accumulate
+        examples = dataclasses.replace(self._held_out, schedule=fixed(self._config.data.size, rows))
+        part = meshes.batch_part(self._mesh, jax.process_index())
+        with contextlib.closing(batches(examples, 0, *part, threads=self._config.data.threads)) as mine:
+            return meshes.to_global(self._mesh, next(mine))

@@ -114,7 +114,7 @@ def read_manifest(run: str | os.PathLike) -> dict[str, Any]:
 
 
 def last_metrics(run: str | os.PathLike) -> dict[str, Any]:
-    """The newest whole line of metrics.jsonl; empty if there is none."""
+    """The newest whole line of metrics.jsonl that tells of training; empty if there is none."""
     try:
         with (pathlib.Path(run) / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
@@ -123,9 +123,11 @@ def last_metrics(run: str | os.PathLike) -> dict[str, Any]:
         return {}
     for line in reversed(lines):
         try:
-            return json.loads(line)
+            values = json.loads(line)
         except ValueError:  # cut short by a crash, or by our seek
             continue
+        if "loss" in values:
+            return values
     return {}
 
 

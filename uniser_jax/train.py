@@ -29,10 +29,9 @@ from uniser_jax.data.schedule import fixed
 from uniser_jax.effects.edit import EditSampling
 from uniser_jax.feed import Feed
 from uniser_jax.metrics import MetricsWriter, Progress, log_to_terminal
-from uniser_jax.models.presets import preset
 from uniser_jax.pretrained import latents, with_base
-from uniser_jax.samples import SampleGrid
-from uniser_jax.step import build_network, init_state, make_step, state_shapes
+from uniser_jax.samples import HeldOutLoss, SampleGrid
+from uniser_jax.step import build_network, check, init_state, make_step, state_shapes
 from uniser_jax.types import TrainState
 from uniser_jax.watchdog import Watchdog
 
@@ -49,17 +48,16 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     process, processes = jax.process_index(), jax.process_count()
 
     mesh = meshes.make_mesh(config.mesh.to_dict())
-    for stage in schema.schedule(config).stages:
-        meshes.check_batch(mesh, stage.batch_size, config.optim.accumulate)
-    meshes.check_heads(mesh, preset(config.model.preset).num_attention_heads)
+    part = meshes.batch_part(mesh, process)
     network = build_network(config.model)
     optimizer = optim.optimizer(config.optim, config.steps)
     shapes = state_shapes(network, optimizer, mesh)
     examples, held_out = open_examples(config)
     hosts.agree({"set of photographs": manifest.fingerprint(examples.photos), "stream": examples.fingerprint()})
     frozen = latents(config.model.base, mesh) if config.model.codec == "latents" else None
+    check(config, mesh, frozen)
 
-    saving = config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every
+    saving = config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every, config.checkpoint.best
     with jax.set_mesh(mesh), Checkpoints(workdir, *saving, heed_signals=True) as checkpoints:
         # Resuming always wins over starting: the same command must never overwrite a run.
         if checkpoints.latest() is None:
@@ -72,9 +70,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
             report_changes(record["config"], config)
             pending = record["pending"]
         start = int(state.step)
-        step = make_step(config, network, optimizer, shapes, frozen)
+        step = make_step(config, network, optimizer, shapes)
         grid = SampleGrid(config, network, held_out, frozen)
-        stream = batches(examples, start, process, processes, config.data.workers, config.data.threads)
+        held_out_loss = HeldOutLoss(config, network, held_out, mesh, frozen)
+        stream = batches(examples, start, *part, config.data.workers, config.data.threads)
         logging.info(
             "%s: %s parameters, %d photographs (%d held out), %s, from step %d",
             workdir,
@@ -84,6 +83,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
             dict(mesh.shape),
             start,
         )
+        if process == 0:
+            logging.info("what lies on each chip:\n%s", meshes.table(shapes))
         manifest.write(workdir, config, mesh, examples.photos, start)
         progress = Progress(start, config.steps, examples.schedule.indices, config.optim.max_skipped, pending)
         watchdog = Watchdog(workdir / "watchdog", config.stall_seconds, process, processes, start)
@@ -92,15 +93,20 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         with MetricsWriter(workdir, start) as writer, watchdog, feed:
             for number in range(start + 1, config.steps + 1):
                 batch, waited = feed.take(metrics.get("loss"))
-                state, metrics = step(state, batch)
+                state, metrics = step(state, batch, frozen)
                 progress.add(metrics, waited)
-                if number % config.log_every == 0 or number == config.steps:
-                    writer.scalars(number, progress.report(number))
+                last, report, score = number == config.steps, {}, None
+                if number % config.log_every == 0 or last:
+                    report = progress.report(number)
+                if config.checkpoint.best and (last or checkpoints.due(number)):
+                    report["held_out_loss"] = score = held_out_loss(state.ema)
+                if report:
+                    writer.scalars(number, report)
                 if config.sample_every and number % config.sample_every == 0:
                     writer.image(number, "held out", grid.write(workdir / "samples", number, state.ema))
                 stop = checkpoints.preempted(number)
                 # Last of all: what a step has logged must lie before what its checkpoint continues from.
-                checkpoints.save(number, state, config, progress.pending, force=stop or number == config.steps)
+                checkpoints.save(number, state, config, progress.pending, score, force=stop or last)
                 if stop:
                     logging.info("asked to stop: saved step %d; the same command continues from there", number)
                     break

@@ -13,7 +13,7 @@ import functools
 import hashlib
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, Self
 
 import cv2
@@ -279,7 +279,7 @@ def batches(
     process_count: int = 1,
     workers: int = 0,
     threads: int = 2,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """This process's rows of the global batches from `start_step` on.
 
     Args:
@@ -310,7 +310,7 @@ def batches(
     return _flat(iter(stream), start_step % reuse)
 
 
-def _flat(groups: Any, skipped: int) -> Iterator[Batch]:
+def _flat(groups: Any, skipped: int) -> Generator[Batch]:
     """The batches of groups, without the first ones; closing it ends what reads ahead."""
     try:
         yield from itertools.islice(itertools.chain.from_iterable(groups), skipped, None)

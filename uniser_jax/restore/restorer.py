@@ -74,24 +74,34 @@ class Restorer:
         self._sample: Callable = jax.jit(sample, static_argnames="steps")
 
     @classmethod
-    def from_checkpoint(cls, run: str | pathlib.Path, ema: bool = True, compensate: bool | None = None) -> Self:
-        """Loads the newest checkpoint of a run folder.
+    def from_checkpoint(
+        cls,
+        run: str | pathlib.Path,
+        ema: bool = True,
+        compensate: bool | None = None,
+        step: int | str | None = None,
+    ) -> Self:
+        """Loads a checkpoint of a run folder.
 
         Args:
           run: the run folder.
           ema: whether to take the average of the parameters over training, which restores better.
           compensate: see `diffusion.sampler.restore`; None takes the config's.
+          step: which checkpoint: a number, `best` for that with the lowest held-out loss, None for the newest.
 
         Raises:
-          RestoreError: if there is no checkpoint.
+          RestoreError: if there is no such checkpoint.
           ValueError: if it does not fit this version.
         """
         if not has_checkpoint(run):
             raise RestoreError(f"{run}: no checkpoint here; name a run folder that `uniser train` has written")
         with Checkpoints(run) as checkpoints:
-            config = schema.from_json(json.dumps(checkpoints.record()["config"]))
+            step = checkpoints.best() if step == "best" else step
+            if step is not None and step not in checkpoints.steps():
+                raise RestoreError(f"{run}: no checkpoint of step {step}; there are {checkpoints.steps()} and best")
+            config = schema.from_json(json.dumps(checkpoints.record(step)["config"]))
             network = build_network(config.model)
-            params = checkpoints.weights(network.shapes, ema)
+            params = checkpoints.weights(network.shapes, ema, step)
         flow = schema.build(Flow, config.flow)
         working_size = config.restore.working_size or config.data.size
         steps, direct, shift = config.restore.steps, config.restore.direct, config.restore.shift
