@@ -2,6 +2,7 @@
 
     python -m convert.from_diffusers FLUX.2-klein-base-4B runs/klein_base
     python -m uniser_jax.train --config=configs/klein.py:photos=/data/photos --workdir=runs/klein
+    python -m uniser_jax.train --config=configs/klein.py:stages,image=1024,photos=/data/photos --workdir=runs/klein_1024
     python -m uniser_jax.train --config=configs/klein.py:tiny,base=runs/tiny_base --workdir=runs/klein_tiny
 
 Hardware: a v5p-32 or 16 H100 at 512 px, twice that at 1024 px; an estimate, nobody has run it yet. `tiny` is its twin for
@@ -14,7 +15,9 @@ from uniser_jax import config as schema
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    args = schema.parse_argument(argument, base="runs/klein_base", image=512, photos="samples", tiny=False)
+    args = schema.parse_argument(
+        argument, base="runs/klein_base", image=512, photos="samples", stages=False, tiny=False
+    )
     config = schema.defaults()
     config.steps = 20_000
     config.batch_size = 128
@@ -46,4 +49,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.steps, config.batch_size, config.data.size, config.data.workers = 100, 8, 64, 0
         config.optim.lr, config.optim.warmup_steps, config.optim.ema = 1e-3, 5, 0.9
         config.log_every, config.sample_every = 10, 0
+    if args.stages:  # first half at half the side, four times as many: tokens a step stay the same
+        config.data.stages = (
+            (0, config.data.size // 2, 4 * config.batch_size),
+            (config.steps // 2, config.data.size, config.batch_size),
+        )
     return config
