@@ -1,5 +1,6 @@
 """Whole runs, tiny: they log, save, continue exactly, and refuse mistakes in one line."""
 
+import inspect
 import json
 import pathlib
 import re
@@ -19,7 +20,8 @@ from absl import logging
 from uniser_jax import config as schema
 from uniser_jax import status, train
 from uniser_jax.checkpoint import Checkpoints, has_checkpoint, newest_run
-from uniser_jax.metrics import log_to_terminal
+from uniser_jax.metrics import CLOCK, log_to_terminal
+from uniser_jax.step import make_step
 from uniser_jax.watchdog import Watchdog
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -41,10 +43,18 @@ def config_of(*overrides: str):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def steps() -> list:
+    """The compiled steps of `run`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, steps: list) -> pathlib.Path:
     """An uninterrupted run of six steps."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    train.train(config_of(), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "make_step", lambda *given: steps.append(make_step(*given)) or steps[-1])
+        train.train(config_of(), workdir)
     return workdir
 
 
@@ -76,6 +86,9 @@ def test_a_run_leaves_what_it_should(run: pathlib.Path) -> None:
         "steps_per_second",
         "images_per_second",
         "data_wait",
+        "step_seconds",
+        "tflops_per_chip",
+        "goodput",
         "loss/t=0.9",
         "held_out_loss",
     ):
@@ -89,6 +102,10 @@ def test_a_run_leaves_what_it_should(run: pathlib.Path) -> None:
     assert record["step"] == 6
     assert schema.from_json(json.dumps(record["config"])) == config_of()
     assert newest_run(run.parent) == run
+
+
+def test_a_run_compiles_its_step_once(run: pathlib.Path, steps: list) -> None:
+    assert [step._cache_size() for step in steps] == [1]
 
 
 def test_a_run_tells_what_it_is(run: pathlib.Path) -> None:
@@ -141,9 +158,8 @@ def test_a_run_that_is_stopped_or_killed_ends_as_an_uninterrupted_one(
         assert process.returncode == -signal.SIGKILL
     train.train(config_of(), tmp_path)
     assert digests_of(tmp_path) == digests_of(run)
-    timed = ("steps_per_second", "images_per_second", "data_wait")
     lines = [
-        {step: {k: v for k, v in line.items() if k not in timed} for step, line in logged(folder).items()}
+        {step: {k: v for k, v in line.items() if k not in CLOCK} for step, line in logged(folder).items()}
         for folder in (run, tmp_path)
     ]
     assert lines[0] == lines[1]
@@ -263,6 +279,7 @@ def test_every_key_of_the_schema_is_read(run: pathlib.Path, monkeypatch: pytest.
     from uniser_jax.restore.restorer import Restorer
 
     source = "\n".join(path.read_text() for path in (ROOT / "uniser_jax").rglob("*.py") if path.name != "config.py")
+    source += inspect.getsource(schema.schedule)
     assert Restorer.from_checkpoint(run).config == config_of()
     config = schema.defaults()
     for section in config:

@@ -106,7 +106,7 @@ class Checkpoints:
         step: int,
         state: TrainState,
         config: ConfigDict,
-        pending: Callable[[], list[dict[str, Any]]] = list,
+        progress: Callable[[], dict[str, Any]] = dict,
         held_out_loss: float | None = None,
         force: bool = False,
     ) -> bool:
@@ -118,7 +118,7 @@ class Checkpoints:
           step: of the state.
           state: to save.
           config: of the run, kept in the record.
-          pending: metrics that are not logged yet, kept in the record; only called when a save happens.
+          progress: what else to keep in the record: metrics not logged yet, the clock; only called when a save happens.
           held_out_loss: of the average of the parameters, by which the best are kept; None if it was not measured.
           force: whether the step counts as due.
 
@@ -133,7 +133,7 @@ class Checkpoints:
             "step": step,
             "version": __version__,
             "config": config.to_dict(),
-            "pending": pending(),
+            **progress(),
             "digests": {name: digests(getattr(state, name)) for name in _ITEMS},
         }
         items = {name: args.StandardSave(getattr(state, name)) for name in _ITEMS}

@@ -74,15 +74,15 @@ def of_step(config: ConfigDict, state: TrainState, batch: Batch, latents: Latent
     plain = ConfigDict(config.to_dict())
     plain.model.remat, plain.model.attention, plain.optim.accumulate = "none", "xla", 1
     state, batch, latents = jax.tree.map(_shape, (state, batch, latents))
-    step = make_step(plain, build_network(plain.model), optim.optimizer(config.optim, config.steps), state)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):  # what a mesh computes twice counts once
-        jaxpr = jax.make_jaxpr(step)(state, batch, latents)
+        network, optimizer = build_network(plain.model), optim.optimizer(config.optim, config.steps)
+        jaxpr = jax.make_jaxpr(make_step(plain, network, optimizer, state))(state, batch, latents)
     encode, update = count(jaxpr, "encode"), count(jaxpr, "optimizer")
     return StepFlops(count(jaxpr) - encode - update, encode, update)
 
 
 def counter(config: ConfigDict, state: TrainState, latents: LatentCodec | None = None) -> Callable[[Batch], int]:
-    """`batch -> FLOPs of its step` that MFU counts; each shape of a batch is traced once."""
+    """`global batch -> FLOPs of its step` that MFU counts; each shape of a batch is traced once."""
     shapes, known = jax.tree.map(_shape, (state, latents)), {}
 
     def flops(batch: Batch) -> int:
@@ -110,9 +110,9 @@ def count(jaxpr: Any, scope: str = "") -> int:
     return sum(_count(one, "" if scope in str(one.source_info.name_stack) else scope) for one in equations)
 
 
-def utilisation(flops_per_second: float, kind: str) -> float | None:
-    """The share of the peak of a `device_kind`; None where the peak is not known."""
-    return flops_per_second / CHIPS[kind].peak if kind in CHIPS else None
+def peak(kind: str) -> float | None:
+    """FLOP/s of a `device_kind`; None where nobody knows."""
+    return CHIPS[kind].peak if kind in CHIPS else None
 
 
 def _count(equation: Any, scope: str) -> int:

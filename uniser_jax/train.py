@@ -19,7 +19,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from uniser_jax import config as schema
-from uniser_jax import hosts, manifest, optim
+from uniser_jax import flops, hosts, manifest, optim
 from uniser_jax import mesh as meshes
 from uniser_jax.checkpoint import Checkpoints
 from uniser_jax.data.buckets import Buckets, aspect
@@ -28,7 +28,7 @@ from uniser_jax.data.pipeline import Examples, batches
 from uniser_jax.data.schedule import fixed
 from uniser_jax.effects.edit import EditSampling
 from uniser_jax.feed import Feed
-from uniser_jax.metrics import MetricsWriter, Progress, log_to_terminal
+from uniser_jax.metrics import Clock, MetricsWriter, Progress, log_to_terminal
 from uniser_jax.pretrained import latents, with_base
 from uniser_jax.samples import HeldOutLoss, SampleGrid
 from uniser_jax.step import build_network, check, init_state, make_step, state_shapes
@@ -61,14 +61,13 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     with jax.set_mesh(mesh), Checkpoints(workdir, *saving, heed_signals=True) as checkpoints:
         # Resuming always wins over starting: the same command must never overwrite a run.
         if checkpoints.latest() is None:
-            state, pending = init_state(network, optimizer, shapes, config.seed), ()
+            state, record = init_state(network, optimizer, shapes, config.seed), {}
             if config.model.base:
                 state = with_base(state, shapes, config.model.base)
         else:
             state = checkpoints.restore(shapes, config.checkpoint.on_corrupt)
             record = checkpoints.record(int(state.step))
             report_changes(record["config"], config)
-            pending = record["pending"]
         start = int(state.step)
         step = make_step(config, network, optimizer, shapes)
         grid = SampleGrid(config, network, held_out, frozen)
@@ -85,8 +84,18 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         )
         if process == 0:
             logging.info("what lies on each chip:\n%s", meshes.table(shapes))
-        manifest.write(workdir, config, mesh, examples.photos, start)
-        progress = Progress(start, config.steps, examples.schedule.indices, config.optim.max_skipped, pending)
+        clock = Clock(manifest.write(workdir, config, mesh, examples.photos, start), record.get("clock"))
+        progress = Progress(
+            start,
+            config.steps,
+            examples.schedule.indices,
+            config.optim.max_skipped,
+            record.get("pending", ()),
+            clock,
+            mesh.size,
+            flops.peak(mesh.devices.flat[0].device_kind),
+        )
+        flops_of = flops.counter(config, shapes, frozen)
         watchdog = Watchdog(workdir / "watchdog", config.stall_seconds, process, processes, start)
         feed = Feed(stream, functools.partial(meshes.to_global, mesh))
         metrics: dict[str, Any] = {}
@@ -94,19 +103,23 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
             for number in range(start + 1, config.steps + 1):
                 batch, waited = feed.take(metrics.get("loss"))
                 state, metrics = step(state, batch, frozen)
-                progress.add(metrics, waited)
+                progress.add(metrics, waited, flops_of(batch))
                 last, report, score = number == config.steps, {}, None
                 if number % config.log_every == 0 or last:
                     report = progress.report(number)
                 if config.checkpoint.best and (last or checkpoints.due(number)):
-                    report["held_out_loss"] = score = held_out_loss(state.ema)
+                    with progress.aside():
+                        report["held_out_loss"] = score = held_out_loss(state.ema)
                 if report:
                     writer.scalars(number, report)
                 if config.sample_every and number % config.sample_every == 0:
-                    writer.image(number, "held out", grid.write(workdir / "samples", number, state.ema))
+                    with progress.aside():
+                        writer.image(number, "held out", grid.write(workdir / "samples", number, state.ema))
                 stop = checkpoints.preempted(number)
                 # Last of all: what a step has logged must lie before what its checkpoint continues from.
-                checkpoints.save(number, state, config, progress.pending, score, force=stop or last)
+                if stop or last or checkpoints.due(number):
+                    with progress.aside():
+                        checkpoints.save(number, state, config, progress.record, score, force=True)
                 if stop:
                     logging.info("asked to stop: saved step %d; the same command continues from there", number)
                     break
