@@ -1,8 +1,8 @@
 """How many pairs a second a host must deliver, and how many cores render them: arithmetic, no measurement of a chip.
 
-    python benchmarks/feeding.py --rate 256=90 512=70
+    python benchmarks/feeding.py --rate 256=89 512=72
 
-  pairs per second of a host = chips * peak * utilisation / (FLOPs of a pair's forward and backward pass + those of its encoding)
+  pairs per second of a host = chips * peak / (FLOPs of forward and backward pass / utilisation + FLOPs of encoding / 0.3)
 
 FLOPs are counted from the real step. `--rate` is what one core here renders at a size (benchmarks/effects.py). Utilisations are
 those that the best published runs of transformers of a billion parameters reach; small models reach less, and need less.
@@ -37,7 +37,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rate", nargs="*", default=[], help="SIZE=pairs per second of one core")
     rates = {int(size): float(rate) for size, _, rate in (text.partition("=") for text in parser.parse_args().rate)}
-    sys.stdout.write("| run | TFLOP per pair | " + " | ".join(f"{name}, {cpus} vCPU" for name, (_, _, cpus, _) in HOSTS.items()) + " |\n")
+    sys.stdout.write(
+        "| run | TFLOP per pair | "
+        + " | ".join(f"{name}, {cpus} vCPU" for name, (_, _, cpus, _) in HOSTS.items())
+        + " |\n"
+    )
     sys.stdout.write("|---|--:|" + "--:|" * len(HOSTS) + "\n")
     for path, size in RUNS:
         model, encode = per_pair(path)
