@@ -6,6 +6,7 @@ import pytest
 from uniser_jax import config as schema
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.effects.edit import EditSampling
+from uniser_jax.models.lora import Lora
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = str(ROOT / "configs/tiny.py")
@@ -56,6 +57,7 @@ def test_shapes_are_those_of_all_buckets() -> None:
         (KLEIN, "--config.data.stages=((0, 264, 64), (5, 512, 128))", "in multiples of 16"),
         (TINY, "--config.data.reuse=0", "reuse = 0: expected at least 1"),
         (TINY, '--config.data.buckets=("3:2", "wide")', "aspect 'wide': expected width:height"),
+        (TINY, "--config.model.mask_scale=2", "expected 1, or 2 by"),
         (PIXEL + ":size=huge", "--config.steps=1", "huge"),
         (PIXEL + ":colour=red", "--config.steps=1", "colour"),
         ("configs/missing.py", "--config.steps=1", "no config file"),
@@ -74,7 +76,7 @@ def test_json_round_trip_and_foreign_keys() -> None:
         schema.from_json('{"model": {"colour": "red"}}')
 
 
-@pytest.mark.parametrize(("kind", "section"), [(Flow, "flow"), (EditSampling, "edit")])
+@pytest.mark.parametrize(("kind", "section"), [(Flow, "flow"), (EditSampling, "edit"), (Lora, "lora")])
 def test_sections_rebuild_their_dataclass(kind: type, section: str) -> None:
     assert schema.build(kind, schema.defaults()[section]) == kind()
 
