@@ -117,7 +117,7 @@ class Recipe:
     def from_json(cls, text: str) -> Self:
         """Reads what `to_json` wrote."""
         values = json.loads(text)
-        values["effects"] = tuple((name, dict(parameters)) for name, parameters in values["effects"])
+        values["effects"] = tuple((name, _tuples(parameters)) for name, parameters in values["effects"])
         values["strengths"] = tuple(values["strengths"])
         return cls(**values | {"sensor": Sensor(**_tuples(values["sensor"]))})
 
@@ -132,7 +132,7 @@ class Rendering:
 
     def __init__(self, scene: Scene, recipe: Recipe):
         self.scene, self.recipe = scene, recipe
-        self.layers: list[Layer] = [FAMILIES[name](**_tuples(values)).render(scene) for name, values in recipe.effects]
+        self.layers: list[Layer] = [FAMILIES[name](**values).render(scene) for name, values in recipe.effects]
         self.names = tuple(name for name, _ in recipe.effects)
         lamps = [layer.lamp for layer in self.layers if layer.lamp is not None]
         self.radiance = sum(lamps, scene.radiance)  # a lamp belongs to the scene, whatever is removed
@@ -252,7 +252,7 @@ def sample(
     if kind == "support" and not any(asked_for(request, names)):
         kind = "all"
     return Recipe(
-        effects=tuple((parameters.effect, dataclasses.asdict(parameters)) for parameters, _ in drawn),
+        effects=tuple((parameters.effect, dict(vars(parameters))) for parameters, _ in drawn),
         strengths=tuple(strength for _, strength in drawn),
         sensor=Sensor.sample(rng, sampling.noise, sampling.tone, sampling.jpeg),
         task=request,

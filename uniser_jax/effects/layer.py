@@ -86,7 +86,7 @@ class LinearLayer:
         """Equation (1)."""
         shape = radiance.shape
         maps = np.broadcast_to(self.transmission, shape), np.broadcast_to(self.emission, shape)
-        return kernels.linear(radiance, *maps, per_pixel(strength, shape))
+        return kernels.linear(radiance, *maps, per_pixel(strength))
 
     def at(self, strength: Strength) -> Affine:
         """Equation (3)."""
@@ -123,9 +123,13 @@ def mean_light(radiance: Float32[np.ndarray, "h w c"]) -> float:
     return float(cv2.mean(np.minimum(radiance, 1))[:3] @ light.LUMINANCE)
 
 
-def per_pixel(strength: Strength, shape: tuple[int, ...]) -> Float32[np.ndarray, "h w"]:
-    """A strength as a plane, without a copy."""
-    return np.broadcast_to(np.asarray(strength, np.float32), shape[:2])
+def per_pixel(strength: Strength) -> Float32[np.ndarray, "h w"]:
+    """A strength as kernels take it: contiguous, or 1 x 1 for one number."""
+    return (
+        np.ascontiguousarray(strength, np.float32)
+        if isinstance(strength, np.ndarray)
+        else np.full((1, 1), strength, np.float32)
+    )
 
 
 def _per_channel(strength: Strength) -> Any:

@@ -105,7 +105,7 @@ class ShadowLayer:
 
     def __call__(self, radiance: Float32[np.ndarray, "h w c"], strength: Strength) -> Float32[np.ndarray, "h w c"]:
         """The light behind the layer."""
-        return mattes.shaded(radiance, self.coverage, self.loss, per_pixel(strength, radiance.shape))
+        return mattes.shaded(np.ascontiguousarray(radiance), self.coverage, self.loss, per_pixel(strength))
 
     @property
     def transmission(self) -> Float32[np.ndarray, "h w c"]:
@@ -119,7 +119,7 @@ class ShadowLayer:
 
     def at(self, strength: Strength) -> Affine:
         """The same as an affine map."""
-        s = per_pixel(strength, self.coverage.shape[1:])[..., None]
+        s = per_pixel(strength)[..., None]
         return Affine(1 - s * (1 - self.transmission), s * self.emission)
 
 
