@@ -11,8 +11,9 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple, Self
 
 import cv2
@@ -73,8 +74,10 @@ class Examples:
 
     def _view(self, rng: np.random.Generator, index: int, stops: float) -> Scene:
         """A part of a photograph, in linear light and other colours, with its depth if there is one."""
-        photo, depth = self.recent.get(index, self.photos.__getitem__), self.photos.depth(index)
-        crop = Crop.sample(rng, photo.shape[:2], self.smallest)
+        crop = Crop.sample(rng, self.smallest)
+        factor = self.photos.reduction(index, math.ceil(self.size / crop.side))
+        photo = self.recent.get((index, factor), lambda key: self.photos.reduced(*key))
+        depth = self.photos.depth(index)
         matrix = colour_matrix(rng, self.colour) if self.colour else None
         radiance = light.expand_highlights(crop.cut(photo, self.size), stops, matrix)
         return Scene(radiance, depth=None if depth is None else crop.cut(depth, self.size))
@@ -112,10 +115,10 @@ class Recent:
 
     def __init__(self, limit: int = 2**26, count: int = 8):
         self._limit, self._count, self._bytes = limit, count, 0
-        self._kept: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
+        self._kept: collections.OrderedDict[Hashable, np.ndarray] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, index: int, make: Callable[[int], np.ndarray]) -> np.ndarray:
+    def get(self, index: Hashable, make: Callable[[Any], np.ndarray]) -> np.ndarray:
         """The array of an index, made if it is not kept."""
         with self._lock:
             if index in self._kept:
@@ -133,7 +136,14 @@ class Recent:
 
 
 class Crop(NamedTuple):
-    """A square part of a photograph, as shares of its shorter side, and whether it is mirrored."""
+    """A square part of a photograph of any size.
+
+    Args:
+      top: in [0, 1]: at its upper edge, at its lower.
+      left: the same, across.
+      side: as a share of the photograph's shorter one.
+      mirrored: whether left and right are exchanged.
+    """
 
     top: float
     left: float
@@ -141,24 +151,22 @@ class Crop(NamedTuple):
     mirrored: bool
 
     @classmethod
-    def sample(cls, rng: np.random.Generator, shape: tuple[int, int], smallest: float = 0.35) -> Self:
+    def sample(cls, rng: np.random.Generator, smallest: float = 0.35) -> Self:
         """Draws a part.
 
         Args:
           rng: source of place and size.
-          shape: (h, w) of the photograph.
           smallest: area of the part, at least, as a share of the largest square. Large parts are the rule, because haze
             and flare are recognised by the whole picture.
         """
         side = np.sqrt(rng.uniform(smallest, 1))
-        top, left = ((length / min(shape) - side) * rng.random() for length in shape)
-        return cls(float(top), float(left), float(side), bool(rng.random() < 0.5))
+        top, left = rng.random(2).tolist()
+        return cls(top, left, float(side), bool(rng.random() < 0.5))
 
     def cut(self, image: Shaped[np.ndarray, "h w *c"], size: int) -> Shaped[np.ndarray, "s s *c"]:
         """The part, scaled to size x size pixels."""
-        short = min(image.shape[:2])
-        side = max(1, int(self.side * short))
-        top, left = (int(place * short) for place in (self.top, self.left))
+        side = max(1, int(self.side * min(image.shape[:2])))
+        top, left = (int(place * (n - side)) for place, n in zip((self.top, self.left), image.shape, strict=False))
         part = image[top : top + side, left : left + side]
         view = cv2.resize(part, (size, size), interpolation=_interpolation(side / size))
         return cv2.flip(view, 1) if self.mirrored else view
@@ -168,7 +176,7 @@ def random_crop(
     rng: np.random.Generator, photo: UInt8[np.ndarray, "h w c"], size: int, smallest: float = 0.35
 ) -> UInt8[np.ndarray, "s s c"]:
     """A random square part of a photograph; see `Crop`."""
-    return Crop.sample(rng, photo.shape[:2], smallest).cut(photo, size)
+    return Crop.sample(rng, smallest).cut(photo, size)
 
 
 def _interpolation(ratio: float) -> int:

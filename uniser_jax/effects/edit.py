@@ -16,9 +16,9 @@ from typing import Any, Self
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Float64, UInt8
 
-from uniser_jax.effects import light, masks
+from uniser_jax.effects import fields, light, masks
 from uniser_jax.effects.layer import Layer, Scene, see, support
 from uniser_jax.effects.mixture import FAMILIES, Families, Mixture
 from uniser_jax.effects.mixture import sample as sample_mixture
@@ -134,8 +134,10 @@ class Rendering:
         self.scene, self.recipe = scene, recipe
         self.layers: list[Layer] = [FAMILIES[name](**values).render(scene) for name, values in recipe.effects]
         self.names = tuple(name for name, _ in recipe.effects)
-        lamps = [layer.lamp for layer in self.layers if layer.lamp is not None]
-        self.radiance = sum(lamps, scene.radiance)  # a lamp belongs to the scene, whatever is removed
+        self.radiance = scene.radiance
+        for layer in self.layers:
+            if layer.lamp is not None:  # it belongs to the scene, whatever is removed
+                self.radiance = layer.lamp.onto(self.radiance)
 
     def clean(self) -> UInt8[np.ndarray, "h w c"]:
         """The photograph without any effect, as the same camera takes it without noise."""
@@ -162,19 +164,25 @@ class Rendering:
             degraded = self.expose(strengths)
             return degraded, degraded
         first = asked.index(True)
-        a: Any = mask.astype(np.float32) / 255 if mask.min() < mask.max() else float(mask[0, 0]) / 255
-        without: list[Any] = [0.0 if ask else s for ask, s in zip(asked, strengths, strict=True)]
+        uneven = mask.min() < mask.max()
+        a = np.arange(256) / 255
+
+        def over_frame(share: Float64[np.ndarray, "256"]) -> Any:
+            """What a share that depends on aM is, at each pixel or, where all are alike, everywhere."""
+            return cv2.LUT(mask, share.astype(np.float32)) if uneven else float(share[mask[0, 0]])
+
+        without = [0.0 if ask else s for ask, s in zip(asked, strengths, strict=True)]
         if task.startswith("add"):
-            after = [s * a if ask else s for ask, s in zip(asked, strengths, strict=True)]
+            after = [over_frame(s * a) if ask else s for ask, s in zip(asked, strengths, strict=True)]
             degraded, target = self._expose_both(first, without, after, 1.0)  # (2)
         elif self.recipe.target == "blend":
             degraded, clean = self._expose_both(first, strengths, without, 0.0)
-            share = np.asarray(a, np.float32)[..., None]
+            share = np.asarray(over_frame(a), np.float32)[..., None]
             target = np.round(share * clean + (1 - share) * degraded).astype(np.uint8)  # (3)
         else:
-            left = [s * (1 - a) if ask else s for ask, s in zip(asked, strengths, strict=True)]
-            degraded, target = self._expose_both(first, strengths, left, 1 - a)  # (1)
-        if isinstance(a, np.ndarray):  # scattered light and JPEG blocks reach across the edge of a mask
+            left = [over_frame(s * (1 - a)) if ask else s for ask, s in zip(asked, strengths, strict=True)]
+            degraded, target = self._expose_both(first, strengths, left, over_frame(1 - a))  # (1)
+        if uneven:  # scattered light and JPEG blocks reach across the edge of a mask
             target = cv2.copyTo(degraded, (mask == 0).view(np.uint8), target)
         return degraded, target
 
@@ -247,8 +255,7 @@ def sample(
     drawn = sample_mixture(rng, scene, sampling.mixture, sampling.families, effects)
     names = tuple(parameters.effect for parameters, _ in drawn)
     request = _sample_task(rng, sampling, names) if task is None else task
-    weights = np.array(sampling.mask_weights())
-    kind = str(rng.choice(masks.KINDS, p=weights / weights.sum()))
+    kind = masks.KINDS[fields.pick(rng, sampling.mask_weights())]
     if kind == "support" and not any(asked_for(request, names)):
         kind = "all"
     return Recipe(

@@ -31,6 +31,20 @@ class Scene(NamedTuple):
     depth: Float32[np.ndarray, "h w"] | None = None  # 0 near, 1 far, where the photograph comes with one
 
 
+class Shine(NamedTuple):
+    """Light that the cause of an effect adds to the scene itself, in a part of the frame."""
+
+    top: int
+    left: int
+    light: Float32[np.ndarray, "a b c"]
+
+    def onto(self, radiance: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w c"]:
+        """The scene with it; a new array."""
+        lit = radiance.copy()
+        lit[self.top : self.top + len(self.light), self.left : self.left + self.light.shape[1]] += self.light
+        return lit
+
+
 class Affine(NamedTuple):
     """Equation (1), arrays of shape [h w c] or broadcastable to it."""
 
@@ -61,8 +75,8 @@ class Layer(Protocol):
         ...
 
     @property
-    def lamp(self) -> Float32[np.ndarray, "h w c"] | None:
-        """Light that the effect's cause adds to the scene itself, and that no removal takes away."""
+    def lamp(self) -> Shine | None:
+        """Light that no removal takes away."""
         ...
 
 
@@ -74,13 +88,12 @@ class LinearLayer:
       effect: one of types.EFFECTS.
       transmission: T, [h w c] or broadcastable.
       emission: C, the same.
-      lamp: see Layer.
     """
 
     effect: str
     transmission: Float32[np.ndarray, "..."]
     emission: Float32[np.ndarray, "..."]
-    lamp: Float32[np.ndarray, "h w c"] | None = None
+    lamp: None = None
 
     def __call__(self, radiance: Float32[np.ndarray, "h w c"], strength: Strength) -> Float32[np.ndarray, "h w c"]:
         """Equation (1)."""

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from uniser_jax.effects import depth, fields, kernels
-from uniser_jax.effects.layer import Affine, Strength, per_pixel
+from uniser_jax.effects.layer import Affine, Shine, Strength, per_pixel
 
 _NARROW, _WIDE = 0.25, 4.0  # optical depths between which (4) is followed, on a stack of two blurs
 _LOWEST = np.float32(-24)  # of exponents: e^-24 is black
@@ -46,7 +46,7 @@ class MediumLayer:
     airlight: Float32[np.ndarray, "..."]
     forward: float = 0.0
     spread: float = 0.0
-    lamp: Float32[np.ndarray, "h w c"] | None = None
+    lamp: Shine | None = None
 
     def __call__(self, radiance: Float32[np.ndarray, "h w c"], strength: Strength) -> Float32[np.ndarray, "h w c"]:
         """Equation (2); G acts on the light that arrives at the layer."""

@@ -138,7 +138,7 @@ class Occlusion:
     def sample(cls, rng: np.random.Generator, scene: Scene, sampling: OcclusionSampling = OcclusionSampling()) -> Self:
         """Alpha from 0.2 to 1, blur from 0.6 to 3 % of the side."""
         material, form, texture = (
-            str(rng.choice(names, p=np.array(weights) / sum(weights)))
+            names[fields.pick(rng, weights)]
             for names, weights in (
                 (MATERIALS, sampling.materials),
                 (FORMS, sampling.forms),

@@ -84,8 +84,8 @@ class ShadowSampling:
 
     def draw_shape(self, rng: np.random.Generator) -> str:
         """One of SHAPES."""
-        weights = np.array([getattr(self, group) for group in _GROUPS])
-        group = list(_GROUPS.values())[int(rng.choice(len(_GROUPS), p=weights / weights.sum()))]
+        weights = [getattr(self, group) for group in _GROUPS]
+        group = list(_GROUPS.values())[fields.pick(rng, weights)]
         return group[int(rng.integers(len(group)))]
 
 
@@ -284,7 +284,7 @@ def _daylight(rng: np.random.Generator) -> dict:
 
 def _lamps(rng: np.random.Generator) -> dict:
     """One to three lamps, or a window, and what the walls send back; any tint."""
-    count = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
+    count = 1 + fields.pick(rng, (0.5, 0.35, 0.15))
     share, kelvin = rng.uniform(0.15, 0.6), rng.uniform(2_700, 6_500)
     powers = rng.dirichlet(np.full(count, 2.0)) * (1 - share)
     turns = np.concatenate([[0], rng.choice([-1, 1], count - 1) * rng.uniform(0.3, 1.2, count - 1)])
