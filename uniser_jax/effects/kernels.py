@@ -111,10 +111,9 @@ def encode(
             noise = normal[start : start + width]
             per_value(scale, i, spread)
             for j in range(width):
-                sigma = np.sqrt(slope * min(max(values[j], _ZERO), _ONE) + variance)
-                values[j] += spread[j] * sigma * noise[j]
+                values[j] += spread[j] * np.sqrt(slope * _clipped(values[j]) + variance) * noise[j]
         for j in range(width):
-            values[j] = min(max(values[j], _ZERO), _ONE)
+            values[j] = _clipped(values[j])
             bins[j] = np.uint32(np.int32(values[j] * count))
         for j in range(width):
             level = levels[bins[j]]
@@ -124,6 +123,13 @@ def encode(
                     level += 1
             stored[j] = np.uint8(level)
     return out
+
+
+@_compiled
+def _clipped(x: np.float32) -> np.float32:
+    """To [0, 1]."""
+    x = x if x > _ZERO else _ZERO
+    return x if x < _ONE else _ONE
 
 
 @_compiled

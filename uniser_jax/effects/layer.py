@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32
 
-from uniser_jax.effects import kernels, light
+from uniser_jax.effects import depth, kernels, light
 
 _SUPPORT_SIDE = 256
 
@@ -120,15 +120,13 @@ def see(
 def support(layer: Layer, radiance: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w"]:
     """Where a layer visibly changes a scene: its true mask, in [0, 1].
 
-    A change of 0.05 of white's square root, about 12 of 255 levels, counts as full. Seen at up to 256 px: masks are soft.
+    A change of 0.05 of white's square root, about 12 of 255 levels, counts as full. Seen at up to about 256 px: masks are soft.
     """
     shape = radiance.shape[:2]
-    size = tuple(max(1, round(n * min(1.0, _SUPPORT_SIDE / max(shape)))) for n in shape[::-1])
-    before, after = (
-        np.sqrt(np.clip(cv2.resize(light_of, size, interpolation=cv2.INTER_AREA), 0, 1))
-        for light_of in (radiance, layer(radiance, 1.0))
-    )
-    return cv2.resize(np.clip(np.abs(after - before).max(-1) / 0.05, 0, 1), shape[::-1])
+    n = max(1, round(max(shape) / _SUPPORT_SIDE))
+    before, after = (np.sqrt(np.clip(depth.reduce(light_of, n), 0, 1)) for light_of in (radiance, layer(radiance, 1.0)))
+    changed = np.maximum.reduce(cv2.split(cv2.absdiff(after, before)))
+    return cv2.resize(np.minimum(changed * np.float32(20), 1), shape[::-1])
 
 
 def mean_light(radiance: Float32[np.ndarray, "h w c"]) -> float:
