@@ -7,6 +7,7 @@ import pickle
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import skimage.data
@@ -47,6 +48,34 @@ def test_a_folder_is_searched_and_bad_files_are_named_once(folder: pathlib.Path,
     assert "skipped 3" in message
     for name in ("empty.jpg (empty)", "text.jpg (not an image)", "thin.png (11 x 1 px)"):
         assert name in message
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_a_jpeg_decoded_smaller_is_the_mean_of_its_pixels(factor: int) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(skimage.data.coffee()).save(buffer, "JPEG", quality=95)
+    whole, small = decode(buffer.getvalue()), decode(buffer.getvalue(), factor)
+    size = (whole.shape[1] // factor, whole.shape[0] // factor)
+    mean = cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
+    assert np.abs(mean.astype(int) - small).mean() < 1.5
+
+
+def test_photographs_are_reduced_no_further_than_asked(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(600, "JPEG"))
+    (tmp_path / "b.jpg").write_bytes(encoded(600, "JPEG", exif=_turned()))
+    (tmp_path / "c.png").write_bytes(encoded(600))
+    opened = photos.Subset(open_photos(str(tmp_path)), (0, 1, 2))
+    assert [opened.reduction(0, least) for least in (601, 600, 301, 300, 150, 75, 1)] == [1, 1, 1, 2, 4, 8, 8]
+    assert [opened.reduction(index, 100) for index in (1, 2)] == [1, 1]  # these are decoded whole
+    for least in (600, 300, 150):
+        assert min(opened.reduced(0, opened.reduction(0, least)).shape[:2]) == least
+    np.testing.assert_array_equal(opened.reduced(2, 4), opened[2])
+
+
+def _turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
 
 
 def test_a_file_that_fails_at_decoding_has_a_stand_in(folder: pathlib.Path, caplog) -> None:

@@ -71,6 +71,19 @@ def test_any_shape(shape: tuple[int, int]) -> None:
         assert flare_of(seed, scene).render(scene).emission.shape == (*shape, 3)
 
 
+@pytest.mark.parametrize("shape", [(257, 64), (300, 301), (512, 200)])
+def test_a_layer_kept_in_fewer_rows_is_the_same_light_at_any_strength(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    radiance, strength = rng.random((*shape, 3), np.float32), rng.random(shape, np.float32)
+    layer = flare_of(3, Scene(radiance)).render(Scene(radiance))
+    assert len(layer.scattered) < shape[0]
+    light_of = cv2.resize(layer.scattered, shape[::-1])
+    np.testing.assert_allclose(layer.emission, light_of, atol=1e-5)
+    for s in (strength, 0.3):
+        spread = s[..., None] if isinstance(s, np.ndarray) else s
+        np.testing.assert_allclose(layer(radiance, s), radiance + spread * light_of, atol=1e-5)
+
+
 def test_scatter_equals_a_float64_reference() -> None:
     wings = Glare(falloff=2.0, core=0.02, bloom=(0.2, 0.03), veil=(0.1, 0.7))
     grain = Grain(pattern=6, share=0.7, turn=0.4, zoom=1.3, mirrored=True)

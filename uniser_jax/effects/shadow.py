@@ -14,6 +14,7 @@ real pairs, see docs/effects/shadow.md. Sources: Planck's law; Barrow & Tenenbau
 """
 
 import dataclasses
+import functools
 from typing import ClassVar, Self
 
 import cv2
@@ -215,7 +216,7 @@ class Shadow:
     ) -> Float32[np.ndarray, "h w"]:
         """m of one light, turned against the first one's by `turn`; bent over `relief`, if any, in [-1, 1]."""
         parts = [self._cast(index, shape, turn, relief) for index in range(len(self.shapes))]
-        whole = np.max(parts, 0) if len(parts) > 1 else parts[0]
+        whole = functools.reduce(np.maximum, parts)
         return np.clip(whole, 0, 1, out=whole)  # filters round
 
     def _cast(
