@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PHOTOS ?= samples
 RUN ?= runs/demo
 
-.PHONY: demo test lint install install-dev clean
+.PHONY: demo test lint aot install install-dev clean
 
 demo: install  ## render, train, evaluate and restore: the whole path, about eight minutes on two cores
 	$(BIN)/python -m uniser_jax.demo --config=configs/tiny.py --workdir=$(RUN) --config.data.photos=$(PHOTOS)
@@ -16,6 +16,9 @@ lint: install-dev  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+aot: install-dev  ## the table of docs/scale.md: every preset compiled for TPUs that are not here; hours, goes on after a stop
+	$(BIN)/python -m benchmarks.aot
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev

@@ -126,10 +126,11 @@ def plot(folder: pathlib.Path, resumed: Sequence[int]) -> np.ndarray:
     from launch.report import Panel, read_curve
 
     whole, killed = (read_curve(folder / name, "loss") for name in ("whole", "killed"))
-    title = f"loss: line uninterrupted, rings killed {len(resumed)} times"
+    title = f"loss: line uninterrupted; rings killed {len(resumed)} times, continued at the gray lines"
     panel = Panel(title, [step for step, _ in whole], [loss for _, loss in whole], linear_x=True)
     for step in set(resumed):
         panel.mark_at(step, (200, 200, 200))
+    for step, _ in (whole[0], whole[-1]):
         panel.tick(step, str(step))
     panel.line(whole, (40, 90, 200))
     for step, loss in killed:

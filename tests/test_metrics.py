@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from tensorboardX import SummaryWriter  # noqa: F401  (its import must not warn)
 
+from uniser_jax.data.schedule import fixed
 from uniser_jax.metrics import MetricsWriter, Progress, duration
 from uniser_jax.types import EFFECTS
 
@@ -54,7 +55,7 @@ def step_metrics(loss: float, skipped: bool = False) -> dict[str, np.ndarray]:
 
 
 def test_progress_averages_over_the_interval() -> None:
-    progress = Progress(0, 100, batch_size=4)
+    progress = Progress(0, 100, fixed(8, 4).indices)
     for loss in (1.0, 3.0):
         progress.add(step_metrics(loss), waited=0.0)
     scalars = progress.report(2)
@@ -72,12 +73,12 @@ def test_duration_reads_like_a_clock() -> None:
 
 def test_what_was_not_logged_when_a_run_died_is_logged_by_its_successor() -> None:
     losses = (0.1, 0.7, 0.2)
-    whole, first = Progress(4, 100, 4), Progress(4, 100, 4)
+    whole, first = Progress(4, 100, fixed(8, 4).indices), Progress(4, 100, fixed(8, 4).indices)
     for loss in losses:
         whole.add(step_metrics(loss), 0.0)
     for loss in losses[:2]:
         first.add(step_metrics(loss), 0.0)
-    second = Progress(6, 100, 4, pending=json.loads(json.dumps(first.pending())))
+    second = Progress(6, 100, fixed(8, 4).indices, pending=json.loads(json.dumps(first.pending())))
     second.add(step_metrics(losses[2]), 0.0)
     one, two = whole.report(7), second.report(7)
     timed = ("steps_per_second", "images_per_second", "data_wait")
@@ -85,7 +86,7 @@ def test_what_was_not_logged_when_a_run_died_is_logged_by_its_successor() -> Non
 
 
 def test_skipped_updates_are_named_do_not_count_and_stop_a_run_that_diverged(caplog) -> None:
-    progress = Progress(10, 100, batch_size=4, max_skipped=2)
+    progress = Progress(10, 100, fixed(8, 4).indices, max_skipped=2)
     for loss, skipped in ((1.0, False), (5.0, True), (3.0, False)):
         progress.add(step_metrics(loss, skipped), 0.0)
     scalars = progress.report(13)

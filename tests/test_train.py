@@ -2,12 +2,14 @@
 
 import json
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from uniser_jax import config as schema
 from uniser_jax import status, train
 from uniser_jax.checkpoint import Checkpoints, has_checkpoint, newest_run
 from uniser_jax.metrics import log_to_terminal
+from uniser_jax.watchdog import Watchdog
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = [
@@ -155,15 +158,41 @@ def test_a_continued_run_says_what_changed(run: pathlib.Path, tmp_path: pathlib.
     assert "config.steps" not in caplog.text
 
 
-def test_a_full_or_vanished_disk_ends_a_run_in_one_line(tmp_path, monkeypatch, capsys) -> None:
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+def test_a_full_disk_ends_a_run_in_one_line(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    code, error = ends_in(tmp_path, capsys)
+    assert code == 1
+    assert re.fullmatch(
+        r"\[Errno 28\] No space left on device: 1 MiB for a checkpoint of up to 20 MiB: .*; what was saved before is kept",
+        error,
+    )
 
-    monkeypatch.setattr(Checkpoints, "save", full)
-    arguments = ["--config", str(ROOT / "configs/tiny.py"), "--workdir", str(tmp_path), *TINY]
-    assert train.main(arguments) == 1
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("uniser train:")]
-    assert error == ["uniser train: [Errno 28] No space left on device; what was saved before is kept"]
+
+def test_a_folder_that_vanishes_ends_a_run_in_one_line(tmp_path, monkeypatch, capsys) -> None:
+    workdir = tmp_path / "run"
+
+    def vanish(*_) -> None:
+        shutil.rmtree(workdir, ignore_errors=True)
+        workdir.write_text("a file where the folder was")
+
+    monkeypatch.setattr(Watchdog, "beat", vanish)
+    code, error = ends_in(workdir, capsys)
+    assert code == 1
+    assert error.endswith("what was saved before is kept")
+    assert str(workdir) in error
+
+
+def test_a_folder_that_cannot_be_written_ends_a_run_in_one_line(tmp_path, capsys) -> None:
+    (tmp_path / "file").touch()
+    code, error = ends_in(tmp_path / "file", capsys)
+    assert code == 1
+    assert str(tmp_path / "file") in error
+
+
+def ends_in(workdir: pathlib.Path, capsys: pytest.CaptureFixture) -> tuple[int, str]:
+    code = train.main(["--config", str(ROOT / "configs/tiny.py"), "--workdir", str(workdir), *TINY])
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("uniser train: ")]
+    return code, error.removeprefix("uniser train: ")
 
 
 def test_a_finished_run_is_left_alone(run: pathlib.Path) -> None:
@@ -186,10 +215,13 @@ def test_a_changed_model_is_refused_in_one_line(run: pathlib.Path, tmp_path: pat
         (["--config.mesh.data=3"], "does not fit 8 devices"),
         (["--config.batch_size=12"], "multiple of 8"),
         (["--config.model.preset=huge"], "tiny, s, b"),
-        (["--config.model.attention=flash"], "xla, chunked"),
+        (["--config.model.attention=flash"], "auto, xla, chunked"),
         (["--config.data.photos=/nowhere"], "no folder of photographs"),
         (["--config.flow.prediction=noise"], "residual, x0, velocity"),
-        (["--config.mesh.data=1", "--config.mesh.tensor=8"], "4 attention heads"),
+        (["--config.mesh.data=1", "--config.mesh.tensor=8"], "4 attention heads do not divide over tensor = 8"),
+        (["--config.mesh.data=2", "--config.mesh.sequence=4"], "2 prompt tokens do not divide over sequence = 4"),
+        (["--config.mesh.data=1", "--config.mesh.sequence=8"], "4 image tokens do not divide over sequence = 8"),
+        (["--config.model.attention=cudnn"], "needs an NVIDIA GPU, these devices are cpu"),
         (["--config.colour=red"], "colour"),
     ],
 )

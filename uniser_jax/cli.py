@@ -1,4 +1,4 @@
-"""The command line: `uniser train | restore | evaluate | preview | status`. The mistake of a caller is one line and code 2."""
+"""The command line: `uniser train | restore | evaluate | preview | status | aot`. A caller's mistake is one line and code 2."""
 
 import argparse
 import pathlib
@@ -21,6 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from uniser_jax import status
 
         return status.main(argv[1:])
+    if argv[:1] == ["aot"]:
+        from uniser_jax import aot
+
+        return aot.main(argv[1:])
     from uniser_jax.metrics import log_to_terminal  # from here on jax is worth its second
 
     arguments, rest = _parser().parse_known_args(argv)
@@ -105,9 +109,10 @@ def preview(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("uniser", description=__doc__)
     parser.add_argument("--verbose", action="store_true", help="log what happens")
-    commands = parser.add_subparsers(required=True, metavar="train | restore | evaluate | preview | status")
+    commands = parser.add_subparsers(required=True, metavar="train | restore | evaluate | preview | status | aot")
     commands.add_parser("train", help="train a model: uniser train --config=configs/tiny.py --workdir=runs/x")
     commands.add_parser("status", help="how runs are doing: uniser status RUN...")
+    commands.add_parser("aot", help="does it fit: uniser aot --config=configs/klein.py --topology=v5e:16x16")
 
     add = commands.add_parser("restore", help="remove soft effects from a photograph")
     add.set_defaults(command=restore)

@@ -1,7 +1,15 @@
 """The device mesh, and one table from logical axis names to mesh axes.
 
-Parameters and activations name their axes by meaning (`embed`, `heads`, `tokens`); only RULES knows the mesh. Axes:
-`data` replicates parameters, `fsdp` shards them, `tensor` splits heads and MLP width, `sequence` splits tokens.
+Parameters and activations name their axes by meaning (`embed`, `heads`, `tokens`); only RULES knows the mesh. Axes, from
+the slowest network to the fastest:
+
+  slice     replicates parameters over pods, which only a data-centre network joins
+  data      replicates parameters within a pod
+  fsdp      shards parameters, their moments and average, which are gathered layer by layer
+  sequence  splits tokens; keys and values are gathered, or passed around
+  tensor    splits heads and MLP width: sums of activations in every block
+
+docs/scale.md says how to choose.
 """
 
 import math
@@ -10,28 +18,36 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-AXES = ("data", "fsdp", "tensor", "sequence")
+from uniser_jax.types import TrainState
 
-RULES: dict[str, tuple[str, ...] | str | None] = {
-    "batch": ("data", "fsdp"),
-    "tokens": "sequence",
-    "keys": None,  # keys and values are gathered over the sequence axis
-    "embed": "fsdp",
-    "features": None,  # the width of an activation; parameters call theirs `embed`
-    "heads": "tensor",
-    "mlp": "tensor",
-    "head_dim": None,
-    "layer": None,
-    "patch": None,  # channels of a token: pixels or latents
-    "task": None,
-}
+AXES = ("slice", "data", "fsdp", "sequence", "tensor")
+
+# In order: an axis goes by the first rule of its name whose mesh axes no other axis of the same array has taken.
+RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("batch", ("slice", "data", "fsdp")),
+    ("tokens", ("sequence",)),
+    ("keys", ()),  # gathered over `sequence`
+    ("embed", ("fsdp",)),
+    ("features", ()),  # the width of an activation; parameters call theirs `embed`
+    ("heads", ("tensor",)),
+    ("mlp", ("tensor",)),
+    ("head_dim", ()),
+    ("layer", ()),
+    ("patch", ()),  # channels of a token: pixels or latents
+    ("task", ()),
+)
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Builds the mesh; axes that `shape` does not name have size 1, and one axis may be -1 for all remaining devices.
+
+    Args:
+      shape: sizes by axis.
+      devices: real ones, or those of a topology to compile for; by default all there are.
 
     Raises:
       ValueError: for an unknown axis, or when the shape does not use exactly the devices there are.
@@ -50,17 +66,58 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     if free:
         sizes[free[0]] = len(devices) // fixed
     # Auto: the compiler propagates shardings between our constraints. jax.make_mesh would default to Explicit.
-    grid = np.asarray(devices).reshape(tuple(sizes.values()))
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(_arranged(tuple(sizes.values()), devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices as an array, so that neighbours along an axis are neighbours in the network where it is known.
+
+    Raises:
+      ValueError: if TPU slices would have to share more than the `slice` axis.
+    """
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if devices[0].platform == "tpu" and slices not in (1, sizes[0]):
+        raise ValueError(
+            f"these devices are {slices} slices and mesh.slice = {sizes[0]}; set config.mesh.slice={slices}"
+        )
+    if slices > 1 and slices == sizes[0]:
+        within, between = (1, *sizes[1:]), (slices, *(1 for _ in sizes[1:]))
+        return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+    if devices[0].platform == "tpu":
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return np.asarray(devices).reshape(sizes)  # in the order of processes, so the last axes stay within one
 
 
 def spec(*names: str | None) -> P:
     """The partition of an array whose axes have these logical names; None is never sharded.
 
     Raises:
-      KeyError: for a name without a rule.
+      ValueError: for a name without a rule, or none that is left.
     """
-    return P(*(RULES[name] if name is not None else None for name in names))
+    taken: set[str] = set()
+    parts = []
+    for name in names:
+        rules = [axes for key, axes in RULES if key == name] if name is not None else [()]
+        left = [axes for axes in rules if not taken & set(axes)]
+        if not left:
+            why = "is taken by another axis of the array" if rules else f"is missing; there are {_rule_names()}"
+            raise ValueError(f"logical axes {names}: the rule of {name!r} in mesh.RULES {why}")
+        taken |= set(left[0])
+        parts.append(left[0] if len(left[0]) > 1 else left[0][0] if left[0] else None)
+    return P(*parts)
+
+
+def _rule_names() -> str:
+    return ", ".join(dict(RULES))
+
+
+def fitting(mesh: Mesh | AbstractMesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> P:
+    """`spec(*names)`, but a dimension that its mesh axes do not divide stays whole.
+
+    192 output channels on a mesh of 256, or six pictures on eight devices, must not stop a run.
+    """
+    parts = zip(spec(*names), shape, strict=True)
+    return P(*(part if size % _size(mesh, part) == 0 else None for part, size in parts))
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -69,24 +126,40 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def sharding_of(mesh: Mesh, axes: Any, shapes: Any) -> Any:
-    """Shardings for a tree of shapes, given the tree of logical axis names (tuples).
-
-    A dimension that its mesh axes do not divide stays replicated: 192 output channels on a mesh of 256 must not stop a run.
-    """
-
-    def one(names: tuple[str | None, ...], shape: jax.ShapeDtypeStruct) -> NamedSharding:
-        parts = (
-            part if size % _size(mesh, part) == 0 else None
-            for part, size in zip(spec(*names), shape.shape, strict=True)
-        )
-        return NamedSharding(mesh, P(*parts))
-
-    return jax.tree.map(one, axes, shapes, is_leaf=lambda node: isinstance(node, tuple))
+    """Shardings for a tree of shapes, given the tree of logical axis names (tuples); see `fitting`."""
+    return jax.tree.map(
+        lambda names, leaf: NamedSharding(mesh, fitting(mesh, names, leaf.shape)),
+        axes,
+        shapes,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """How a batch lies: rows over data and fsdp, everything else whole."""
+    """How a batch lies: rows over slice, data and fsdp, everything else whole."""
     return NamedSharding(mesh, spec("batch"))
+
+
+def batch_part(mesh: Mesh, process: int) -> tuple[int, int]:
+    """Which of how many equal parts of each batch a process loads.
+
+    Processes that share rows, because `tensor` or `sequence` reaches over them, load the same part.
+
+    Raises:
+      ValueError: if processes share some of their rows only.
+    """
+    rows = mesh.devices.reshape(_size(mesh, spec("batch")[0]), -1)
+    held: dict[int, dict[int, None]] = {}  # rows of each process, in order
+    for row, devices in enumerate(rows):
+        for device in devices:
+            held.setdefault(device.process_index, {})[row] = None
+    parts = sorted({tuple(own) for own in held.values()})
+    if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) != len(rows):
+        raise ValueError(
+            f"mesh {dict(mesh.shape)}: processes of {mesh.size // len(held)} devices would share some of their rows only;"
+            " let sequence * tensor divide the devices of a process, or be a multiple of them"
+        )
+    return parts.index(tuple(held[process])), len(parts)
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
@@ -95,22 +168,53 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
     Raises:
       ValueError: if it does not.
     """
-    rows = _size(mesh, RULES["batch"])
+    rows = _size(mesh, spec("batch")[0])
     if batch_size % (rows * accumulate):
         raise ValueError(
-            f"batch_size = {batch_size} does not divide over data * fsdp = {rows} devices"
+            f"batch_size = {batch_size} does not divide over slice * data * fsdp = {rows} devices"
             f" in {accumulate} microbatches; use a multiple of {rows * accumulate}"
         )
 
 
-def check_heads(mesh: Mesh, heads: int) -> None:
-    """Checks that attention heads spread evenly over the tensor axis.
+def check_divides(mesh: Mesh, axis: str, **sizes: int) -> None:
+    """Checks that what one mesh axis splits, by name, spreads evenly over it.
 
     Raises:
-      ValueError: if they do not.
+      ValueError: if it does not.
     """
-    if heads % mesh.shape["tensor"]:
-        raise ValueError(f"{heads} attention heads do not divide over tensor = {mesh.shape['tensor']} devices")
+    for name, size in sizes.items():
+        if size % mesh.shape[axis]:
+            fits = [
+                k for k in range(1, mesh.size + 1) if mesh.size % k == 0 and all(s % k == 0 for s in sizes.values())
+            ]
+            raise ValueError(
+                f"{size} {name.replace('_', ' ')} do not divide over {axis} = {mesh.shape[axis]} devices;"
+                f" set config.mesh.{axis} to one of {', '.join(map(str, fits))}"
+            )
+
+
+def bytes_per_chip(tree: Any) -> int:
+    """What a tree of arrays, or of shapes with shardings, takes of one device's memory."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def table(state: TrainState) -> str:
+    """How a state lies on its mesh: every parameter, and what parameters, average and optimizer take of each chip.
+
+    Blocks are stacked, so each kind of block is there once.
+    """
+    rows = [("parameter", "shape", "sharding", "MiB per chip")]
+    for path, leaf in jax.tree.leaves_with_path(state.params):
+        name, parts = jax.tree_util.keystr(path, simple=True, separator="/"), (*leaf.sharding.spec, *[None] * leaf.ndim)
+        axes = ["+".join((part,) if isinstance(part, str) else part) if part else "-" for part in parts[: leaf.ndim]]
+        rows.append((name, " x ".join(map(str, leaf.shape)), ", ".join(axes), f"{bytes_per_chip(leaf) / 2**20:,.2f}"))
+    totals = {"parameters": state.params, "average": state.ema, "optimizer": state.opt_state, "state": state}
+    for name, tree in totals.items():
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(tree))
+        rows.append((f"all of {name}", f"{numbers:,}", "", f"{bytes_per_chip(tree) / 2**20:,.2f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join((*map(str.ljust, row[:-1], widths), row[-1].rjust(widths[-1]))) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def to_global(mesh: Mesh, batch: Any) -> Any:
@@ -119,6 +223,6 @@ def to_global(mesh: Mesh, batch: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
 
 
-def _size(mesh: Mesh, part: tuple[str, ...] | str | None) -> int:
+def _size(mesh: Mesh | AbstractMesh, part: tuple[str, ...] | str | None) -> int:
     axes = (part,) if isinstance(part, str) else part or ()
     return math.prod(mesh.shape[axis] for axis in axes)

@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from logging import WARNING
 from typing import Any, Self
 
@@ -65,15 +65,20 @@ class Progress:
     Args:
       step: the run continues from.
       steps: of the whole run.
-      batch_size: global.
+      indices: the examples of the global batch that a step (the first is 0) consumes.
       max_skipped: updates in a row that may be skipped because they were not finite; 0 is any number.
       pending: what `pending` gave when the run was saved, so that its next report is that of an uninterrupted run.
     """
 
     def __init__(
-        self, step: int, steps: int, batch_size: int, max_skipped: int = 0, pending: Sequence[Mapping[str, Any]] = ()
+        self,
+        step: int,
+        steps: int,
+        indices: Callable[[int], range],
+        max_skipped: int = 0,
+        pending: Sequence[Mapping[str, Any]] = (),
     ):
-        self._steps, self._batch_size, self._max_skipped = steps, batch_size, max_skipped
+        self._steps, self._indices, self._max_skipped = steps, indices, max_skipped
         self._skipped_in_a_row = 0
         self._pending: list[Any] = [
             {key: np.asarray(value, np.float32) for key, value in metrics.items()} for metrics in pending
@@ -106,9 +111,10 @@ class Progress:
         totals = jax.tree.map(lambda *values: np.sum(values, axis=0), *pending)
         seconds = time.monotonic() - self._clock
         rate = (len(pending) - self._inherited) / seconds
+        images = sum(len(self._indices(done)) for done in range(self._last + self._inherited, step))
         scalars = summary(totals, len(pending)) | {
             "steps_per_second": rate,
-            "images_per_second": rate * self._batch_size,
+            "images_per_second": images / seconds,
             "data_wait": self._waited / seconds,
         }
         left = (self._steps - step) / rate
@@ -130,8 +136,8 @@ class Progress:
         for step, skipped in enumerate(flags, self._last + 1):
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
             if skipped:
-                first = (step - 1) * self._batch_size
-                examples = f"{first} to {first + self._batch_size - 1}"
+                consumed = self._indices(step - 1)
+                examples = f"{consumed[0]} to {consumed[-1]}"
                 logging.warning(
                     "step %d: the loss or its gradient is not finite; skipped (examples %s)", step, examples
                 )

@@ -43,14 +43,19 @@ def latents(base: str | pathlib.Path, mesh: Mesh | None = None) -> LatentCodec:
         parts = checkpoints.record().get("base", {})
         if "vae" not in parts:
             raise ValueError(f"{base} holds no autoencoder: convert a whole pipeline, with its vae/")
-        config = vae_config(parts["vae"]["config"])
-        graphdef, shapes, axes = vae.abstract(config)
-        if mesh is not None:
-            shapes = jax.tree.map(_placed, shapes, meshes.sharding_of(mesh, axes, shapes))
-        params = checkpoints.item("vae", shapes)
+        codec = latent_shapes(vae_config(parts["vae"]["config"]), mesh)
+        params = checkpoints.item("vae", codec.params)
     if mesh is None:
         params = jax.tree.map(jax.numpy.asarray, params)
-    return LatentCodec(config, graphdef, params)
+    return dataclasses.replace(codec, params=params)
+
+
+def latent_shapes(config: VAEConfig, mesh: Mesh | None = None) -> LatentCodec:
+    """An autoencoder whose parameters are shapes, sharded like parameters if there is a mesh."""
+    graphdef, shapes, axes = vae.abstract(config)
+    if mesh is not None:
+        shapes = jax.tree.map(_placed, shapes, meshes.sharding_of(mesh, axes, shapes))
+    return LatentCodec(config, graphdef, shapes)
 
 
 def vae_config(table: dict[str, Any]) -> VAEConfig:

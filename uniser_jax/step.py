@@ -16,12 +16,12 @@ from uniser_jax import mesh as meshes
 from uniser_jax import optim
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.models import uniser
+from uniser_jax.models.attention import choose
 from uniser_jax.models.codec import LatentCodec, PixelCodec
 from uniser_jax.models.presets import preset
 from uniser_jax.types import Batch, TrainState
 
 Metrics = dict[str, Any]
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 class Network(NamedTuple):
@@ -53,6 +53,35 @@ def build_network(model: ConfigDict) -> Network:
     return Network(graphdef, shapes, axes, codec, lambda key: uniser.create(size, codec, key, **settings)[1])
 
 
+def check(config: ConfigDict, mesh: jax.sharding.Mesh, latents: LatentCodec | None = None) -> None:
+    """Checks that batch, heads, MLP and tokens spread evenly over the mesh, and that its devices have the kernel.
+
+    Args:
+      config: of the run.
+      mesh: what it shall train on.
+      latents: of the run, if it has any.
+
+    Raises:
+      ValueError: one line with the number, what it must divide by and the fix.
+    """
+    size, model = preset(config.model.preset), config.model
+    dtype, platform = jnp.dtype(model.compute_dtype), mesh.devices.flat[0].platform
+    meshes.check_divides(mesh, "tensor", attention_heads=size.num_attention_heads, MLP_features=size.mlp_width)
+    for stage in schema.schedule(config).stages:
+        meshes.check_batch(mesh, stage.batch_size, config.optim.accumulate)
+        for shape in schema.shapes(config, stage.size):
+            image_tokens = tokens(config, shape, latents)
+            meshes.check_divides(mesh, "sequence", image_tokens=image_tokens, prompt_tokens=model.prompt_length)
+            choose(model.attention, platform, dtype, size.attention_head_dim, image_tokens + model.prompt_length)
+
+
+def tokens(config: ConfigDict, shape: tuple[int, int], latents: LatentCodec | None = None) -> int:
+    """Image tokens of an example of `shape` (h, w) pixels."""
+    images = 3 if config.model.conditioning == "references" else 1  # x_t, photograph and mask, or all in one
+    side = latents.side if latents else config.model.patch
+    return images * (shape[0] // side) * (shape[1] // side)
+
+
 def state_shapes(network: Network, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the whole state; moments and average are sharded like their parameters."""
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -80,14 +109,8 @@ def init_state(network: Network, optimizer: optax.GradientTransformation, shapes
     return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shapes))()
 
 
-def make_step(
-    config: ConfigDict,
-    network: Network,
-    optimizer: optax.GradientTransformation,
-    shapes: TrainState,
-    latents: LatentCodec | None = None,
-) -> Step:
-    """Compiles, on first use, `(state, batch) -> (state, metrics)`; the old state is donated, the latents' codec stays."""
+def make_step(config: ConfigDict, network: Network, optimizer: optax.GradientTransformation, shapes: TrainState) -> Any:
+    """The jitted `(state, batch, latents) -> (state, metrics)`; the old state is donated, the latents' codec stays."""
     flow = schema.build(Flow, config.flow)
     learning_rate = optim.schedule(config.optim, config.steps)
 
@@ -99,7 +122,8 @@ def make_step(
         if config.model.drop_mask:
             data += (draw_mask_seen(key, batch.mask, config.model.drop_mask),)
         gradient, metrics = accumulated_gradient(loss, state.params, data, config.optim.accumulate)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        with jax.named_scope("optimizer"):  # profiles and `flops` tell by these names what belongs to what
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optim.ema_update(state.ema, params, config.optim.ema, state.step)
         metrics |= {"grad_norm": optax.tree.norm(gradient), "lr": learning_rate(state.step)}
@@ -111,8 +135,7 @@ def make_step(
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     replicated = shapes.step.sharding
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
-    return compiled if latents is None else lambda state, batch: compiled(state, batch, latents)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
 
 
 def draw_mask_seen(key: jax.Array, mask: UInt8[Any, "b h w"], share: float) -> Bool[Any, "b"]:
@@ -135,7 +158,8 @@ def batch_loss(
     predict = functools.partial(uniser.apply, network.graphdef, params, mask_seen=mask_seen)
     input, target, mask = to_float(batch.input), to_float(batch.target), mask_of(batch)
     if latents is not None:
-        input, target, mask = latents.encode(input), latents.encode(target), latents.encode_mask(mask)
+        with jax.named_scope("encode"):
+            input, target, mask = latents.encode(input), latents.encode(target), latents.encode_mask(mask)
     losses = flow.loss(predict, t, noise, input, target, mask, batch.task)
     present = (batch.strengths > 0).astype(jnp.float32)
     tenth = jax.nn.one_hot(jnp.clip(jnp.int32(t * 10), 0, 9), 10)

@@ -60,16 +60,14 @@ def test_a_jpeg_decoded_smaller_is_the_mean_of_its_pixels(factor: int) -> None:
     assert np.abs(mean.astype(int) - small).mean() < 1.5
 
 
-def test_photographs_are_reduced_no_further_than_asked(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(encoded(600, "JPEG"))
-    (tmp_path / "b.jpg").write_bytes(encoded(600, "JPEG", exif=_turned()))
-    (tmp_path / "c.png").write_bytes(encoded(600))
-    opened = photos.Subset(open_photos(str(tmp_path)), (0, 1, 2))
-    assert [opened.reduction(0, least) for least in (601, 600, 301, 300, 150, 75, 1)] == [1, 1, 1, 2, 4, 8, 8]
-    assert [opened.reduction(index, 100) for index in (1, 2)] == [1, 1]  # these are decoded whole
-    for least in (600, 300, 150):
-        assert min(opened.reduced(0, opened.reduction(0, least)).shape[:2]) == least
-    np.testing.assert_array_equal(opened.reduced(2, 4), opened[2])
+def test_only_upright_jpeg_files_are_decoded_smaller_and_none_smaller_than_any_may_be(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(400, "JPEG"))
+    (tmp_path / "b.jpg").write_bytes(encoded(400, "JPEG", exif=_turned()))
+    (tmp_path / "c.png").write_bytes(encoded(400))
+    opened = photos.Subset(open_photos(str(tmp_path), min_side=64), (0, 1, 2))
+    assert [min(opened.reduced(0, factor).shape[:2]) for factor in (1, 2, 4, 8)] == [400, 200, 100, 400]
+    for index in (1, 2):
+        np.testing.assert_array_equal(opened.reduced(index, 4), opened[index])
 
 
 def _turned() -> Image.Exif:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from uniser_jax.models import uniser
-from uniser_jax.models.attention import attention
 from uniser_jax.models.codec import PixelCodec
 from uniser_jax.models.presets import PRESETS, DiTConfig, preset
 from uniser_jax.types import TASKS
@@ -41,23 +40,6 @@ def test_bad_configs_are_refused() -> None:
     with pytest.raises(ValueError, match="positive"):
         dataclasses.replace(preset("tiny"), num_layers=0)
     assert isinstance(preset("tiny"), DiTConfig)
-
-
-@pytest.mark.parametrize(("queries", "keys"), [(700, 700), (512, 40), (3, 9), (1100, 700)])
-@pytest.mark.parametrize("dim", [64, 128])
-def test_attention_kernels_agree(queries: int, keys: int, dim: int) -> None:
-    rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.normal(size=(1, n, 2, dim)), jnp.float32) for n in (queries, keys, keys))
-
-    def value(kernel: str):
-        return jax.value_and_grad(lambda q, k, v: (attention(q, k, v, kernel) ** 2).sum(), (0, 1, 2))(q, k, v)
-
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), value("xla"), value("chunked"))
-
-
-def test_unknown_attention_is_refused() -> None:
-    with pytest.raises(ValueError, match="xla, chunked"):
-        attention(*(jnp.zeros((1, 2, 1, 4)),) * 3, kernel="flash")
 
 
 def test_codec_round_trip_and_layout() -> None:

@@ -12,7 +12,7 @@ import importlib.util
 import io
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import cv2
 import numpy as np
@@ -59,16 +59,20 @@ class Photos(Protocol):
 
     def __getitem__(self, index: int) -> Pixels: ...
 
+    def reduced(self, index: int, factor: int) -> Pixels:
+        """The photograph, 1, 2, 4 or 8 times smaller if it can be decoded so in less time, else as it is."""
+        ...
+
     def name(self, index: int) -> str:
         """A stable name, for splits and messages."""
         ...
 
-    def reduction(self, index: int, least: int) -> int:
-        """1, 2, 4 or 8: how many times smaller it can be decoded, in less time, with `least` pixels along its shorter side."""
+    def nbytes(self, index: int) -> int:
+        """How long the file is; 0 where only reading it would tell."""
         ...
 
-    def reduced(self, index: int, factor: int) -> Pixels:
-        """The photograph, so many times smaller where `reduction` allows it."""
+    def shape(self, index: int) -> tuple[int, int]:
+        """(h, w) of the photograph in pixels, from its header."""
         ...
 
     def depth(self, index: int) -> Depth | None:
@@ -147,6 +151,23 @@ class Encoded:
         """The index itself."""
         return f"{index:09d}"
 
+    def nbytes(self, index: int) -> int:
+        """0: records tell their length when they are read."""
+        return 0
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """(h, w) in pixels, upright; (1, 1) of what cannot be read, for another will stand in for it."""
+        try:
+            with self.open(index) as file, Image.open(file) as image:
+                turned = image.getexif().get(_ORIENTATION, 1) >= 5
+                return image.size if turned else image.size[::-1]
+        except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError):
+            return 1, 1
+
+    def open(self, index: int) -> IO[bytes]:
+        """The encoded image as a file."""
+        return io.BytesIO(self.read(index))
+
     def read(self, index: int) -> bytes:
         """The encoded image."""
         raise TypeError("a subclass knows its records")
@@ -159,17 +180,8 @@ class Encoded:
         """The photograph at its full size; see `reduced`."""
         return self.reduced(index, 1)
 
-    def reduction(self, index: int, least: int) -> int:
-        """See Photos; only a JPEG file can be decoded smaller."""
-        try:
-            data = self.read(index)
-            with _opened(data) as image:
-                return _reduction(min(image.size), max(least, self.min_side)) if _plain_jpeg(data, image) else 1
-        except (OSError, ValueError):
-            return 1
-
     def reduced(self, index: int, factor: int) -> Pixels:
-        """The photograph so many times smaller, or the next one that can be decoded.
+        """The photograph (see Photos), or the next one that can be decoded.
 
         Raises:
           ValueError: if none can.
@@ -177,9 +189,11 @@ class Encoded:
         for offset in range(len(self)):
             candidate = (index + offset) % len(self)
             try:
-                pixels = decode(self.read(candidate), factor if offset == 0 else 1)
+                pixels = decode(self.read(candidate), factor)
                 if min(pixels.shape[:2]) >= self.min_side:
                     return pixels
+                if factor > 1:
+                    return self.reduced(index, 1)  # only the whole tells whether it is too small
                 reason = f"{pixels.shape[1]} x {pixels.shape[0]} px"
             except (OSError, ValueError, RuntimeError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -208,6 +222,15 @@ class Files(Encoded):
         """The last two parts of the path."""
         return "/".join(pathlib.Path(self.paths[index]).parts[-2:])
 
+    def nbytes(self, index: int) -> int:
+        """Of the file; 0 if it has gone."""
+        path = pathlib.Path(self.paths[index])
+        return path.stat().st_size if path.exists() else 0
+
+    def open(self, index: int) -> IO[bytes]:
+        """The file."""
+        return pathlib.Path(self.paths[index]).open("rb")
+
     def read(self, index: int) -> bytes:
         """The file."""
         return pathlib.Path(self.paths[index]).read_bytes()
@@ -216,12 +239,8 @@ class Files(Encoded):
         """The photograph; see Encoded."""
         return _cached(self, index) if self.cached else super().__getitem__(index)
 
-    def reduction(self, index: int, least: int) -> int:
-        """See Encoded; what stays in memory is not decoded again."""
-        return 1 if self.cached else super().reduction(index, least)
-
     def reduced(self, index: int, factor: int) -> Pixels:
-        """See Encoded."""
+        """See Encoded; what stays in memory is not decoded again."""
         return self[index] if self.cached else super().reduced(index, factor)
 
     def depth(self, index: int) -> Depth | None:
@@ -273,17 +292,21 @@ class Subset:
     def __getitem__(self, index: int) -> Pixels:
         return self.photos[self.indices[index]]
 
+    def reduced(self, index: int, factor: int) -> Pixels:
+        """As in the source."""
+        return self.photos.reduced(self.indices[index], factor)
+
     def name(self, index: int) -> str:
         """As in the source."""
         return self.photos.name(self.indices[index])
 
-    def reduction(self, index: int, least: int) -> int:
+    def nbytes(self, index: int) -> int:
         """As in the source."""
-        return self.photos.reduction(self.indices[index], least)
+        return self.photos.nbytes(self.indices[index])
 
-    def reduced(self, index: int, factor: int) -> Pixels:
+    def shape(self, index: int) -> tuple[int, int]:
         """As in the source."""
-        return self.photos.reduced(self.indices[index], factor)
+        return self.photos.shape(self.indices[index])
 
     def depth(self, index: int) -> Depth | None:
         """As in the source."""
@@ -330,11 +353,6 @@ def decode(data: bytes, factor: int = 1) -> Pixels:
             if pixels is not None:
                 return np.asarray(pixels if factor == 1 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
         return to_rgb(ImageOps.exif_transpose(image))
-
-
-def _reduction(short: int, least: int) -> int:
-    """The largest power of two up to 8 by which a side can be divided to leave at least so many pixels."""
-    return max(factor for factor in _REDUCED if factor == 1 or short // factor >= least)
 
 
 def _opened(data: bytes) -> Image.Image:

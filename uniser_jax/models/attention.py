@@ -1,20 +1,35 @@
-"""Full softmax attention: one function, several kernels that agree."""
+"""Full softmax attention: one function, several kernels that agree.
+
+On a mesh every kernel works on its own shard: rows over the batch axes, heads over `tensor`, queries over `sequence`. Keys and
+values are gathered over `sequence` first, 2 b m h d numbers, which is little beside a block's activations; `ring` passes them
+around instead, for sequences whose keys alone would not fit.
+"""
 
 import functools
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Array, Bool, Float
 
-KERNELS = ("xla", "chunked")
+from uniser_jax import mesh as meshes
+from uniser_jax.models.ring import ring
+
+KERNELS = ("auto", "xla", "chunked", "splash", "cudnn", "ring")
 _CHUNK = 512  # queries at a time
+_LONG = 1024  # keys from which n * m weights in memory cost more than tiles do; below, XLA's fusions are as good
+_BLOCKS = (256, 384, 512)  # sides of splash's tiles, in multiples of the TPU's 128 lanes
+_PARTIAL = 16  # gradients of the queries that splash's fused backward pass may hold at once, one per tile of keys
 
 
 def attention(
     q: Float[Array, "b n h d"],
     k: Float[Array, "b m h d"],
     v: Float[Array, "b m h d"],
-    kernel: str = "xla",
+    kernel: str = "auto",
     seen: Bool[Array, "b m"] | None = None,
 ) -> Float[Array, "b n h d"]:
     """softmax(q k^T / sqrt(d)) v, the softmax in float32 (Vaswani et al. 2017, eq. 1).
@@ -23,30 +38,150 @@ def attention(
       q: queries.
       k: keys.
       v: values.
-      seen: keys that there are; the others are as if they were not. None is all.
-      kernel: `xla` holds all n * m weights; `chunked` holds 512 * m and recomputes them for the gradient.
+      kernel: `auto` takes what suits the devices, the length and the dtype;
+        `xla` holds all n * m weights; `chunked` holds 512 * m and recomputes them for the gradient;
+        `splash` (TPU; interpreted on CPU, for tests) and `cudnn` (NVIDIA, 16 bits) never let weights leave the chip;
+        `ring` holds the keys of one shard of the sequence at a time.
+      seen: keys that there are; the others are as if they were not. None is all. Each row must see a key.
 
     Raises:
-      ValueError: for an unknown kernel.
+      ValueError: for an unknown kernel, or one that these devices do not have.
     """
-    mask = None if seen is None else seen[:, None, None]
-    if kernel == "xla":
-        return jax.nn.dot_product_attention(q, k, v, mask=mask)
-    if kernel == "chunked":
-        return _chunked(q, k, v, mask)
-    raise ValueError(f"attention kernel {kernel!r} is unknown; known: {', '.join(KERNELS)}")
+    kernel = choose(kernel, platform(), q.dtype, q.shape[-1], k.shape[1])
+    if kernel == "ring":
+        out = _ring(q, k, v, seen)
+    else:
+        local = {"xla": _xla, "chunked": _chunked, "splash": _splash, "cudnn": _cudnn}[kernel]
+        out = _on_shards(local, "keys", q, k, v, seen)
+    return checkpoint_name(out, "attention")  # what `dots` of models.dit keeps beside matrix products
 
 
-def _chunked(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+def choose(kernel: str, platform: str, dtype: jnp.dtype, head_dim: int, keys: int) -> str:
+    """The kernel that runs on a platform (tpu, gpu, cpu) for queries of a dtype and head size and this many keys.
+
+    Raises:
+      ValueError: for an unknown kernel, or one that cannot run there.
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"attention kernel {kernel!r} is unknown; known: {', '.join(KERNELS)}")
+    fits_cudnn = dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128
+    if kernel == "auto":
+        if platform == "gpu" and fits_cudnn:
+            return "cudnn"
+        return "xla" if keys < _LONG else "splash" if platform == "tpu" else "chunked"
+    if kernel == "splash" and platform == "gpu":
+        raise ValueError("attention kernel 'splash' needs a TPU, these devices are GPUs; use 'auto' or 'cudnn'")
+    if kernel == "cudnn" and platform != "gpu":
+        raise ValueError(f"attention kernel 'cudnn' needs an NVIDIA GPU, these devices are {platform}; use 'auto'")
+    if kernel == "cudnn" and not fits_cudnn:
+        raise ValueError(
+            f"attention kernel 'cudnn' takes bfloat16 or float16 and heads of 8, 16, ... 128 numbers, not {dtype} and"
+            f" {head_dim}; set config.model.compute_dtype, or use 'auto'"
+        )
+    return kernel
+
+
+def platform() -> str:
+    """Of the devices that the code being traced will run on: those of the active mesh, which may be compiled for only."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    name = jax.default_backend() if device is None else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def _on_shards(
+    local: Callable[..., Array], keys: str, q: Array, k: Array, v: Array, seen: Array | None
+) -> Float[Array, "b n h d"]:
+    """Calls `local` with each device's part of the queries, and the keys as the logical axis `keys` lies."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local(q, k, v, seen)
+    names = [("batch", axis, "heads", "head_dim") for axis in ("tokens", keys, keys)] + [("batch", keys)]
+    given = [x for x in (q, k, v, seen) if x is not None]
+    specs = tuple(meshes.fitting(mesh, axes, x.shape) for axes, x in zip(names, given, strict=False))
+
+    def call(q: Array, k: Array, v: Array, seen: Array | None = None) -> Array:
+        return local(q, k, v, seen)
+
+    return jax.shard_map(call, in_specs=specs, out_specs=specs[0], check_vma=False)(*given)
+
+
+def _xla(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
+    return jax.nn.dot_product_attention(q, k, v, mask=None if seen is None else seen[:, None, None])
+
+
+def _chunked(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
     b, n, h, d = q.shape
     chunk = min(_CHUNK, n)
-    chunks = -(-n // chunk)
-    padded = jnp.pad(q, ((0, 0), (0, chunks * chunk - n), (0, 0), (0, 0)))  # padded queries are dropped, keys never are
-    queries = jnp.moveaxis(padded.reshape(b, chunks, chunk, h, d), 1, 0)
+    queries = jnp.moveaxis(
+        _pad(q, chunk).reshape(b, -1, chunk, h, d), 1, 0
+    )  # padded queries are dropped, keys never are
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # a scan body is never merged with its recomputation
     def one(_: None, query: Array) -> tuple[None, Array]:
-        return None, jax.nn.dot_product_attention(query, k, v, mask=mask)
+        return None, _xla(query, k, v, seen)
 
     _, out = jax.lax.scan(one, None, queries)
-    return jnp.moveaxis(out, 0, 1).reshape(b, chunks * chunk, h, d)[:, :n]
+    return jnp.moveaxis(out, 0, 1).reshape(b, -1, h, d)[:, :n]
+
+
+def _splash(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
+    """The Pallas kernel, one row of the batch at a time; a key that is not seen, or padding, is of another segment."""
+    b, n, h, d = q.shape
+    side_q, side_k = _block(n), _block(k.shape[1])
+    if seen is None and k.shape[1] % side_k:
+        seen = jnp.ones(k.shape[:2], bool)
+    q, k, v = (_pad(x, side).swapaxes(1, 2) for x, side in ((q * d**-0.5, side_q), (k, side_k), (v, side_k)))
+    fused = k.shape[2] <= _PARTIAL * side_k  # one backward kernel of five matrix products instead of two of seven
+    kernel = splash_attention.make_splash_mha(
+        splash_attention.MultiHeadMask([splash_attention.FullMask((q.shape[2], k.shape[2]))] * h),
+        block_sizes=splash_attention.BlockSizes(
+            block_q=side_q,
+            block_kv=side_k,
+            block_q_dkv=side_q,
+            block_kv_dkv=side_k,
+            block_q_dq=None if fused else side_q,
+            block_kv_dq=None if fused else side_k,
+            use_fused_bwd_kernel=fused,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name="attention",
+        interpret=platform() != "tpu",
+    )
+    if seen is None:
+        return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)[:, :n]
+    queries = jnp.ones((b, q.shape[2]), jnp.int32)
+    segments = splash_attention.SegmentIds(queries, _pad(seen.astype(jnp.int32), side_k))
+    return jax.vmap(kernel)(q, k, v, segments).swapaxes(1, 2)[:, :n]
+
+
+def _block(length: int) -> int:
+    """The side of the tiles that need the least padding; of several, the largest."""
+    if length <= 128:
+        return 128
+    return min(_BLOCKS, key=lambda side: (-(-length // side) * side, -side))
+
+
+def _cudnn(
+    q: Array, k: Array, v: Array, seen: Array | None, implementation: Literal["cudnn", "xla"] = "cudnn"
+) -> Array:
+    if seen is None:
+        return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+    # cuDNN masks by length, else by a bias of n * m numbers. The order of keys means nothing: those that are seen go first.
+    order = jnp.argsort(~seen, 1)[..., None, None]
+    k, v = (jnp.take_along_axis(x, order, 1) for x in (k, v))
+    lengths = seen.sum(1, dtype=jnp.int32)
+    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation=implementation)
+
+
+def _ring(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
+    mesh, n = jax.sharding.get_abstract_mesh(), q.shape[1]
+    size = 1 if mesh.empty else mesh.shape["sequence"]
+    seen = jnp.ones(k.shape[:2], bool) if seen is None else seen
+    given = [_pad(x, size) for x in (q, k, v, seen)]
+    return _on_shards(functools.partial(ring, axis="sequence" if size > 1 else None), "tokens", *given)[:, :n]
+
+
+def _pad(x: Array, multiple: int) -> Array:
+    """Zeros behind the second axis, to a multiple."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple)) + ((0, 0),) * (x.ndim - 2))

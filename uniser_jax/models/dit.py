@@ -153,7 +153,7 @@ class DiT(nnx.Module):
     """
 
     def __init__(
-        self, config: DiTConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32, kernel: str = "xla", remat: str = "none"
+        self, config: DiTConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32, kernel: str = "auto", remat: str = "none"
     ):
         if remat not in REMAT:
             raise ValueError(f"remat policy {remat!r} is unknown; known: {', '.join(REMAT)}")
@@ -244,9 +244,7 @@ class DiT(nnx.Module):
         cos, sin = rope_tables(ids, self.config.axes_dims_rope, self.config.rope_theta)
 
         def attend(q: Array, k: Array, v: Array) -> Array:
-            q = constrain(rotate(q, cos, sin), "batch", "tokens", "heads", "head_dim")
-            k = constrain(rotate(k, cos, sin), "batch", "keys", "heads", "head_dim")
-            v = constrain(v, "batch", "keys", "heads", "head_dim")
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
             return attention(q, k, v, self.attention_kernel, seen).reshape(*q.shape[:2], -1)
 
         return attend

@@ -49,7 +49,7 @@ class UniSER(nnx.Module):
         prompt_length: int = 8,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
-        attention: str = "xla",
+        attention: str = "auto",
         remat: str = "none",
         conditioning: str = "channels",
     ):
