@@ -323,7 +323,9 @@ def machine() -> str:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         chip = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     cores = len(os.sched_getaffinity(0))
-    return f"{chip}, {cores} threads, jax {jax.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}"
+    return (
+        f"{chip}, {cores} threads, jax {jax.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}"
+    )
 
 
 def to_text(result: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float32, UInt8
 
 from uniser_jax.effects import fields, light, masks
 from uniser_jax.effects.layer import Layer, Scene, see, support
@@ -167,7 +167,7 @@ class Rendering:
         uneven = mask.min() < mask.max()
         a = np.arange(256) / 255
 
-        def over_frame(share: Float64[np.ndarray, "256"]) -> Any:
+        def over_frame(share: np.ndarray) -> Any:  # jaxtyping would cost 30 us here, at each call
             """What a share that depends on aM is, at each pixel or, where all are alike, everywhere."""
             return cv2.LUT(mask, share.astype(np.float32)) if uneven else float(share[mask[0, 0]])
 
