@@ -28,6 +28,7 @@ def defaults() -> ConfigDict:
     config.batch_size = 256  # global, over all processes
     config.log_every = 50
     config.sample_every = 2_000  # a grid of held-out restorations as PNG; 0 is never
+    config.profile_steps = ()  # first and last step to trace into WORKDIR/profile, as 100,105; () is none
     config.stall_seconds = 600.0  # without a step, after which a run logs what it hangs on; 0 is never
 
     # Sizes of the axes, docs/scale.md says how to choose them; -1: all remaining devices.
@@ -198,6 +199,9 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(
             "config.model.codec = 'latents' needs config.model.base and config.model.conditioning = 'references'"
         )
+    first_last = config.profile_steps
+    if first_last and not (len(first_last) == 2 and 1 <= first_last[0] <= first_last[1]):
+        raise ValueError(f"config.profile_steps = {first_last}: expected a first and a last step, as in 100,105")
     if not 0 <= config.optim.ema < 1:
         raise ValueError(f"config.optim.ema = {config.optim.ema}: expected in [0, 1)")
     if not 0 < config.data.holdout < 1:

@@ -27,6 +27,7 @@ from uniser_jax.data.pipeline import Examples, batches
 from uniser_jax.effects.edit import EditSampling
 from uniser_jax.metrics import Clock, MetricsWriter, Progress, log_to_terminal
 from uniser_jax.pretrained import latents, with_base
+from uniser_jax.profiling import Profile
 from uniser_jax.samples import HeldOutLoss, SampleGrid
 from uniser_jax.step import build_network, check, init_state, make_step, state_shapes
 from uniser_jax.types import TrainState
@@ -42,6 +43,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     schema.validate(config)
     workdir = pathlib.Path(workdir)
     process, processes = jax.process_index(), jax.process_count()
+    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR has the first word
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
 
     mesh = meshes.make_mesh(config.mesh.to_dict())
     part = meshes.batch_part(mesh, process)
@@ -92,12 +95,15 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         )
         flops_of = flops.counter(config, shapes, frozen)
         watchdog = Watchdog(workdir / "watchdog", config.stall_seconds, process, processes, start)
-        with MetricsWriter(workdir, start) as writer, watchdog:
+        profile = Profile(workdir / "profile", config.profile_steps)
+        with MetricsWriter(workdir, start) as writer, watchdog, profile:
             for number in range(start + 1, config.steps + 1):
                 asked = time.monotonic()
                 batch = next(stream)
                 waited = time.monotonic() - asked
-                state, metrics = step(state, meshes.to_global(mesh, batch), frozen)
+                with profile.step(number):
+                    state, metrics = step(state, meshes.to_global(mesh, batch), frozen)
+                profile.done(number, metrics)
                 progress.add(metrics, waited, flops_of(batch))
                 last, report, score = number == config.steps, {}, None
                 if number % config.log_every == 0 or last:
