@@ -7,6 +7,7 @@ so nothing but the state is saved, and a continued run sees what an uninterrupte
 """
 
 import argparse
+import os
 import pathlib
 import signal
 import sys
@@ -43,7 +44,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     schema.validate(config)
     workdir = pathlib.Path(workdir)
     process, processes = jax.process_index(), jax.process_count()
-    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR has the first word
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
 
     mesh = meshes.make_mesh(config.mesh.to_dict())
