@@ -24,6 +24,7 @@ from PIL import Image
 
 from uniser_jax.data.photos import Photos, folder, samples
 from uniser_jax.data.pipeline import Examples, batches, random_crop
+from uniser_jax.data.schedule import fixed
 from uniser_jax.effects.edit import EditSampling, Rendering, asked_for
 from uniser_jax.effects.mixture import Mixture
 from uniser_jax.evaluation.tables import write
@@ -58,7 +59,7 @@ def measure(photos: Photos, size: int, seconds: float) -> dict[str, Any]:
     os.sched_setaffinity(0, {max(cores)})
     results: dict[str, Any] = {}
     for name in ("default", *EFFECTS):
-        examples = Examples(photos, sampling_of(name), size, seed=1, colour=0.2)
+        examples = Examples(photos, sampling_of(name), fixed(size), seed=1, colour=0.2)
         results[name] = {"pairs_per_second": _rate(examples.__getitem__, seconds), "shares": _shares(examples)}
     four = [1 / results[name]["pairs_per_second"] for name in EFFECTS[:4]]
     results["mean_of_four"] = {"pairs_per_second": 4 / sum(four)}
@@ -144,7 +145,7 @@ def _shares(examples: Examples, count: int = 60) -> dict[str, float]:
 
 def _clocked(photos: Photos, size: int, threads: int, seconds: float) -> float:
     """Pairs per second by the clock, through the pipeline."""
-    stream: Any = batches(Examples(photos, EditSampling(), size, seed=1, colour=0.2), _BATCH, threads=threads)
+    stream: Any = batches(Examples(photos, EditSampling(), fixed(size, _BATCH), seed=1, colour=0.2), threads=threads)
     for _ in range(2):
         next(stream)
     start, count = time.monotonic(), 0
@@ -158,7 +159,7 @@ def _clocked(photos: Photos, size: int, threads: int, seconds: float) -> float:
 
 def _plain(photos: Photos, size: int) -> Callable[[int], Any]:
     """Our pairs as affine maps, composed and encoded in float64 NumPy."""
-    examples = Examples(photos, EditSampling(noise=0, tone=0, jpeg=0), size, seed=1, colour=0.2)
+    examples = Examples(photos, EditSampling(noise=0, tone=0, jpeg=0), fixed(size), seed=1, colour=0.2)
 
     def compose(rendering: Rendering, strengths: Sequence[Any]) -> np.ndarray:
         x = rendering.radiance.astype(np.float64)

@@ -12,6 +12,26 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import pytest
 from absl import flags
+from jax.experimental import topologies
 
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags
+
+
+@pytest.fixture
+def tpu_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Devices of a TPU topology, `tpu_devices("v5e:4x4")`, that code can be compiled for and not run on."""
+    pytest.importorskip("libtpu")
+    for key, value in {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
+        monkeypatch.setenv(key, value)
+    # The cache takes programs for devices that are not there, and cannot give them back.
+    name = "jax_persistent_cache_min_compile_time_secs"
+    seconds = getattr(jax.config, name)
+    jax.config.update(name, 1e9)
+    yield lambda kind, **settings: topologies.get_topology_desc(platform="tpu", topology_name=kind, **settings).devices
+    jax.config.update(name, seconds)

@@ -87,9 +87,20 @@ def test_a_pod_compiles_the_shapes_that_a_run_feeds() -> None:
     config = schema.read(TINY, SMALL)
     mesh = meshes.make_mesh({"data": 8})
     examples, _ = train.open_examples(config)
-    batch = next(train.batches(examples, config.batch_size, 0, 0, 1, 0, 1))
+    batch = next(train.batches(examples, 0, 0, 1, 0, 1))
     fed = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), meshes.to_global(mesh, batch))
     assert fed == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), aot.batch_shapes(config, mesh))
+
+
+def test_of_stages_and_buckets_the_heaviest_batch_is_compiled() -> None:
+    config = schema.read(TINY, [*SMALL, "--config.data.size=96"])
+    config.data.stages = ((0, 48, 64), (10, 96, 8))
+    assert aot.heaviest(config) == (64, 48, 48)
+    config.data.buckets = ("1:1", "2:1")
+    assert aot.heaviest(config) == max(
+        ((n, h, w) for n, side in ((64, 48), (8, 96)) for h, w in schema.shapes(config, side)),
+        key=lambda batch: batch[0] * batch[1] * batch[2],
+    )
 
 
 def test_the_largest_buffers_are_those_that_reach_memory() -> None:

@@ -15,6 +15,7 @@ LEVELS = {
     "hosts": 0,
     "status": 0,
     "mesh": 1,
+    "feed": 1,
     "effects": 1,
     "data": 2,
     "models": 2,

@@ -33,6 +33,9 @@ class Fake:
     def name(self, index: int) -> str:
         return self._names[index]
 
+    def nbytes(self, index: int) -> int:
+        return self._value
+
     def depth(self, index: int) -> None:
         return None
 

@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -116,11 +115,8 @@ def test_slices_are_the_outermost_axis() -> None:
         meshes.make_mesh({"fsdp": -1}, pod(4, 4, slices=2, platform="tpu"))
 
 
-def test_a_mesh_of_a_tpu_topology_follows_its_wires(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("libtpu")
-    for key, value in {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
-        monkeypatch.setenv(key, value)
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4", num_slices=2).devices
+def test_a_mesh_of_a_tpu_topology_follows_its_wires(tpu_devices) -> None:
+    devices = tpu_devices("v5e:4x4", num_slices=2)
     mesh = meshes.make_mesh({"slice": 2, "fsdp": 4, "tensor": 4}, devices)
     for chips in mesh.devices.reshape(-1, 4):
         for one, next in itertools.pairwise(chips):

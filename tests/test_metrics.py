@@ -6,6 +6,7 @@ import pytest
 from tensorboardX import SummaryWriter  # noqa: F401  (its import must not warn)
 
 from uniser_jax import metrics
+from uniser_jax.data.schedule import fixed
 from uniser_jax.metrics import CLOCK, Clock, MetricsWriter, Progress, duration
 from uniser_jax.types import EFFECTS
 
@@ -55,7 +56,7 @@ def step_metrics(loss: float, skipped: bool = False) -> dict[str, np.ndarray]:
 
 
 def test_progress_averages_over_the_interval() -> None:
-    progress = Progress(0, 100, batch_size=4)
+    progress = Progress(0, 100, fixed(8, 4).indices)
     for loss in (1.0, 3.0):
         progress.add(step_metrics(loss), waited=0.0)
     scalars = progress.report(2)
@@ -73,19 +74,19 @@ def test_duration_reads_like_a_clock() -> None:
 
 def test_what_was_not_logged_when_a_run_died_is_logged_by_its_successor() -> None:
     losses = (0.1, 0.7, 0.2)
-    whole, first = Progress(4, 100, 4), Progress(4, 100, 4)
+    whole, first = Progress(4, 100, fixed(8, 4).indices), Progress(4, 100, fixed(8, 4).indices)
     for loss in losses:
         whole.add(step_metrics(loss), 0.0)
     for loss in losses[:2]:
         first.add(step_metrics(loss), 0.0)
-    second = Progress(6, 100, 4, pending=json.loads(json.dumps(first.record()))["pending"])
+    second = Progress(6, 100, fixed(8, 4).indices, pending=json.loads(json.dumps(first.record()))["pending"])
     second.add(step_metrics(losses[2]), 0.0)
     one, two = whole.report(7), second.report(7)
     assert {k: v for k, v in one.items() if k not in CLOCK} == {k: v for k, v in two.items() if k not in CLOCK}
 
 
 def test_skipped_updates_are_named_do_not_count_and_stop_a_run_that_diverged(caplog) -> None:
-    progress = Progress(10, 100, batch_size=4, max_skipped=2)
+    progress = Progress(10, 100, fixed(8, 4).indices, max_skipped=2)
     for loss, skipped in ((1.0, False), (5.0, True), (3.0, False)):
         progress.add(step_metrics(loss, skipped), 0.0)
     scalars = progress.report(13)
@@ -122,7 +123,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
 
 def test_only_steps_are_timed_and_the_first_compiles(clock: Time, caplog) -> None:
     caplog.set_level("INFO", "absl")
-    progress = Progress(0, 100, batch_size=4, clock=Clock(clock.now), chips=2, peak=4e12)
+    progress = Progress(0, 100, fixed(8, 4).indices, clock=Clock(clock.now), chips=2, peak=4e12)
     clock.now += 50  # the start
     for seconds in (30, 2, 2):
         clock.now += seconds
@@ -139,7 +140,7 @@ def test_only_steps_are_timed_and_the_first_compiles(clock: Time, caplog) -> Non
 
 
 def test_a_chip_without_a_known_peak_has_no_mfu(clock: Time) -> None:
-    progress = Progress(0, 100, batch_size=4, clock=Clock(clock.now))
+    progress = Progress(0, 100, fixed(8, 4).indices, clock=Clock(clock.now))
     progress.add(step_metrics(1.0), 0.0, 5)
     assert "tflops_per_chip" not in progress.report(1)  # the first step says nothing
     clock.now += 1
@@ -149,13 +150,13 @@ def test_a_chip_without_a_known_peak_has_no_mfu(clock: Time) -> None:
 
 def test_goodput_counts_kept_steps_since_the_first_start(clock: Time) -> None:
     began = clock.now
-    first = Progress(0, 100, 4, clock=Clock(began))
+    first = Progress(0, 100, fixed(8, 4).indices, clock=Clock(began))
     for _ in range(5):
         clock.now += 10
         first.add(step_metrics(1.0), 0.0)
     saved = json.loads(json.dumps(first.record()))["clock"]  # 40 s of steps were kept
     clock.now += 100  # steps that die with the process, and the time until someone sees it
-    second = Progress(5, 100, 4, clock=Clock(began, saved))
+    second = Progress(5, 100, fixed(8, 4).indices, clock=Clock(began, saved))
     for _ in range(6):
         clock.now += 10
         second.add(step_metrics(1.0), 0.0)

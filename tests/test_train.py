@@ -22,6 +22,7 @@ from uniser_jax import config as schema
 from uniser_jax import status, train
 from uniser_jax.checkpoint import Checkpoints, has_checkpoint, newest_run
 from uniser_jax.metrics import CLOCK, log_to_terminal
+from uniser_jax.step import make_step
 from uniser_jax.watchdog import Watchdog
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -43,10 +44,18 @@ def config_of(*overrides: str):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def steps() -> list:
+    """The compiled steps of `run`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, steps: list) -> pathlib.Path:
     """An uninterrupted run of six steps."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    train.train(config_of(), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "make_step", lambda *given: steps.append(make_step(*given)) or steps[-1])
+        train.train(config_of(), workdir)
     return workdir
 
 
@@ -94,6 +103,10 @@ def test_a_run_leaves_what_it_should(run: pathlib.Path) -> None:
     assert record["step"] == 6
     assert schema.from_json(json.dumps(record["config"])) == config_of()
     assert newest_run(run.parent) == run
+
+
+def test_a_run_compiles_its_step_once(run: pathlib.Path, steps: list) -> None:
+    assert [step._cache_size() for step in steps] == [1]
 
 
 def test_a_run_tells_what_it_is(run: pathlib.Path) -> None:

@@ -6,6 +6,8 @@ that dataclass, so their keys, defaults and checks have one home; `build` turns 
 
 import dataclasses
 import json
+import math
+import operator
 import pathlib
 import typing
 from collections.abc import Sequence
@@ -14,6 +16,8 @@ from typing import Any, TypeVar
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from uniser_jax.data.buckets import Buckets, aspect
+from uniser_jax.data.schedule import Schedule, Stage
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.effects.edit import EditSampling
 
@@ -65,7 +69,10 @@ def defaults() -> ConfigDict:
     config.data.photos = "samples"  # samples | DIR | tfds:NAME[:SPLIT[:KEY]] | array_record:GLOB
     config.data.holdout = 0.1  # share of photographs never trained on
     config.data.min_side = 64  # smaller photographs are skipped
-    config.data.size = 256  # side of a training crop in pixels
+    config.data.size = 256  # side of a training crop in pixels; of crops of other aspects, of a square of the same area
+    config.data.buckets = ()  # aspects of batches, width:height, as ("1:1", "3:2", "2:3"); () is squares only
+    config.data.stages = ()  # ((first step, size, batch_size), ...); the last has data.size and batch_size; () is one
+    config.data.reuse = 1  # crops of each rendered pair, one for each of so many steps in a row
     config.data.colour = 0.2  # how much exposure, white balance, hue and saturation of photographs vary, 0 to 1
     config.data.smallest = 0.35  # part of a photograph's largest square that an example shows, at least
     config.data.workers = 0  # processes; 0 renders in threads
@@ -189,6 +196,14 @@ def validate(config: ConfigDict) -> None:
             f"config.batch_size = {config.batch_size} is not a multiple of "
             f"config.optim.accumulate = {config.optim.accumulate}"
         )
+    for stage in schedule(config).stages:
+        if stage.size % multiple(config) or stage.batch_size % config.optim.accumulate:
+            raise ValueError(
+                f"config.data.stages: {tuple(stage)} is (first step, size, batch_size): expected a size in multiples of"
+                f" {multiple(config)} and a batch in multiples of config.optim.accumulate = {config.optim.accumulate}"
+            )
+    for text in config.data.buckets:
+        aspect(text)
     if config.model.codec not in ("pixels", "latents"):
         raise ValueError(f"config.model.codec = {config.model.codec!r}: expected pixels or latents")
     if config.model.drop_mask and config.model.conditioning != "references":
@@ -208,6 +223,40 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(f"config.data.holdout = {config.data.holdout}: expected strictly between 0 and 1")
 
 
+def schedule(config: ConfigDict) -> Schedule:
+    """Sizes and batches by step.
+
+    Raises:
+      ValueError: if `config.data.stages` or `config.data.reuse` make none, or end with another size than the run's.
+    """
+    last = config.data.size, config.batch_size
+    try:
+        stages = [Stage(*map(operator.index, stage)) for stage in config.data.stages or ((0, *last),)]
+        made = Schedule(tuple(stages), config.data.reuse)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config.data.stages = {config.data.stages}, reuse = {config.data.reuse}: {error}") from None
+    if stages[-1][1:] != last:
+        raise ValueError(
+            f"config.data.stages ends with (size, batch) = {stages[-1][1:]}: expected {last}, config.data.size and"
+            " config.batch_size, which the trained model is known by"
+        )
+    return made
+
+
+def shapes(config: ConfigDict, size: int) -> list[tuple[int, int]]:
+    """(h, w) in pixels of all batches of a stage with `size`."""
+    if not config.data.buckets:
+        return [(size, size)]
+    aspects = tuple(aspect(text) for text in config.data.buckets)
+    buckets = Buckets(aspects, ((),) * len(aspects), multiple(config))
+    return [buckets.shape(bucket, size) for bucket in range(len(aspects))]
+
+
+def multiple(config: ConfigDict) -> int:
+    """Of which the sides of training images are multiples: a token and, through latents, a latent of 16 pixels."""
+    return math.lcm(config.model.patch, 16) if config.model.codec == "latents" else config.model.patch
+
+
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested sections to `section.key`; lists, which JSON makes of tuples, to tuples."""
     out: dict[str, Any] = {}
@@ -215,7 +264,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             out |= flat(value, f"{prefix}{key}.")
         else:
-            out[prefix + key] = tuple(value) if isinstance(value, list) else value
+            out[prefix + key] = _tuple(value)
     return out
 
 
@@ -243,7 +292,12 @@ def _update(config: ConfigDict, values: dict[str, Any]) -> None:
         if isinstance(value, dict) and isinstance(config[key], ConfigDict):
             _update(config[key], value)
         else:
-            config[key] = tuple(value) if isinstance(value, list) else value
+            config[key] = _tuple(value)
+
+
+def _tuple(value: Any) -> Any:
+    """Of what JSON makes lists of."""
+    return tuple(map(_tuple, value)) if isinstance(value, list | tuple) else value
 
 
 def _at(config: ConfigDict, path: str) -> Any:

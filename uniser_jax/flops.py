@@ -82,15 +82,12 @@ def of_step(config: ConfigDict, state: TrainState, batch: Batch, latents: Latent
 
 
 def counter(config: ConfigDict, state: TrainState, latents: LatentCodec | None = None) -> Callable[[Batch], int]:
-    """`batch -> FLOPs of its step` that MFU counts, over all processes; each shape of a batch is traced once."""
+    """`global batch -> FLOPs of its step` that MFU counts; each shape of a batch is traced once."""
     shapes, known = jax.tree.map(_shape, (state, latents)), {}
-
-    def whole(leaf: Any) -> jax.ShapeDtypeStruct:  # a process may hold its own rows only
-        return jax.ShapeDtypeStruct((config.batch_size, *leaf.shape[1:]), leaf.dtype)
 
     def flops(batch: Batch) -> int:
         if batch.input.shape not in known:
-            known[batch.input.shape] = of_step(config, shapes[0], jax.tree.map(whole, batch), shapes[1]).model
+            known[batch.input.shape] = of_step(config, shapes[0], batch, shapes[1]).model
         return known[batch.input.shape]
 
     return flops

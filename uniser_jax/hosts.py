@@ -1,4 +1,4 @@
-"""Joins the processes of one run, as the environment of a launcher describes them.
+"""Joins the processes of one run, as the environment of a launcher describes them, and checks that they are of one mind.
 
 UNISER_PROCESSES      how many there must be; unset, a process trains alone
 UNISER_PROCESS        which of them this is, and
@@ -7,13 +7,20 @@ UNISER_LOCAL_DEVICES  how many devices each must see; unset, any number
 UNISER_JOIN_SECONDS   how long to wait for the others, 300 by default
 """
 
+import collections
+import hashlib
 import os
 import socket
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
+
+_NAME = 64  # bytes of a host's name that travel
+_NAMED = 5  # hosts in a message
 
 
 def join(environ: Mapping[str, str] = os.environ) -> None:
@@ -31,9 +38,42 @@ def join(environ: Mapping[str, str] = os.environ) -> None:
         raise ValueError(f"{host()} sees {jax.local_device_count()} devices and was promised {devices}")
 
 
+def agree(facts: Mapping[str, str]) -> None:
+    """Checks that a few texts, such as the config, are the same on all processes; every one of them must call it.
+
+    A pod whose hosts disagree trains without an error, on a mixture that no one has asked for.
+
+    Args:
+      facts: by what to call them in the message; the same names in the same order everywhere.
+
+    Raises:
+      ValueError: the same line on every process, which says what differs, and where.
+    """
+    if jax.process_count() == 1:
+        return
+    name = np.frombuffer(host().encode()[:_NAME].ljust(_NAME, b"\0"), np.uint8)
+    digests = [np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8) for text in facts.values()]
+    names, found = multihost_utils.process_allgather((name, np.stack(digests)))
+    where = [f"process {index} on {bytes(one).rstrip(bytes(1)).decode()}" for index, one in enumerate(names)]
+    odd = {fact: _odd([bytes(one) for one in found[:, place]]) for place, fact in enumerate(facts)}
+    differs = [f"{fact} of {_listed([where[one] for one in those])}" for fact, those in odd.items() if those]
+    if differs:
+        raise ValueError(f"not all {len(names)} processes start alike: other than most is the {'; the '.join(differs)}")
+
+
 def host() -> str:
     """The name of this machine, for messages."""
     return socket.gethostname()
+
+
+def _odd(digests: list[bytes]) -> list[int]:
+    """Where a digest is not the most frequent one; of two equally frequent ones the first counts."""
+    usual = collections.Counter(digests).most_common(1)[0][0]
+    return [index for index, digest in enumerate(digests) if digest != usual]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _connect(environ: Mapping[str, str], processes: int) -> None:

@@ -49,6 +49,7 @@ def write(workdir: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, ph
         "mesh": dict(mesh.shape),
         "photographs": {"count": len(photos), "fingerprint": fingerprint(photos)},
         "git": revision(),
+        "code": code(),
         "versions": versions(),
         "config": config.to_dict(),
     }
@@ -60,12 +61,24 @@ def write(workdir: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, ph
 
 
 def fingerprint(photos: Photos) -> str:
-    """A digest of all names, in order, and of the pixels of a few; a million photographs must not delay a start."""
+    """A digest of all names and lengths, in order, and of the pixels of a few.
+
+    A million photographs must not delay a start: lengths count where they can be had without reading the files.
+    """
     digest = hashlib.sha256()
     for index in range(len(photos)):
-        digest.update(photos.name(index).encode() + b"\0")
+        digest.update(photos.name(index).encode() + b"\0%d" % photos.nbytes(index))
     for index in range(0, len(photos), max(1, len(photos) // _SAMPLED)):
         digest.update(photos[index].tobytes())
+    return digest.hexdigest()[:16]
+
+
+def code() -> str:
+    """A digest of this package's files: two hosts with the same revision may still run different code."""
+    root = pathlib.Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

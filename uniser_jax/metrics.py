@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from logging import WARNING
 from typing import Any, Self
 
@@ -129,7 +129,7 @@ class Progress:
     Args:
       step: the run continues from.
       steps: of the whole run.
-      batch_size: global.
+      indices: the examples of the global batch that a step (the first is 0) consumes.
       max_skipped: updates in a row that may be skipped because they were not finite; 0 is any number.
       pending: what `record` gave when the run was saved, so that its next report is that of an uninterrupted run.
       clock: of the run.
@@ -141,14 +141,14 @@ class Progress:
         self,
         step: int,
         steps: int,
-        batch_size: int,
+        indices: Callable[[int], range],
         max_skipped: int = 0,
         pending: Sequence[Mapping[str, Any]] = (),
         clock: Clock | None = None,
         chips: int = 1,
         peak: float | None = None,
     ):
-        self._steps, self._batch_size, self._max_skipped = steps, batch_size, max_skipped
+        self._steps, self._indices, self._max_skipped = steps, indices, max_skipped
         self._chips, self._peak = chips, peak
         self._skipped_in_a_row = 0
         self._pending: list[Any] = [
@@ -192,7 +192,7 @@ class Progress:
         pending = jax.device_get(self._pending)
         self._count_skipped([float(metrics["skipped"]) for metrics in pending])
         totals = jax.tree.map(lambda *values: np.sum(values, axis=0), *pending)
-        rates = self._rates()
+        rates = self._rates(step)
         scalars = summary(totals, len(pending)) | rates
         text = "".join(f"  {form.format(rates[key])}" for key, form in _LINE.items() if key in rates)
         if "step_seconds" in rates:
@@ -201,17 +201,18 @@ class Progress:
         self._pending, self._last = [], step
         return scalars
 
-    def _rates(self) -> dict[str, float]:
-        """What the clock says of the steps of this interval that it timed, and begins the next; nothing if it timed none."""
+    def _rates(self, step: int) -> dict[str, float]:
+        """What the clock says of the steps up to `step` that it timed, and begins the next interval."""
         seconds, steps, waited, flops = self._clock.interval(), self._timed, self._waited, self._flops
         self._timed, self._waited, self._flops = 0, 0.0, 0
         if not steps:
             return {"goodput": self._clock.goodput()}
         per_chip = flops / seconds / self._chips
+        images = sum(len(self._indices(done)) for done in range(step - steps, step))
         rates = {
             "step_seconds": seconds / steps,
             "steps_per_second": steps / seconds,
-            "images_per_second": steps / seconds * self._batch_size,
+            "images_per_second": images / seconds,
             "data_wait": waited / seconds,
             "tflops_per_chip": per_chip / 1e12,
         }
@@ -224,8 +225,8 @@ class Progress:
         for step, skipped in enumerate(flags, self._last + 1):
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
             if skipped:
-                first = (step - 1) * self._batch_size
-                examples = f"{first} to {first + self._batch_size - 1}"
+                consumed = self._indices(step - 1)
+                examples = f"{consumed[0]} to {consumed[-1]}"
                 logging.warning(
                     "step %d: the loss or its gradient is not finite; skipped (examples %s)", step, examples
                 )

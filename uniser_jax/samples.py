@@ -1,5 +1,7 @@
 """Held-out edits while a run trains: a grid of restorations, for eyes, and a loss, for choosing a checkpoint."""
 
+import contextlib
+import dataclasses
 import functools
 import pathlib
 from typing import Any
@@ -13,6 +15,7 @@ from ml_collections import ConfigDict
 from uniser_jax import config as schema
 from uniser_jax import mesh as meshes
 from uniser_jax.data.pipeline import Examples, batches
+from uniser_jax.data.schedule import fixed
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.diffusion.sampler import restore
 from uniser_jax.effects import gallery
@@ -106,6 +109,7 @@ class HeldOutLoss:
     @functools.cached_property
     def _batch(self) -> Batch:
         rows = self._config.batch_size // self._config.optim.accumulate
-        threads = self._config.data.threads
-        mine = batches(self._held_out, rows, 0, jax.process_index(), jax.process_count(), threads=threads)
-        return meshes.to_global(self._mesh, next(mine))
+        examples = dataclasses.replace(self._held_out, schedule=fixed(self._config.data.size, rows))
+        part = meshes.batch_part(self._mesh, jax.process_index())
+        with contextlib.closing(batches(examples, 0, *part, threads=self._config.data.threads)) as mine:
+            return meshes.to_global(self._mesh, next(mine))

@@ -64,18 +64,22 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh, latents: LatentCodec | No
     Raises:
       ValueError: one line with the number, what it must divide by and the fix.
     """
-    size, model, image_tokens = preset(config.model.preset), config.model, tokens(config, latents)
-    meshes.check_batch(mesh, config.batch_size, config.optim.accumulate)
-    meshes.check_divides(mesh, "tensor", attention_heads=size.num_attention_heads, MLP_features=size.mlp_width)
-    meshes.check_divides(mesh, "sequence", image_tokens=image_tokens, prompt_tokens=model.prompt_length)
+    size, model = preset(config.model.preset), config.model
     dtype, platform = jnp.dtype(model.compute_dtype), mesh.devices.flat[0].platform
-    choose(model.attention, platform, dtype, size.attention_head_dim, image_tokens + model.prompt_length)
+    meshes.check_divides(mesh, "tensor", attention_heads=size.num_attention_heads, MLP_features=size.mlp_width)
+    for stage in schema.schedule(config).stages:
+        meshes.check_batch(mesh, stage.batch_size, config.optim.accumulate)
+        for shape in schema.shapes(config, stage.size):
+            image_tokens = tokens(config, shape, latents)
+            meshes.check_divides(mesh, "sequence", image_tokens=image_tokens, prompt_tokens=model.prompt_length)
+            choose(model.attention, platform, dtype, size.attention_head_dim, image_tokens + model.prompt_length)
 
 
-def tokens(config: ConfigDict, latents: LatentCodec | None = None) -> int:
-    """Image tokens of an example."""
+def tokens(config: ConfigDict, shape: tuple[int, int], latents: LatentCodec | None = None) -> int:
+    """Image tokens of an example of `shape` (h, w) pixels."""
     images = 3 if config.model.conditioning == "references" else 1  # x_t, photograph and mask, or all in one
-    return images * (config.data.size // (latents.side if latents else config.model.patch)) ** 2
+    side = latents.side if latents else config.model.patch
+    return images * (shape[0] // side) * (shape[1] // side)
 
 
 def state_shapes(network: Network, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:

@@ -7,11 +7,11 @@ so nothing but the state is saved, and a continued run sees what an uninterrupte
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,9 +23,12 @@ from uniser_jax import config as schema
 from uniser_jax import flops, hosts, manifest, optim
 from uniser_jax import mesh as meshes
 from uniser_jax.checkpoint import Checkpoints
+from uniser_jax.data.buckets import Buckets, aspect
 from uniser_jax.data.photos import open_photos, split
 from uniser_jax.data.pipeline import Examples, batches
+from uniser_jax.data.schedule import fixed
 from uniser_jax.effects.edit import EditSampling
+from uniser_jax.feed import Feed
 from uniser_jax.metrics import Clock, MetricsWriter, Progress, log_to_terminal
 from uniser_jax.pretrained import latents, with_base
 from uniser_jax.profiling import Profile
@@ -41,6 +44,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     Raises:
       ValueError: before anything is compiled, if the config does not fit itself, the devices or the data.
     """
+    hosts.agree({"config": schema.to_json(config), "code": manifest.code()})
     schema.validate(config)
     workdir = pathlib.Path(workdir)
     process, processes = jax.process_index(), jax.process_count()
@@ -53,6 +57,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     optimizer = optim.optimizer(config.optim, config.steps)
     shapes = state_shapes(network, optimizer, mesh)
     examples, held_out = open_examples(config)
+    hosts.agree({"set of photographs": manifest.fingerprint(examples.photos), "stream": examples.fingerprint()})
     frozen = latents(config.model.base, mesh) if config.model.codec == "latents" else None
     check(config, mesh, frozen)
 
@@ -71,7 +76,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         step = make_step(config, network, optimizer, shapes)
         grid = SampleGrid(config, network, held_out, frozen)
         held_out_loss = HeldOutLoss(config, network, held_out, mesh, frozen)
-        stream = batches(examples, config.batch_size, start, *part, config.data.workers, config.data.threads)
+        stream = batches(examples, start, *part, config.data.workers, config.data.threads)
         logging.info(
             "%s: %s parameters, %d photographs (%d held out), %s, from step %d",
             workdir,
@@ -84,26 +89,19 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         if process == 0:
             logging.info("what lies on each chip:\n%s", meshes.table(shapes))
         clock = Clock(manifest.write(workdir, config, mesh, examples.photos, start), record.get("clock"))
-        progress = Progress(
-            start,
-            config.steps,
-            config.batch_size,
-            config.optim.max_skipped,
-            record.get("pending", ()),
-            clock,
-            mesh.size,
-            flops.peak(mesh.devices.flat[0].device_kind),
-        )
+        peak = flops.peak(mesh.devices.flat[0].device_kind)
+        earlier = config.optim.max_skipped, record.get("pending", ())
+        progress = Progress(start, config.steps, examples.schedule.indices, *earlier, clock, mesh.size, peak)
         flops_of = flops.counter(config, shapes, frozen)
         watchdog = Watchdog(workdir / "watchdog", config.stall_seconds, process, processes, start)
+        feed = Feed(stream, functools.partial(meshes.to_global, mesh))
         profile = Profile(workdir / "profile", config.profile_steps)
-        with MetricsWriter(workdir, start) as writer, watchdog, profile:
+        metrics: dict[str, Any] = {}
+        with MetricsWriter(workdir, start) as writer, watchdog, feed, profile:
             for number in range(start + 1, config.steps + 1):
-                asked = time.monotonic()
-                batch = next(stream)
-                waited = time.monotonic() - asked
+                batch, waited = feed.take(metrics.get("loss"))
                 with profile.step(number):
-                    state, metrics = step(state, meshes.to_global(mesh, batch), frozen)
+                    state, metrics = step(state, batch, frozen)
                 profile.done(number, metrics)
                 progress.add(metrics, waited, flops_of(batch))
                 last, report, score = number == config.steps, {}, None
@@ -132,13 +130,17 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
 
 
 def open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
-    """The training and the held-out stream of a config; they share no photograph."""
-    photos = open_photos(config.data.photos, config.data.min_side)
-    sampling = schema.build(EditSampling, config.edit)
-    parts = [split(photos, config.data.holdout, part) for part in ("train", "holdout")]
+    """The training and the held-out stream of a config; they share no photograph. Held-out examples are square."""
     data = config.data
-    training = Examples(parts[0], sampling, data.size, config.seed, data.colour, data.smallest)
-    held_out = Examples(parts[1], sampling, data.size, config.evaluation.seed)
+    photos = open_photos(data.photos, data.min_side)
+    sampling = schema.build(EditSampling, config.edit)
+    ours, others = (split(photos, data.holdout, part) for part in ("train", "holdout"))
+    schedule, buckets = schema.schedule(config), None
+    if data.buckets:
+        buckets = Buckets.of(ours, [aspect(text) for text in data.buckets], schema.multiple(config))
+        buckets.report(data.size, config.batch_size)
+    training = Examples(ours, sampling, schedule, config.seed, data.colour, data.smallest, buckets)
+    held_out = Examples(others, sampling, fixed(data.size), config.evaluation.seed)
     return training, held_out
 
 

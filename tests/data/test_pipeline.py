@@ -8,12 +8,13 @@ import pytest
 
 from uniser_jax.data.photos import open_photos, split
 from uniser_jax.data.pipeline import Examples, Recent, batches, colour_matrix, random_crop
+from uniser_jax.data.schedule import Schedule, Stage, fixed
 from uniser_jax.effects import light
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.layer import Scene
 from uniser_jax.types import TASKS, Batch
 
-EXAMPLES = Examples(split(open_photos("samples"), 0.25, "train"), EditSampling(), 32, seed=5, colour=0.5)
+EXAMPLES = Examples(split(open_photos("samples"), 0.25, "train"), EditSampling(), fixed(32, 8), seed=5, colour=0.5)
 
 
 def assert_equal(a: Batch, b: Batch) -> None:
@@ -23,7 +24,7 @@ def assert_equal(a: Batch, b: Batch) -> None:
 
 
 def take(count: int, **settings) -> list[Batch]:
-    return list(itertools.islice(batches(EXAMPLES, 8, **settings), count))
+    return list(itertools.islice(batches(EXAMPLES, **settings), count))
 
 
 def test_shapes_and_types() -> None:
@@ -83,10 +84,10 @@ def test_every_epoch_visits_all_photographs_in_a_new_order(monkeypatch: pytest.M
     monkeypatch.setattr(
         Examples,
         "_view",
-        lambda self, rng, index, stops: visited.append(index) or Scene(np.zeros((8, 8, 3), np.float32)),
+        lambda self, rng, index, *_: visited.append(index) or Scene(np.zeros((8, 8, 3), np.float32)),
     )
     quiet = EditSampling().__class__(mixture=type(EXAMPLES.sampling.mixture)(reflection=0.0))
-    examples = Examples(EXAMPLES.photos, quiet, 8)
+    examples = Examples(EXAMPLES.photos, quiet, fixed(8))
     for index in range(2 * count):
         examples.recipe(index)
     assert sorted(visited[:count]) == sorted(visited[count:]) == list(range(count))
@@ -94,7 +95,7 @@ def test_every_epoch_visits_all_photographs_in_a_new_order(monkeypatch: pytest.M
 
 
 def test_seeds_and_indices_differ() -> None:
-    other = Examples(EXAMPLES.photos, EXAMPLES.sampling, 32, seed=6)
+    other = Examples(EXAMPLES.photos, EXAMPLES.sampling, fixed(32, 8), seed=6)
     assert (EXAMPLES[0].input != other[0].input).any()
     assert (EXAMPLES[0].input != EXAMPLES[len(EXAMPLES.photos)].input).any()
     assert EXAMPLES.fingerprint() != other.fingerprint()
@@ -103,7 +104,7 @@ def test_seeds_and_indices_differ() -> None:
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="does not divide over 3 processes"):
-        batches(EXAMPLES, 8, process_count=3)
+        batches(EXAMPLES, process_count=3)
 
 
 @pytest.mark.parametrize("shape", [(64, 200), (200, 64), (20, 20)])
@@ -145,3 +146,64 @@ def test_what_was_made_a_moment_ago_is_kept_within_bounds() -> None:
     assert (recent.get(5, lambda index: np.full(1_000, index, np.uint8)) == 5).all()  # one alone may be larger
     pickle.loads(pickle.dumps(recent)).get(7, make)
     assert made[-1] == 7
+
+
+REUSED = Examples(EXAMPLES.photos, EXAMPLES.sampling, Schedule((Stage(0, 32, 4), Stage(6, 40, 2)), 3), seed=5)
+
+
+def test_views_of_a_pair_come_in_batches_of_their_own() -> None:
+    """One pair, K views, K batches; every view is a part of the pair, so its target is as exact."""
+    stream = list(itertools.islice(batches(REUSED), 3))
+    for row in range(4):
+        pair = Rendering(*REUSED.recipe(row)).edit()
+        assert pair.input.shape == (40, 40, 3)
+        parts = np.lib.stride_tricks.sliding_window_view(pair.input, (32, 32), (0, 1)).transpose(0, 1, 3, 4, 2)
+        masks = np.lib.stride_tricks.sliding_window_view(pair.mask, (32, 32))
+        answers = np.lib.stride_tricks.sliding_window_view(pair.target, (32, 32), (0, 1)).transpose(0, 1, 3, 4, 2)
+        places = set()
+        for batch in stream:
+            for step in (1, -1):
+                found = np.argwhere((parts[:, :, :, ::step] == batch.input[row]).all((2, 3, 4)))
+                places |= {(*where, step) for where in found.tolist()}
+                if len(found):
+                    top, left = found[0]
+                    np.testing.assert_array_equal(answers[top, left][:, ::step], batch.target[row])
+                    np.testing.assert_array_equal(masks[top, left][:, ::step], batch.mask[row])
+            assert batch.task[row] == pair.task
+            np.testing.assert_array_equal(batch.strengths[row], pair.strengths)
+        assert len(places) >= 2
+    assert len({tuple(batch.input[row, 16, 16]) for batch in stream for row in range(4)}) > 4
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 5, 7])
+def test_reuse_continues_anywhere_on_any_number_of_processes_and_workers(start: int) -> None:
+    whole = list(itertools.islice(batches(REUSED), start, 9))
+    late = list(itertools.islice(batches(REUSED, start, workers=2 if start == 5 else 0), 9 - start))
+    parts = [list(itertools.islice(batches(REUSED, start, p, 2), 9 - start)) for p in range(2)]
+    assert len(whole) == len(late) == 9 - start
+    for step, (batch, again, *rows) in enumerate(zip(whole, late, *parts, strict=True), start):
+        assert_equal(batch, again)
+        assert_equal(batch, Batch(*(np.concatenate(leaves) for leaves in zip(*rows, strict=True))))
+        assert batch.input.shape == ((4, 32, 32, 3) if step < 6 else (2, 40, 40, 3))
+        for row, index in enumerate(REUSED.schedule.indices(step)):
+            np.testing.assert_array_equal(REUSED[index].input, batch.input[row])
+
+
+def test_each_pair_is_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered = []
+    recipe = Examples.recipe
+    monkeypatch.setattr(Examples, "recipe", lambda self, index: rendered.append(index) or recipe(self, index))
+    stream = batches(REUSED, threads=1)
+    for _ in range(3):
+        next(stream)
+    stream.close()
+    assert len(rendered) >= 4
+    assert rendered == [0, 1, 2, 3, 12, 13, 14, 15][: len(rendered)]  # the next group may have begun
+
+
+def test_a_stream_that_is_closed_reads_no_further() -> None:
+    stream = batches(EXAMPLES)
+    next(stream)
+    stream.close()
+    with pytest.raises(StopIteration):
+        next(stream)

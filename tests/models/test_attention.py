@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import NamedSharding
 
 from uniser_jax import mesh as meshes
@@ -161,13 +160,9 @@ def test_cudnn_is_refused_here() -> None:
 
 
 @pytest.mark.parametrize("dim", [64, 128])
-def test_splash_compiles_for_a_tpu_mesh(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splash_compiles_for_a_tpu_mesh(dim: int, tpu_devices) -> None:
     """Forward and backward, lengths that do not divide a block, keys that are not seen; no TPU is needed."""
-    pytest.importorskip("libtpu")
-    for key, value in {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
-        monkeypatch.setenv(key, value)
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-    mesh = meshes.make_mesh({"fsdp": 2, "sequence": 2}, devices)
+    mesh = meshes.make_mesh({"fsdp": 2, "sequence": 2}, tpu_devices("v5e:2x2"))
     n = 1100
     placed = {
         names: NamedSharding(mesh, meshes.spec(*names))

@@ -12,7 +12,7 @@ import importlib.util
 import io
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import cv2
 import numpy as np
@@ -54,6 +54,14 @@ class Photos(Protocol):
 
     def name(self, index: int) -> str:
         """A stable name, for splits and messages."""
+        ...
+
+    def nbytes(self, index: int) -> int:
+        """How long the file is; 0 where only reading it would tell."""
+        ...
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """(h, w) of the photograph in pixels, from its header."""
         ...
 
     def depth(self, index: int) -> Depth | None:
@@ -132,6 +140,23 @@ class Encoded:
         """The index itself."""
         return f"{index:09d}"
 
+    def nbytes(self, index: int) -> int:
+        """0: records tell their length when they are read."""
+        return 0
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """(h, w) in pixels, upright; (1, 1) of what cannot be read, for another will stand in for it."""
+        try:
+            with self.open(index) as file, Image.open(file) as image:
+                turned = image.getexif().get(_ORIENTATION, 1) >= 5
+                return image.size if turned else image.size[::-1]
+        except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError):
+            return 1, 1
+
+    def open(self, index: int) -> IO[bytes]:
+        """The encoded image as a file."""
+        return io.BytesIO(self.read(index))
+
     def read(self, index: int) -> bytes:
         """The encoded image."""
         raise TypeError("a subclass knows its records")
@@ -179,6 +204,15 @@ class Files(Encoded):
     def name(self, index: int) -> str:
         """The last two parts of the path."""
         return "/".join(pathlib.Path(self.paths[index]).parts[-2:])
+
+    def nbytes(self, index: int) -> int:
+        """Of the file; 0 if it has gone."""
+        path = pathlib.Path(self.paths[index])
+        return path.stat().st_size if path.exists() else 0
+
+    def open(self, index: int) -> IO[bytes]:
+        """The file."""
+        return pathlib.Path(self.paths[index]).open("rb")
 
     def read(self, index: int) -> bytes:
         """The file."""
@@ -240,6 +274,14 @@ class Subset:
     def name(self, index: int) -> str:
         """As in the source."""
         return self.photos.name(self.indices[index])
+
+    def nbytes(self, index: int) -> int:
+        """As in the source."""
+        return self.photos.nbytes(self.indices[index])
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """As in the source."""
+        return self.photos.shape(self.indices[index])
 
     def depth(self, index: int) -> Depth | None:
         """As in the source."""

@@ -1,7 +1,8 @@
 """The stream of training batches, a pure function of (seed, step).
 
 global index -> photograph, crop, recipe -> edit -> batch -> this process's rows. No iterator has a state worth saving: any
-step can be computed alone, on any number of processes and workers.
+step can be computed alone, on any number of processes and workers. `schedule` says where an index stands in a run, `buckets`
+which photograph it shows, in which shape.
 """
 
 import collections
@@ -12,7 +13,7 @@ import functools
 import hashlib
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, Self
 
 import cv2
@@ -21,11 +22,15 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float64, Int32, Shaped, UInt8
 
+from uniser_jax.data.buckets import Buckets
 from uniser_jax.data.photos import Photos
+from uniser_jax.data.schedule import Schedule
 from uniser_jax.effects import edit, light
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.layer import Scene
 from uniser_jax.types import Batch, Edit
+
+_MARGIN = 1.25  # sides of a pair that several views are cut from, over those of a view
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
@@ -37,47 +42,70 @@ class Examples:
     Args:
       photos: where they come from; each epoch visits all, in a new order.
       sampling: how edits are drawn.
-      size: side of an example in pixels.
+      schedule: how large, and how many views of a pair.
       seed: of everything.
       colour: how much exposure, white balance, hue and saturation of a photograph vary from visit to visit; 0 to 1.
       smallest: part of a photograph that an example shows, see `Crop`.
+      buckets: shapes; by default squares.
       recent: photographs that were decoded a moment ago.
     """
 
     photos: Photos
     sampling: EditSampling
-    size: int
+    schedule: Schedule
     seed: int = 0
     colour: float = 0.0
     smallest: float = 0.35
+    buckets: Buckets | None = None
     recent: "Recent" = dataclasses.field(default_factory=lambda: Recent(), compare=False, repr=False)
 
     def __getitem__(self, index: int) -> Edit:
         """The edit at a global index."""
+        return self.views(index)[self.schedule.place(index).view]
+
+    def views(self, index: int) -> list[Edit]:
+        """All views of the pair that a global index shows: the edits of the same row of `reuse` batches."""
         _keep_freed_memory()
         scene, recipe = self.recipe(index)
-        return Rendering(scene, recipe).edit()
+        pair, reuse = Rendering(scene, recipe).edit(), self.schedule.reuse
+        if reuse == 1:
+            return [pair]
+        drawn = self._drawn(index)
+        rngs = (np.random.default_rng((self.seed, drawn.pair, 2, view)) for view in range(reuse))
+        return [cut_view(rng, pair, drawn.shape) for rng in rngs]
 
     def recipe(self, index: int) -> tuple[Scene, Recipe]:
         """What the edit at a global index is made of, for logs and replay."""
-        rng = np.random.default_rng((self.seed, index))
-        epoch, place = divmod(index, len(self.photos))
-        order = _order(self.seed, epoch, len(self.photos))
+        drawn = self._drawn(index)
+        rng = np.random.default_rng((self.seed, drawn.pair))
         stops = float(rng.uniform(0, self.sampling.highlight_stops))
-        scene = self._view(rng, int(order[place]), stops)
+        scene = self._view(rng, drawn.photo, stops, drawn.shape)
         recipe = edit.sample(rng, scene, self.sampling)
         if any(name == "reflection" for name, _ in recipe.effects):  # only a window needs a second photograph
             # That of the example before: any other would do, but this one was decoded a moment ago.
-            scene = scene._replace(other=self._view(rng, int(order[place - 1]), stops).radiance)
+            scene = scene._replace(other=self._view(rng, drawn.other, stops, drawn.shape).radiance)
         return scene, recipe
 
-    def _view(self, rng: np.random.Generator, index: int, stops: float) -> Scene:
+    def _view(self, rng: np.random.Generator, index: int, stops: float, shape: tuple[int, int]) -> Scene:
         """A part of a photograph, in linear light and other colours, with its depth if there is one."""
         photo, depth = self.recent.get(index, self.photos.__getitem__), self.photos.depth(index)
-        crop = Crop.sample(rng, photo.shape[:2], self.smallest)
+        smallest = self.smallest
+        if self.schedule.reuse > 1:  # the views are smaller than the pair: they are what must show so much
+            shape, smallest = _enlarged(shape), min(1.0, smallest * _MARGIN**2)
+        crop = Crop.sample(rng, photo.shape[:2], smallest, shape[1] / shape[0])
         matrix = colour_matrix(rng, self.colour) if self.colour else None
-        radiance = light.expand_highlights(crop.cut(photo, self.size), stops, matrix)
-        return Scene(radiance, depth=None if depth is None else crop.cut(depth, self.size))
+        radiance = light.expand_highlights(crop.cut(photo, shape), stops, matrix)
+        return Scene(radiance, depth=None if depth is None else crop.cut(depth, shape))
+
+    def _drawn(self, index: int) -> "_Drawn":
+        """Which photograph a global index shows, and in which shape."""
+        place, buckets = self.schedule.place(index), self.buckets or Buckets.square(len(self.photos))
+        bucket, number = buckets.find(self.seed, place, self.schedule.reuse)
+        members = buckets.members[bucket]
+        epoch, turn = divmod(number, len(members))
+        order = _order(self.seed, epoch, len(members), bucket)
+        photo, other = (int(members[order[one]]) for one in (turn, turn - 1))
+        return _Drawn(place.pair, photo, other, buckets.shape(bucket, place.stage.size))
 
     def find(self, effect: str | None, count: int, limit: int = 1_000) -> list[int]:
         """The first indices whose example shows an effect, any for None.
@@ -96,10 +124,20 @@ class Examples:
         return found
 
     def fingerprint(self) -> str:
-        """A digest of what the stream depends on; equal on all hosts of a healthy run."""
-        names = "\n".join(self.photos.name(index) for index in range(len(self.photos)))
-        text = f"{names}\n{self.sampling}\n{self.size}\n{self.seed}\n{self.colour}\n{self.smallest}"
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """A digest of all that the stream depends on but the photographs; equal on all hosts of a healthy run."""
+        digest = hashlib.sha256(f"{self.sampling} {self.schedule} {self.seed} {self.colour} {self.smallest}".encode())
+        for members in self.buckets.members if self.buckets else ():
+            digest.update(np.asarray(members, np.int64).tobytes() + b"\0")
+        return digest.hexdigest()[:16]
+
+
+class _Drawn(NamedTuple):
+    """What is drawn for an index before anything random: see `Examples`."""
+
+    pair: int  # its number, the seed of all that is random about it
+    photo: int
+    other: int  # for what a window reflects
+    shape: tuple[int, int]  # (h, w) of the example in pixels
 
 
 class Recent:
@@ -133,42 +171,71 @@ class Recent:
 
 
 class Crop(NamedTuple):
-    """A square part of a photograph, as shares of its shorter side, and whether it is mirrored."""
+    """A part of a photograph, as shares of the largest part of its aspect, and whether it is mirrored."""
 
     top: float
     left: float
     side: float
     mirrored: bool
+    aspect: float = 1.0  # width over height
 
     @classmethod
-    def sample(cls, rng: np.random.Generator, shape: tuple[int, int], smallest: float = 0.35) -> Self:
+    def sample(
+        cls, rng: np.random.Generator, shape: tuple[int, int], smallest: float = 0.35, aspect: float = 1.0
+    ) -> Self:
         """Draws a part.
 
         Args:
           rng: source of place and size.
           shape: (h, w) of the photograph.
-          smallest: area of the part, at least, as a share of the largest square. Large parts are the rule, because haze
-            and flare are recognised by the whole picture.
+          smallest: area of the part, at least, as a share of the largest of its aspect. Large parts are the rule, because
+            haze and flare are recognised by the whole picture.
+          aspect: of the part, width over height.
         """
         side = np.sqrt(rng.uniform(smallest, 1))
-        top, left = ((length / min(shape) - side) * rng.random() for length in shape)
-        return cls(float(top), float(left), float(side), bool(rng.random() < 0.5))
+        top, left = (
+            (length / whole - side) * rng.random() for length, whole in zip(shape, _largest(shape, aspect), strict=True)
+        )
+        return cls(float(top), float(left), float(side), bool(rng.random() < 0.5), aspect)
 
-    def cut(self, image: Shaped[np.ndarray, "h w *c"], size: int) -> Shaped[np.ndarray, "s s *c"]:
-        """The part, scaled to size x size pixels."""
-        short = min(image.shape[:2])
-        side = max(1, int(self.side * short))
-        top, left = (int(place * short) for place in (self.top, self.left))
-        part = image[top : top + side, left : left + side]
-        view = cv2.resize(part, (size, size), interpolation=_interpolation(side / size))
+    def cut(self, image: Shaped[np.ndarray, "h w *c"], shape: tuple[int, int]) -> Shaped[np.ndarray, "k l *c"]:
+        """The part, scaled to k x l = `shape` pixels."""
+        whole = _largest(image.shape[:2], self.aspect)
+        height, width = (max(1, int(self.side * length)) for length in whole)
+        top, left = (int(place * length) for place, length in zip((self.top, self.left), whole, strict=True))
+        part = image[top : top + height, left : left + width]
+        view = cv2.resize(part, shape[::-1], interpolation=_interpolation(height / shape[0]))
         return cv2.flip(view, 1) if self.mirrored else view
+
+
+def _largest(shape: tuple[int, ...], aspect: float) -> tuple[float, float]:
+    """The sides (h, w) of the largest part of an aspect."""
+    height = min(shape[0], shape[1] / aspect)
+    return height, height * aspect
+
+
+def cut_view(rng: np.random.Generator, pair: Edit, shape: tuple[int, int]) -> Edit:
+    """A part of a larger pair, mirrored or not; pixels stay as they are, so the target stays exact."""
+    top, left = (int(rng.integers(n - k + 1)) for n, k in zip(pair.mask.shape, shape, strict=True))
+    step = -1 if rng.random() < 0.5 else 1
+
+    def cut(image: np.ndarray) -> np.ndarray:
+        return image[top : top + shape[0], left : left + shape[1]][:, ::step]
+
+    return pair._replace(input=cut(pair.input), target=cut(pair.target), mask=cut(pair.mask))
+
+
+def _enlarged(shape: tuple[int, int]) -> tuple[int, int]:
+    """Of a pair that views of a shape are cut from."""
+    h, w = (round(_MARGIN * side) for side in shape)
+    return h, w
 
 
 def random_crop(
     rng: np.random.Generator, photo: UInt8[np.ndarray, "h w c"], size: int, smallest: float = 0.35
 ) -> UInt8[np.ndarray, "s s c"]:
     """A random square part of a photograph; see `Crop`."""
-    return Crop.sample(rng, photo.shape[:2], smallest).cut(photo, size)
+    return Crop.sample(rng, photo.shape[:2], smallest).cut(photo, (size, size))
 
 
 def _interpolation(ratio: float) -> int:
@@ -189,10 +256,10 @@ def colour_matrix(rng: np.random.Generator, amount: float) -> Float64[np.ndarray
     return exposure * balance[:, None] * (saturation * turn + (1 - saturation) * gray)
 
 
-@functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int) -> Int32[np.ndarray, "n"]:
-    """In which an epoch visits the photographs."""
-    return np.random.default_rng((seed, epoch, 1)).permutation(np.arange(count, dtype=np.int32))
+@functools.lru_cache(maxsize=16)
+def _order(seed: int, epoch: int, count: int, bucket: int) -> Int32[np.ndarray, "n"]:
+    """In which an epoch visits the photographs of a bucket."""
+    return np.random.default_rng((seed, epoch, 1, bucket)).permutation(np.arange(count, dtype=np.int32))
 
 
 @functools.cache
@@ -206,18 +273,16 @@ def _keep_freed_memory() -> None:
 
 def batches(
     examples: Examples,
-    batch_size: int,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
     threads: int = 2,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """This process's rows of the global batches from `start_step` on.
 
     Args:
-      examples: the sequence; global batch k holds indices k * batch_size and on, rows in process order.
-      batch_size: of the global batch.
+      examples: the sequence; its schedule says which indices are global batch k, in rows in process order.
       start_step: the first batch.
       process_index: which rows.
       process_count: of how many processes.
@@ -225,23 +290,49 @@ def batches(
       threads: per worker or in this process.
 
     Raises:
-      ValueError: if the batch does not divide over the processes.
+      ValueError: if a batch does not divide over the processes.
     """
-    if batch_size % process_count:
-        raise ValueError(f"batch_size = {batch_size} does not divide over {process_count} processes")
+    for stage in examples.schedule.stages:
+        if stage.batch_size % process_count:
+            raise ValueError(f"batch_size = {stage.batch_size} does not divide over {process_count} processes")
     cv2.setNumThreads(1)  # examples are rendered side by side; threads inside one would only get in their way
-    rows = batch_size // process_count
-    # Batch first, then take every process_count-th: a stride over single examples would tie mixtures to hosts.
-    indices = grain.MapDataset.range(2**62).map(examples.__getitem__).batch(rows, batch_fn=stack)
-    mine = indices[start_step * process_count + process_index :: process_count]
-    stream = mine.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    reuse = examples.schedule.reuse
+    # Groups of batches, each whole: a stride over single examples would tie mixtures to hosts, and over batches of a
+    # group would render its pairs twice.
+    groups = grain.MapDataset.range(2**62).map(_Rows(examples, process_index, process_count))[start_step // reuse :]
+    ahead = max(threads, 2 * threads // reuse)
+    stream = groups.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(stream)
+    return _flat(iter(stream), start_step % reuse)
 
 
-def stack(edits: list[Edit]) -> Batch:
+def _flat(groups: Any, skipped: int) -> Generator[Batch]:
+    """The batches of groups, without the first ones; closing it ends what reads ahead."""
+    try:
+        yield from itertools.islice(itertools.chain.from_iterable(groups), skipped, None)
+    finally:
+        groups.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Makes one process's rows of all batches of a group."""
+
+    examples: Examples
+    process_index: int
+    process_count: int
+
+    def __call__(self, group: int) -> list[Batch]:
+        reuse = self.examples.schedule.reuse
+        indices = self.examples.schedule.indices(group * reuse)
+        rows = len(indices) // self.process_count
+        mine = indices[self.process_index * rows :][:rows]
+        return [stack(edits) for edits in zip(*map(self.examples.views, mine), strict=True)]
+
+
+def stack(edits: Sequence[Edit]) -> Batch:
     """Edits to a batch."""
     return Batch(*(np.stack(leaves) for leaves in zip(*edits, strict=True)))

@@ -64,8 +64,15 @@ def contact_sheet(photos: Sequence[Image], seed: int = 0, side: int = 240, mixtu
 
 
 def example_sheet(examples: Sequence[tuple[int, Edit, Recipe]]) -> Image:
-    """Training examples as the model gets them: input, mask, target, with index, task, effects and strengths."""
-    rows = [[edit.input, np.repeat(edit.mask[..., None], 3, -1), edit.target] for _, edit, _ in examples]
+    """Training examples as the model gets them: input, mask, target, with index, task, effects and strengths.
+
+    Those of other shapes stand in frames of one size.
+    """
+    frame = np.max([edit.mask.shape for _, edit, _ in examples], 0)
+    rows = [
+        [_framed(image, frame) for image in (edit.input, np.repeat(edit.mask[..., None], 3, -1), edit.target)]
+        for _, edit, _ in examples
+    ]
     names = []
     for index, _, recipe in examples:
         effects = (f"{name} {s:.2f}" for (name, _), s in zip(recipe.effects, recipe.strengths, strict=True))
@@ -115,6 +122,12 @@ def _row(photo: Image, other: Image, rng: np.random.Generator, sampling: EditSam
 
 def _seen(scene: edit.Scene, recipe: Recipe) -> Image:
     return Rendering(scene, recipe).expose(recipe.strengths)
+
+
+def _framed(image: Image, shape: Sequence[int]) -> Image:
+    """In the middle of a white frame of (h, w)."""
+    h, w = (int(there) - own for there, own in zip(shape, image.shape, strict=False))
+    return cv2.copyMakeBorder(image, h // 2, h - h // 2, w // 2, w - w // 2, cv2.BORDER_CONSTANT, value=(255,) * 3)
 
 
 def _write(strip: Image, text: str, left: int, width: int) -> None:

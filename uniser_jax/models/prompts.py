@@ -5,6 +5,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float32, Int
 
+from uniser_jax.mesh import constrain
 from uniser_jax.models.dit import parameter
 from uniser_jax.types import TASKS
 
@@ -22,8 +23,13 @@ class LearnedPrompts(nnx.Module):
         self.table = parameter(nnx.initializers.normal(1.0), shape, ("task", None, "embed"), rngs)
 
     def __call__(self, task: Int[Array, "b"]) -> Float32[Array, "b l j"]:
-        """The context of each task index."""
-        return jax.numpy.take(self.table[...], task, axis=0)
+        """The context of each task index.
+
+        The small table is gathered whole first: from a sharded one, on an (fsdp, sequence) mesh, XLA's partitioner made an
+        invalid program.
+        """
+        table = constrain(self.table[...], "task", None, "features")
+        return constrain(jax.numpy.take(table, task, axis=0), "batch", "tokens", "features")
 
 
 def text_ids(length: int) -> Float32[np.ndarray, "l 4"]:

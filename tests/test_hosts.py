@@ -1,0 +1,58 @@
+"""Processes that differ in what they train, or with what, do not train."""
+
+import socket
+
+import pytest
+
+from tests import processes
+from uniser_jax import hosts
+
+AGREE = """
+import sys
+from uniser_jax import hosts
+hosts.join()
+import jax
+hosts.agree({"config": "same", "code": "same"})
+mine = str(jax.process_index())
+for facts in ({"config": "same", "code": mine}, {"config": mine, "code": mine}, {"set of photographs": mine}):
+    try:
+        hosts.agree(facts)
+    except ValueError as error:
+        sys.stderr.write(f"refused: {error}\\n")
+"""
+
+
+def test_every_process_says_what_differs_and_where() -> None:
+    results = processes.run([["-c", AGREE]] * 2, devices=1)
+    other = f"process 1 on {socket.gethostname()[:64]}"
+    for code, error in results:
+        assert code == 0, error
+        assert [line for line in error.splitlines() if line.startswith("refused")] == [
+            f"refused: not all 2 processes start alike: other than most is the code of {other}",
+            f"refused: not all 2 processes start alike: other than most is the config of {other}; the code of {other}",
+            f"refused: not all 2 processes start alike: other than most is the set of photographs of {other}",
+        ]
+
+
+def test_a_process_with_another_config_does_not_train(tmp_path) -> None:
+    command = ["-m", "uniser_jax.train", "--config=configs/tiny.py", f"--workdir={tmp_path}"]
+    results = processes.run([command, [*command, "--config.optim.lr=0.5"]], devices=1)
+    for code, error in results:
+        assert code == 2, error
+        lines = [line for line in error.splitlines() if line.startswith("uniser train:")]
+        assert len(lines) == 1
+        assert "other than most is the config of process 1 on" in lines[0]
+        assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("digests", "odd"),
+    [([b"a"] * 3, []), ([b"a", b"b", b"a"], [1]), ([b"b", b"a", b"a"], [0]), ([b"a", b"b"], [1])],
+)
+def test_the_odd_ones_are_those_unlike_most(digests, odd) -> None:
+    assert hosts._odd(digests) == odd
+
+
+def test_a_thousand_odd_hosts_fit_a_line() -> None:
+    assert hosts._listed([f"h{n}" for n in range(1000)]) == "h0, h1, h2, h3, h4 and 995 more"
