@@ -6,6 +6,7 @@ import pytest
 from uniser_jax import config as schema
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.effects.edit import EditSampling
+from uniser_jax.models.lora import Lora
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = str(ROOT / "configs/tiny.py")
@@ -42,6 +43,7 @@ def test_a_config_takes_arguments() -> None:
         (TINY, "--config.profile_steps=105,100", "expected a first and a last step"),
         (TINY, "--config.data.size=97", "multiple of config.model.patch"),
         (TINY, "--config.optim.accumulate=5", "multiple of"),
+        (TINY, "--config.model.mask_scale=2", "expected 1, or 2 by"),
         (PIXEL + ":size=huge", "--config.steps=1", "huge"),
         (PIXEL + ":colour=red", "--config.steps=1", "colour"),
         ("configs/missing.py", "--config.steps=1", "no config file"),
@@ -60,7 +62,7 @@ def test_json_round_trip_and_foreign_keys() -> None:
         schema.from_json('{"model": {"colour": "red"}}')
 
 
-@pytest.mark.parametrize(("kind", "section"), [(Flow, "flow"), (EditSampling, "edit")])
+@pytest.mark.parametrize(("kind", "section"), [(Flow, "flow"), (EditSampling, "edit"), (Lora, "lora")])
 def test_sections_rebuild_their_dataclass(kind: type, section: str) -> None:
     assert schema.build(kind, schema.defaults()[section]) == kind()
 

@@ -64,7 +64,7 @@ class Report:
       attention: the kernel that runs there.
       remat: what the backward pass keeps.
       parameters: that are trained.
-      frozen: parameters of the autoencoder.
+      frozen: parameters of the autoencoder, and of the base of adapters.
       tokens: per example, with those of the prompt.
       flops: that MFU counts.
       encode_flops: of images to latents, beside them.
@@ -149,10 +149,11 @@ def compile_step(config: ConfigDict, devices: Sequence[jax.Device], topology: st
     mesh = meshes.make_mesh(config.mesh.to_dict(), devices)
     latents = latents_of(config, mesh)
     step.check(config, mesh, latents)
-    network, optimizer = step.build_network(config.model), optim.optimizer(config.optim, config.steps)
+    network, optimizer = step.build_network(config.model, config.lora), optim.optimizer(config.optim, config.steps)
     state, batch = step.state_shapes(network, optimizer, mesh), batch_shapes(config, mesh)
+    base = pretrained.frozen_shapes(config, step.base_shapes(network, mesh))
+    counted = flops.of_step(config, state, batch, latents, base)
     batch_size, height, width, _ = batch.input.shape
-    counted = flops.of_step(config, state, batch, latents)
     tokens = step.tokens(config, (height, width), latents) + config.model.prompt_length
     dtype, head_dim = jnp.dtype(config.model.compute_dtype), preset(config.model.preset).attention_head_dim
     kind = devices[0].device_kind
@@ -166,7 +167,7 @@ def compile_step(config: ConfigDict, devices: Sequence[jax.Device], topology: st
         attention=choose(config.model.attention, devices[0].platform, dtype, head_dim, tokens),
         remat=config.model.remat,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(network.shapes)),
-        frozen=sum(leaf.size for leaf in jax.tree.leaves(latents)),
+        frozen=sum(leaf.size for leaf in jax.tree.leaves((latents, base))),
         tokens=tokens,
         flops=counted.model,
         encode_flops=counted.encode,
@@ -182,7 +183,7 @@ def compile_step(config: ConfigDict, devices: Sequence[jax.Device], topology: st
         return dataclasses.replace(report, compile_seconds=seconds, compile_cpu_seconds=cpu_seconds, **found)
 
     with jax.set_mesh(mesh):
-        lowered = step.make_step(config, network, optimizer, state).lower(state, batch, latents)
+        lowered = step.make_step(config, network, optimizer, state).lower(state, batch, latents, base)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -229,7 +230,7 @@ def latents_of(config: ConfigDict, mesh: Mesh) -> LatentCodec | None:
     if has_checkpoint(config.model.base):
         with pretrained.open_base(config.model.base) as checkpoints:
             sizes = pretrained.vae_config(checkpoints.record()["base"]["vae"]["config"])
-    return pretrained.latent_shapes(sizes, mesh)
+    return pretrained.latent_shapes(sizes, mesh, config.model.mask_scale)
 
 
 def remedies(config: ConfigDict, mesh: Mesh, report: Report) -> tuple[str, ...]:

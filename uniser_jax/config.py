@@ -1,7 +1,7 @@
 """The schema of an experiment: every key, its default and its type stand here once; configs/ only set values.
 
-A config is a locked `ml_collections.ConfigDict`. Sections that describe a frozen dataclass (`edit`, `flow`) are made from
-that dataclass, so their keys, defaults and checks have one home; `build` turns them back.
+A config is a locked `ml_collections.ConfigDict`. Sections that describe a frozen dataclass (`edit`, `flow`, `lora`) are made
+from that dataclass, so their keys, defaults and checks have one home; `build` turns them back.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from uniser_jax.data.buckets import Buckets, aspect
 from uniser_jax.data.schedule import Schedule, Stage
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.effects.edit import EditSampling
+from uniser_jax.models.lora import Lora
 
 T = TypeVar("T")
 
@@ -44,11 +45,14 @@ def defaults() -> ConfigDict:
     config.model.codec = "pixels"  # pixels | latents: those of the base's autoencoder
     config.model.patch = 16  # side of a token in pixels
     config.model.conditioning = "channels"  # channels | references: photograph and mask in each token, or as images
+    config.model.mask_scale = 1  # by references: 1 | 2, the mask at half the side has a quarter of the tokens
     config.model.drop_mask = 0.0  # by references: share of white masks that are left out, so that none is needed
     config.model.prompt_length = 8  # tokens per task embedding
     config.model.compute_dtype = "bfloat16"  # parameters and optimizer stay float32
     config.model.attention = "auto"  # auto | xla | chunked | splash (TPU) | cudnn (NVIDIA) | ring: models.attention
     config.model.remat = "dots"  # none | dots | full
+
+    config.lora = to_config(Lora())  # low-rank adapters of model.base: rank (0: all is trained), alpha, which kernels
 
     config.flow = to_config(Flow())  # prediction type, time sampling
 
@@ -187,9 +191,15 @@ def validate(config: ConfigDict) -> None:
         value = _at(config, path)
         if value < 1:
             raise ValueError(f"config.{path} = {value}: expected at least 1")
-    if config.data.size % config.model.patch:
+    scale = config.model.mask_scale
+    if scale not in (1, 2) or (scale > 1 and config.model.conditioning != "references"):
         raise ValueError(
-            f"config.data.size = {config.data.size} is not a multiple of config.model.patch = {config.model.patch}"
+            f"config.model.mask_scale = {scale}: expected 1, or 2 by config.model.conditioning = 'references'"
+        )
+    if config.data.size % (config.model.patch * scale):
+        words = "config.model.patch" if scale == 1 else "config.model.patch * config.model.mask_scale"
+        raise ValueError(
+            f"config.data.size = {config.data.size} is not a multiple of {words} = {config.model.patch * scale}"
         )
     if config.batch_size % config.optim.accumulate:
         raise ValueError(
@@ -217,6 +227,8 @@ def validate(config: ConfigDict) -> None:
     first_last = config.profile_steps
     if first_last and not (len(first_last) == 2 and 1 <= first_last[0] <= first_last[1]):
         raise ValueError(f"config.profile_steps = {first_last}: expected a first and a last step, as in 100,105")
+    if build(Lora, config.lora).rank and not config.model.base:
+        raise ValueError(f"config.lora.rank = {config.lora.rank} adapts a base: name it, config.model.base")
     if not 0 <= config.optim.ema < 1:
         raise ValueError(f"config.optim.ema = {config.optim.ema}: expected in [0, 1)")
     if not 0 < config.data.holdout < 1:

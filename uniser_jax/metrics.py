@@ -156,7 +156,11 @@ class Progress:
         ]
         self._last = step - len(pending)
         self._clock = clock or Clock(time.time())
-        self._timed, self._waited, self._flops = 0, 0.0, 0  # steps of this interval, seconds without data, FLOPs
+        self._begin()
+
+    def _begin(self) -> None:
+        """Of an interval: its steps that were timed, their images and FLOPs, and the seconds without data."""
+        self._timed, self._images, self._flops, self._waited = 0, 0, 0, 0.0
 
     def record(self) -> dict[str, Any]:
         """For the record of a checkpoint, plain data: the metrics of the steps since the last report, and the clock."""
@@ -168,9 +172,11 @@ class Progress:
 
     def add(self, metrics: Any, waited: float, flops: int = 0) -> None:
         """Keeps the device values of one step, so that the loop does not wait for them, its wait for data and its FLOPs."""
+        images = len(self._indices(self._last + len(self._pending)))
         self._pending.append(metrics)
         if self._clock.runs:
-            self._timed, self._waited, self._flops = self._timed + 1, self._waited + waited, self._flops + flops
+            self._timed, self._images = self._timed + 1, self._images + images
+            self._waited, self._flops = self._waited + waited, self._flops + flops
         else:
             jax.block_until_ready(metrics)
             self._clock.start()
@@ -192,7 +198,7 @@ class Progress:
         pending = jax.device_get(self._pending)
         self._count_skipped([float(metrics["skipped"]) for metrics in pending])
         totals = jax.tree.map(lambda *values: np.sum(values, axis=0), *pending)
-        rates = self._rates(step)
+        rates = self._rates()
         scalars = summary(totals, len(pending)) | rates
         text = "".join(f"  {form.format(rates[key])}" for key, form in _LINE.items() if key in rates)
         if "step_seconds" in rates:
@@ -201,14 +207,14 @@ class Progress:
         self._pending, self._last = [], step
         return scalars
 
-    def _rates(self, step: int) -> dict[str, float]:
-        """What the clock says of the steps up to `step` that it timed, and begins the next interval."""
-        seconds, steps, waited, flops = self._clock.interval(), self._timed, self._waited, self._flops
-        self._timed, self._waited, self._flops = 0, 0.0, 0
+    def _rates(self) -> dict[str, float]:
+        """What the clock says of the steps of this interval that it timed, and begins the next; nothing if it timed none."""
+        seconds, steps, images = self._clock.interval(), self._timed, self._images
+        waited, flops = self._waited, self._flops
+        self._begin()
         if not steps:
             return {"goodput": self._clock.goodput()}
         per_chip = flops / seconds / self._chips
-        images = sum(len(self._indices(done)) for done in range(step - steps, step))
         rates = {
             "step_seconds": seconds / steps,
             "steps_per_second": steps / seconds,
