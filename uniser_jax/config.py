@@ -33,6 +33,7 @@ def defaults() -> ConfigDict:
     config.batch_size = 256  # global, over all processes
     config.log_every = 50
     config.sample_every = 2_000  # a grid of held-out restorations as PNG; 0 is never
+    config.profile_steps = ()  # first and last step to trace into WORKDIR/profile, as 100,105; () is none
     config.stall_seconds = 600.0  # without a step, after which a run logs what it hangs on; 0 is never
 
     # Sizes of the axes, docs/scale.md says how to choose them; -1: all remaining devices.
@@ -224,6 +225,9 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(
             "config.model.codec = 'latents' needs config.model.base and config.model.conditioning = 'references'"
         )
+    first_last = config.profile_steps
+    if first_last and not (len(first_last) == 2 and 1 <= first_last[0] <= first_last[1]):
+        raise ValueError(f"config.profile_steps = {first_last}: expected a first and a last step, as in 100,105")
     if build(Lora, config.lora).rank and not config.model.base:
         raise ValueError(f"config.lora.rank = {config.lora.rank} adapts a base: name it, config.model.base")
     if not 0 <= config.optim.ema < 1:
