@@ -261,8 +261,9 @@ def shapes(config: ConfigDict, size: int) -> list[tuple[int, int]]:
 
 
 def multiple(config: ConfigDict) -> int:
-    """Of which the sides of training images are multiples: a token and, through latents, a latent of 16 pixels."""
-    return math.lcm(config.model.patch, 16) if config.model.codec == "latents" else config.model.patch
+    """Of which the sides of training images are multiples: a token, through latents of 16 pixels, also of a smaller mask."""
+    token = math.lcm(config.model.patch, 16) if config.model.codec == "latents" else config.model.patch
+    return token * config.model.mask_scale
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
