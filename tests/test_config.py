@@ -41,6 +41,8 @@ def test_stages_reach_the_trained_size() -> None:
 def test_shapes_are_those_of_all_buckets() -> None:
     config = schema.read(KLEIN, ['--config.data.buckets=("1:1", "3:2", "2:3")'])
     assert schema.shapes(config, 512) == [(512, 512), (416, 624), (624, 416)]
+    config.model.mask_scale = 2  # a mask of half the side has whole tokens too
+    assert schema.shapes(config, 512) == [(512, 512), (416, 608), (608, 416)]
 
 
 @pytest.mark.parametrize(
