@@ -65,6 +65,7 @@ def measure(photos: Photos, size: int, seconds: float) -> dict[str, Any]:
     four = [1 / results[name]["pairs_per_second"] for name in EFFECTS[:4]]
     results["mean_of_four"] = {"pairs_per_second": 4 / sum(four)}
     results["numpy_float64"] = {"pairs_per_second": _rate(_plain(photos, size), seconds)}
+    results["reuse"] = {str(views): _reused(photos, size, views, seconds) for views in (1, 2, 4)}
     peer = _albumentations(photos, size)
     if peer is not None:
         results["albumentations"] = {"pairs_per_second": _rate(peer, seconds)}
@@ -95,6 +96,9 @@ def to_text(size: int, results: dict[str, Any]) -> str:
             rate = results[name]["pairs_per_second"]
             ratio = results["mean_of_four"]["pairs_per_second"] / rate
             lines.append(f"{name:16}{rate:9.1f}" + ("" if name == "mean_of_four" else f"   ours: {ratio:.1f} x"))
+    reuse = results["reuse"]
+    each = (f"{views} views of a pair: {rate:.1f}/s ({rate / reuse['1']:.2f} x)" for views, rate in reuse.items())
+    lines.append("reuse           " + ", ".join(each))
     threads = results["threads"]
     lines.append("threads         " + ", ".join(f"{n}: {rate:.1f} pairs/s" for n, rate in threads.items()))
     if "2" in threads:
@@ -112,6 +116,12 @@ def _rate(call: Callable[[int], Any], seconds: float) -> float:
         call(index)
         index += 1
     return (index - 200) / (time.process_time() - start)
+
+
+def _reused(photos: Photos, size: int, views: int, seconds: float) -> float:
+    """Views per second of processor time, so many cut from each rendered pair."""
+    examples = Examples(photos, EditSampling(), fixed(size, 1, views), seed=1, colour=0.2)
+    return views * _rate(lambda number: examples.views(number * views), seconds)
 
 
 def _shares(examples: Examples, count: int = 200) -> dict[str, float]:

@@ -180,7 +180,8 @@ def ours(case: Case, params: Any, remat: str) -> Contender:
     step = jax.jit(update, donate_argnums=0).lower(state, *inputs, target).compile()
     facts = {"forward_compile_s": between - start, "step_compile_s": time.perf_counter() - between}
     memory = step.memory_analysis()
-    facts["step_bytes"] = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    if memory is not None:
+        facts["step_bytes"] = memory.temp_size_in_bytes + memory.argument_size_in_bytes
 
     def one_step() -> tuple[float, float]:
         nonlocal state

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
-CLOCK = ("steps_per_second", "images_per_second", "data_wait")
+CLOCK = ("step_seconds", "steps_per_second", "images_per_second", "data_wait", "tflops_per_chip", "mfu", "goodput")
 TINY = (
     "--config.batch_size=8",
     "--config.data.size=24",

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from tensorboardX import SummaryWriter  # noqa: F401  (its import must not warn)
 
+from uniser_jax import metrics
 from uniser_jax.data.schedule import fixed
-from uniser_jax.metrics import MetricsWriter, Progress, duration
+from uniser_jax.metrics import CLOCK, Clock, MetricsWriter, Progress, duration
 from uniser_jax.types import EFFECTS
 
 
@@ -78,11 +79,10 @@ def test_what_was_not_logged_when_a_run_died_is_logged_by_its_successor() -> Non
         whole.add(step_metrics(loss), 0.0)
     for loss in losses[:2]:
         first.add(step_metrics(loss), 0.0)
-    second = Progress(6, 100, fixed(8, 4).indices, pending=json.loads(json.dumps(first.pending())))
+    second = Progress(6, 100, fixed(8, 4).indices, pending=json.loads(json.dumps(first.record()))["pending"])
     second.add(step_metrics(losses[2]), 0.0)
     one, two = whole.report(7), second.report(7)
-    timed = ("steps_per_second", "images_per_second", "data_wait")
-    assert {k: v for k, v in one.items() if k not in timed} == {k: v for k, v in two.items() if k not in timed}
+    assert {k: v for k, v in one.items() if k not in CLOCK} == {k: v for k, v in two.items() if k not in CLOCK}
 
 
 def test_skipped_updates_are_named_do_not_count_and_stop_a_run_that_diverged(caplog) -> None:
@@ -100,3 +100,68 @@ def test_skipped_updates_are_named_do_not_count_and_stop_a_run_that_diverged(cap
     progress.add(step_metrics(1.0, True), 0.0)
     with pytest.raises(FloatingPointError, match="3 updates in a row up to step 16"):
         progress.report(16)
+
+
+class Time:
+    """A clock that only moves when it is told to, for `uniser_jax.metrics`."""
+
+    def __init__(self):
+        self.now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
+    monkeypatch.setattr(metrics, "time", Time())
+    return metrics.time
+
+
+def test_only_steps_are_timed_and_the_first_compiles(clock: Time, caplog) -> None:
+    caplog.set_level("INFO", "absl")
+    progress = Progress(0, 100, fixed(8, 4).indices, clock=Clock(clock.now), chips=2, peak=4e12)
+    clock.now += 50  # the start
+    for seconds in (30, 2, 2):
+        clock.now += seconds
+        progress.add(step_metrics(1.0), waited=0.5, flops=8 * 10**12)
+    with progress.aside():
+        clock.now += 10  # a sample
+    scalars = progress.report(3)
+    assert scalars["step_seconds"] == 2
+    assert (scalars["steps_per_second"], scalars["images_per_second"], scalars["data_wait"]) == (0.5, 2, 0.25)
+    assert (scalars["tflops_per_chip"], scalars["mfu"]) == (2, 0.5)
+    assert scalars["goodput"] == 4 / 94
+    line = "2.000 s/step  2.0 images/s  data wait 25%  2 TFLOP/s per chip  MFU 50.0%  goodput 4%  3:14 left"
+    assert caplog.messages[-1] == f"step 3/100  loss 1.0000  {line}"
+
+
+def test_a_chip_without_a_known_peak_has_no_mfu(clock: Time) -> None:
+    progress = Progress(0, 100, fixed(8, 4).indices, clock=Clock(clock.now))
+    progress.add(step_metrics(1.0), 0.0, 5)
+    assert "tflops_per_chip" not in progress.report(1)  # the first step says nothing
+    clock.now += 1
+    progress.add(step_metrics(1.0), 0.0, 5)
+    assert set(CLOCK) - set(progress.report(2)) == {"mfu"}
+
+
+def test_goodput_counts_kept_steps_since_the_first_start(clock: Time) -> None:
+    began = clock.now
+    first = Progress(0, 100, fixed(8, 4).indices, clock=Clock(began))
+    for _ in range(5):
+        clock.now += 10
+        first.add(step_metrics(1.0), 0.0)
+    saved = json.loads(json.dumps(first.record()))["clock"]  # 40 s of steps were kept
+    clock.now += 100  # steps that die with the process, and the time until someone sees it
+    second = Progress(5, 100, fixed(8, 4).indices, clock=Clock(began, saved))
+    for _ in range(6):
+        clock.now += 10
+        second.add(step_metrics(1.0), 0.0)
+    assert second.report(11)["goodput"] == (40 + 50) / (50 + 100 + 60)
+    assert Clock(clock.now, saved).state() == {
+        "first_start": began,
+        "kept_seconds": 40.0,
+    }  # the folder's manifest was lost

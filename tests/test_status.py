@@ -26,7 +26,7 @@ def make_run(
     manifest = {"restarts": 2, "config": {"steps": steps, "log_every": 10, "stall_seconds": 60.0, **config}}
     (folder / "run.json").write_text(json.dumps(manifest))
     metrics = [
-        {"step": 10 * (k + 1), "loss": 1 / (k + 1), "images_per_second": 8.0, "steps_per_second": 2.0}
+        {"step": 10 * (k + 1), "loss": 1 / (k + 1), "images_per_second": 8.0, "steps_per_second": 2.0, "mfu": 0.43}
         for k in range(lines)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
@@ -44,7 +44,7 @@ def test_a_running_run(tmp_path) -> None:
     found = status.read(make_run(tmp_path / "run"), NOW)
     assert (found.state, found.step, found.steps, found.loss, found.restarts) == ("running", 30, 100, 1 / 3, 2)
     assert (found.checkpoint, found.checkpoint_age, found.age) == (20, 5.0, 5.0)
-    assert found.images_per_second == 8
+    assert (found.images_per_second, found.mfu, found.tflops_per_chip) == (8, 0.43, None)
 
 
 def test_a_run_is_finished_when_its_last_step_is_saved_and_silent_when_it_does_not_speak(tmp_path) -> None:
@@ -80,8 +80,12 @@ def test_what_is_not_there_yet_is_not_told(tmp_path) -> None:
 def test_the_table_is_aligned(tmp_path) -> None:
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "longer", age=3_700, checkpoint=None)]
     lines = status.table([status.read(run, NOW) for run in runs]).splitlines()
-    assert lines[0].split() == ["run", "state", "step", "loss", "images/s", "left", "checkpoint", "restarts"]
-    assert lines[1].split() == [str(runs[0]), *["running", "30/100", "0.3333", "8.0", "35s", "20,", "5s", "ago", "2"]]
+    head = "run state step loss images/s TFLOP/s MFU left checkpoint restarts"
+    assert lines[0].split() == head.split()
+    assert lines[1].split() == [
+        str(runs[0]),
+        *["running", "30/100", "0.3333", "8.0", "-", "43%", "35s", "20,", "5s", "ago", "2"],
+    ]
     assert lines[2].split()[1:5] == ["silent", "for", "1h01m", "30/100"]
     assert len({line.index("30/100") for line in lines[1:]}) == 1
 

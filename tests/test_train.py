@@ -1,5 +1,6 @@
 """Whole runs, tiny: they log, save, continue exactly, and refuse mistakes in one line."""
 
+import inspect
 import json
 import pathlib
 import re
@@ -19,7 +20,7 @@ from absl import logging
 from uniser_jax import config as schema
 from uniser_jax import status, train
 from uniser_jax.checkpoint import Checkpoints, has_checkpoint, newest_run
-from uniser_jax.metrics import log_to_terminal
+from uniser_jax.metrics import CLOCK, log_to_terminal
 from uniser_jax.step import make_step
 from uniser_jax.watchdog import Watchdog
 
@@ -85,6 +86,9 @@ def test_a_run_leaves_what_it_should(run: pathlib.Path) -> None:
         "steps_per_second",
         "images_per_second",
         "data_wait",
+        "step_seconds",
+        "tflops_per_chip",
+        "goodput",
         "loss/t=0.9",
         "held_out_loss",
     ):
@@ -154,9 +158,8 @@ def test_a_run_that_is_stopped_or_killed_ends_as_an_uninterrupted_one(
         assert process.returncode == -signal.SIGKILL
     train.train(config_of(), tmp_path)
     assert digests_of(tmp_path) == digests_of(run)
-    timed = ("steps_per_second", "images_per_second", "data_wait")
     lines = [
-        {step: {k: v for k, v in line.items() if k not in timed} for step, line in logged(folder).items()}
+        {step: {k: v for k, v in line.items() if k not in CLOCK} for step, line in logged(folder).items()}
         for folder in (run, tmp_path)
     ]
     assert lines[0] == lines[1]
@@ -206,6 +209,24 @@ def ends_in(workdir: pathlib.Path, capsys: pytest.CaptureFixture) -> tuple[int, 
     code = train.main(["--config", str(ROOT / "configs/tiny.py"), "--workdir", str(workdir), *TINY])
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("uniser train: ")]
     return code, error.removeprefix("uniser train: ")
+
+
+def test_batches_of_several_aspects_train_with_one_compilation_each(tmp_path, monkeypatch) -> None:
+    steps, shapes, make = [], set(), train.make_step
+
+    def recorded(*arguments):
+        step = make(*arguments)
+        steps.append(step)
+        return lambda state, batch, *more: shapes.add(batch.mask.shape[1:]) or step(state, batch, *more)
+
+    monkeypatch.setattr(train, "make_step", recorded)
+    overrides = ["--config.steps=9", "--config.log_every=9", "--config.sample_every=9", "--config.data.size=36"]
+    state = train.train(config_of(*overrides, '--config.data.buckets=("1:1", "3:2")'), tmp_path)
+    assert int(state.step) == 9
+    assert shapes == {(36, 36), (24, 48)}
+    assert steps[0]._cache_size() == 2
+    assert np.isfinite(logged(tmp_path)[9]["loss"])
+    assert (tmp_path / "samples/step_000009.png").exists()  # held-out examples are square
 
 
 def test_a_finished_run_is_left_alone(run: pathlib.Path) -> None:
@@ -276,10 +297,11 @@ def test_every_key_of_the_schema_is_read(run: pathlib.Path, monkeypatch: pytest.
     from uniser_jax.restore.restorer import Restorer
 
     source = "\n".join(path.read_text() for path in (ROOT / "uniser_jax").rglob("*.py") if path.name != "config.py")
+    source += inspect.getsource(schema.schedule)
     assert Restorer.from_checkpoint(run).config == config_of()
     config = schema.defaults()
     for section in config:
-        if section in ("flow", "edit"):  # made from a dataclass, every field of which its class uses
+        if section in ("flow", "edit", "lora"):  # made from a dataclass, every field of which its class uses
             continue
         value = config[section]
         names = [f"{section}.{key}" for key in value] if hasattr(value, "keys") else [f"config.{section}"]

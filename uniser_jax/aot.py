@@ -64,7 +64,7 @@ class Report:
       attention: the kernel that runs there.
       remat: what the backward pass keeps.
       parameters: that are trained.
-      frozen: parameters of the autoencoder.
+      frozen: parameters of the autoencoder, and of the base of adapters.
       tokens: per example, with those of the prompt.
       flops: that MFU counts.
       encode_flops: of images to latents, beside them.
@@ -147,9 +147,10 @@ def compile_step(config: ConfigDict, devices: Sequence[jax.Device], topology: st
     mesh = meshes.make_mesh(config.mesh.to_dict(), devices)
     latents = latents_of(config, mesh)
     step.check(config, mesh, latents)
-    network, optimizer = step.build_network(config.model), optim.optimizer(config.optim, config.steps)
+    network, optimizer = step.build_network(config.model, config.lora), optim.optimizer(config.optim, config.steps)
     state, batch = step.state_shapes(network, optimizer, mesh), batch_shapes(config, mesh)
-    counted = flops.of_step(config, state, batch, latents)
+    base = step.frozen_shapes(config, network, mesh)
+    counted = flops.of_step(config, state, batch, latents, base)
     size, tokens = (
         preset(config.model.preset),
         step.tokens(config, (config.data.size,) * 2, latents) + config.model.prompt_length,
@@ -166,7 +167,7 @@ def compile_step(config: ConfigDict, devices: Sequence[jax.Device], topology: st
         attention=choose(config.model.attention, platform, dtype, size.attention_head_dim, tokens),
         remat=config.model.remat,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(network.shapes)),
-        frozen=sum(leaf.size for leaf in jax.tree.leaves(latents)),
+        frozen=sum(leaf.size for leaf in jax.tree.leaves((latents, base))),
         tokens=tokens,
         flops=counted.model,
         encode_flops=counted.encode,
@@ -176,7 +177,7 @@ def compile_step(config: ConfigDict, devices: Sequence[jax.Device], topology: st
     )
     started = time.monotonic()
     with jax.set_mesh(mesh):
-        lowered = step.make_step(config, network, optimizer, state).lower(state, batch, latents)
+        lowered = step.make_step(config, network, optimizer, state).lower(state, batch, latents, base)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -216,7 +217,7 @@ def latents_of(config: ConfigDict, mesh: Mesh) -> LatentCodec | None:
     if has_checkpoint(config.model.base):
         with pretrained.open_base(config.model.base) as checkpoints:
             sizes = pretrained.vae_config(checkpoints.record()["base"]["vae"]["config"])
-    return pretrained.latent_shapes(sizes, mesh)
+    return pretrained.latent_shapes(sizes, mesh, config.model.mask_scale)
 
 
 def remedies(config: ConfigDict, mesh: Mesh, report: Report) -> tuple[str, ...]:

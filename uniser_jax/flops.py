@@ -62,7 +62,9 @@ class StepFlops(NamedTuple):
     optimizer: int
 
 
-def of_step(config: ConfigDict, state: TrainState, batch: Batch, latents: LatentCodec | None = None) -> StepFlops:
+def of_step(
+    config: ConfigDict, state: TrainState, batch: Batch, latents: LatentCodec | None = None, base: Any = None
+) -> StepFlops:
     """Counts the real step of a config, by tracing it; nothing is compiled or allocated.
 
     Args:
@@ -70,24 +72,27 @@ def of_step(config: ConfigDict, state: TrainState, batch: Batch, latents: Latent
       state: arrays or shapes.
       batch: the same, of all processes together.
       latents: of the run, if it has any; arrays or shapes.
+      base: of its adapters, if it has any; the same.
     """
     plain = ConfigDict(config.to_dict())
     plain.model.remat, plain.model.attention, plain.optim.accumulate = "none", "xla", 1
-    state, batch, latents = jax.tree.map(_shape, (state, batch, latents))
-    step = make_step(plain, build_network(plain.model), optim.optimizer(config.optim, config.steps), state)
+    state, batch, latents, base = jax.tree.map(_shape, (state, batch, latents, base))
+    step = make_step(plain, build_network(plain.model, plain.lora), optim.optimizer(config.optim, config.steps), state)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):  # what a mesh computes twice counts once
-        jaxpr = jax.make_jaxpr(step)(state, batch, latents)
+        jaxpr = jax.make_jaxpr(step)(state, batch, latents, base)
     encode, update = count(jaxpr, "encode"), count(jaxpr, "optimizer")
     return StepFlops(count(jaxpr) - encode - update, encode, update)
 
 
-def counter(config: ConfigDict, state: TrainState, latents: LatentCodec | None = None) -> Callable[[Batch], int]:
+def counter(
+    config: ConfigDict, state: TrainState, latents: LatentCodec | None = None, base: Any = None
+) -> Callable[[Batch], int]:
     """`batch -> FLOPs of its step` that MFU counts; each shape of a batch is traced once."""
-    shapes, known = jax.tree.map(_shape, (state, latents)), {}
+    shapes, known = jax.tree.map(_shape, (state, latents, base)), {}
 
     def flops(batch: Batch) -> int:
         if batch.input.shape not in known:
-            known[batch.input.shape] = of_step(config, shapes[0], batch, shapes[1]).model
+            known[batch.input.shape] = of_step(config, shapes[0], batch, *shapes[1:]).model
         return known[batch.input.shape]
 
     return flops
@@ -110,9 +115,9 @@ def count(jaxpr: Any, scope: str = "") -> int:
     return sum(_count(one, "" if scope in str(one.source_info.name_stack) else scope) for one in equations)
 
 
-def utilisation(flops_per_second: float, kind: str) -> float | None:
-    """The share of the peak of a `device_kind`; None where the peak is not known."""
-    return flops_per_second / CHIPS[kind].peak if kind in CHIPS else None
+def peak(kind: str) -> float | None:
+    """FLOP/s of a `device_kind`; None where nobody knows."""
+    return CHIPS[kind].peak if kind in CHIPS else None
 
 
 def _count(equation: Any, scope: str) -> int:

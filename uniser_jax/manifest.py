@@ -20,8 +20,10 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 _SAMPLED = 8  # photographs whose pixels count in the fingerprint
 
 
-def write(workdir: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, photos: Photos, step: int) -> None:
+def write(workdir: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, photos: Photos, step: int) -> float:
     """Writes the manifest, whole or not at all, on process 0; a continued run keeps its first start and counts on.
+
+    Returns when that was, by the wall clock; other processes do not know and say now.
 
     Args:
       workdir: the run folder.
@@ -30,9 +32,10 @@ def write(workdir: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, ph
       photos: what it trains with.
       step: where it continues from.
     """
+    time = datetime.datetime.now(datetime.UTC)
     if jax.process_index() != 0:
-        return
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        return time.timestamp()
+    now = time.isoformat(timespec="seconds")
     before = status.read_manifest(workdir)
     manifest = {
         "command": [sys.executable, *sys.orig_argv[1:]],
@@ -54,6 +57,7 @@ def write(workdir: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, ph
     temporary = workdir / f".{status.MANIFEST}.{os.getpid()}"
     temporary.write_text(json.dumps(manifest, indent=2) + "\n")
     os.replace(temporary, workdir / status.MANIFEST)
+    return datetime.datetime.fromisoformat(manifest["first_started"]).timestamp()
 
 
 def fingerprint(photos: Photos) -> str:

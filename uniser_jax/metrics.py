@@ -1,10 +1,11 @@
 """What a run tells: a progress line, `metrics.jsonl`, and TensorBoard events."""
 
+import contextlib
 import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from logging import WARNING
 from typing import Any, Self
 
@@ -14,6 +15,20 @@ from absl import flags, logging
 from tensorboardX import SummaryWriter
 
 from uniser_jax.types import EFFECTS
+
+# Scalars of the clock, which two runs of the same bits do not share; those of the progress line as it shows them.
+CLOCK = (
+    *("step_seconds", "steps_per_second", "images_per_second", "data_wait"),
+    *("tflops_per_chip", "mfu", "goodput"),
+)
+_LINE = {
+    "step_seconds": "{:.3f} s/step",
+    "images_per_second": "{:.1f} images/s",
+    "data_wait": "data wait {:.0%}",
+    "tflops_per_chip": "{:.3g} TFLOP/s per chip",
+    "mfu": "MFU {:.1%}",
+    "goodput": "goodput {:.0%}",
+}
 
 
 class MetricsWriter:
@@ -59,6 +74,55 @@ class MetricsWriter:
             self._events.close()
 
 
+class Clock:
+    """Times steps, and nothing else: not the start of a run, its first step, which compiles, or what happens `aside`.
+
+    Goodput is the share of the time since the run was first started that made steps that were kept. Lost are starts,
+    compilations, evaluation, samples and saves, the time between a death and the next start, and the steps after the last
+    checkpoint before a death, which are made again. Seconds of kept steps are saved with every checkpoint, so a restored
+    clock has forgotten the steps that were lost.
+
+    Args:
+      first_start: of the run, by the wall clock.
+      saved: what `state` gave when the run was saved.
+    """
+
+    def __init__(self, first_start: float, saved: Mapping[str, float] | None = None):
+        saved = saved or {"first_start": first_start, "kept_seconds": 0.0}
+        self._first_start, self._kept = min(first_start, saved["first_start"]), saved["kept_seconds"]
+        self._since: float | None = None  # of the newest interval; None before the first step is done
+
+    @property
+    def runs(self) -> bool:
+        """Whether the first step of this process is done."""
+        return self._since is not None
+
+    def start(self) -> None:
+        """Begins the first interval."""
+        self._since = time.monotonic()
+
+    def stand(self, seconds: float) -> None:
+        """Takes time out of the interval that runs."""
+        if self._since is not None:
+            self._since += seconds
+
+    def interval(self) -> float:
+        """Seconds of steps since the last interval; begins the next."""
+        assert self._since is not None, "a first step was added"
+        seconds, self._since = time.monotonic() - self._since, time.monotonic()
+        self._kept += seconds
+        return seconds
+
+    def goodput(self) -> float:
+        """In [0, 1], up to the last interval."""
+        return self._kept / max(time.time() - self._first_start, 1e-9)
+
+    def state(self) -> dict[str, float]:
+        """For the record of a checkpoint."""
+        running = 0.0 if self._since is None else time.monotonic() - self._since
+        return {"first_start": self._first_start, "kept_seconds": self._kept + running}
+
+
 class Progress:
     """Turns the metrics of the steps since the last report into means, rates and a line with the time left.
 
@@ -67,7 +131,10 @@ class Progress:
       steps: of the whole run.
       indices: the examples of the global batch that a step (the first is 0) consumes.
       max_skipped: updates in a row that may be skipped because they were not finite; 0 is any number.
-      pending: what `pending` gave when the run was saved, so that its next report is that of an uninterrupted run.
+      pending: what `record` gave when the run was saved, so that its next report is that of an uninterrupted run.
+      clock: of the run.
+      chips: how many share the work.
+      peak: FLOP/s of one of them; None where nobody knows.
     """
 
     def __init__(
@@ -77,28 +144,50 @@ class Progress:
         indices: Callable[[int], range],
         max_skipped: int = 0,
         pending: Sequence[Mapping[str, Any]] = (),
+        clock: Clock | None = None,
+        chips: int = 1,
+        peak: float | None = None,
     ):
         self._steps, self._indices, self._max_skipped = steps, indices, max_skipped
+        self._chips, self._peak = chips, peak
         self._skipped_in_a_row = 0
         self._pending: list[Any] = [
             {key: np.asarray(value, np.float32) for key, value in metrics.items()} for metrics in pending
         ]
         self._last = step - len(pending)
-        self._clock = time.monotonic()
-        self._waited = 0.0
-        self._inherited = len(pending)  # steps that another process has timed
+        self._clock = clock or Clock(time.time())
+        self._begin()
 
-    def pending(self) -> list[dict[str, Any]]:
-        """The metrics of the steps since the last report, as plain data."""
-        return [
+    def _begin(self) -> None:
+        """Of an interval: its steps that were timed, their images and FLOPs, and the seconds without data."""
+        self._timed, self._images, self._flops, self._waited = 0, 0, 0, 0.0
+
+    def record(self) -> dict[str, Any]:
+        """For the record of a checkpoint, plain data: the metrics of the steps since the last report, and the clock."""
+        pending = [
             {key: np.asarray(value).tolist() for key, value in metrics.items()}
             for metrics in jax.device_get(self._pending)
         ]
+        return {"pending": pending, "clock": self._clock.state()}
 
-    def add(self, metrics: Any, waited: float) -> None:
-        """Keeps the device values of one step, so that the loop does not wait for them, and its wait for data."""
+    def add(self, metrics: Any, waited: float, flops: int = 0) -> None:
+        """Keeps the device values of one step, so that the loop does not wait for them, its wait for data and its FLOPs."""
+        images = len(self._indices(self._last + len(self._pending)))
         self._pending.append(metrics)
-        self._waited += waited
+        if self._clock.runs:
+            self._timed, self._images = self._timed + 1, self._images + images
+            self._waited, self._flops = self._waited + waited, self._flops + flops
+        else:
+            jax.block_until_ready(metrics)
+            self._clock.start()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around what is no step: waits for the steps so far; then the clock stands."""
+        jax.block_until_ready(self._pending)
+        began = time.monotonic()
+        yield
+        self._clock.stand(time.monotonic() - began)
 
     def report(self, step: int) -> dict[str, float]:
         """Fetches what is pending, logs the progress line and returns all scalars.
@@ -109,27 +198,33 @@ class Progress:
         pending = jax.device_get(self._pending)
         self._count_skipped([float(metrics["skipped"]) for metrics in pending])
         totals = jax.tree.map(lambda *values: np.sum(values, axis=0), *pending)
-        seconds = time.monotonic() - self._clock
-        rate = (len(pending) - self._inherited) / seconds
-        images = sum(len(self._indices(done)) for done in range(self._last + self._inherited, step))
-        scalars = summary(totals, len(pending)) | {
-            "steps_per_second": rate,
-            "images_per_second": images / seconds,
-            "data_wait": self._waited / seconds,
-        }
-        left = (self._steps - step) / rate
-        logging.info(
-            "step %d/%d  loss %.4f  %.2f steps/s  %.1f images/s  %s left",
-            step,
-            self._steps,
-            scalars["loss"],
-            rate,
-            scalars["images_per_second"],
-            duration(left),
-        )
-        self._pending, self._last, self._clock, self._waited = [], step, time.monotonic(), 0.0
-        self._inherited = 0
+        rates = self._rates()
+        scalars = summary(totals, len(pending)) | rates
+        text = "".join(f"  {form.format(rates[key])}" for key, form in _LINE.items() if key in rates)
+        if "step_seconds" in rates:
+            text += f"  {duration((self._steps - step) * rates['step_seconds'])} left"
+        logging.info("step %d/%d  loss %.4f%s", step, self._steps, scalars["loss"], text)
+        self._pending, self._last = [], step
         return scalars
+
+    def _rates(self) -> dict[str, float]:
+        """What the clock says of the steps of this interval that it timed, and begins the next; nothing if it timed none."""
+        seconds, steps, images = self._clock.interval(), self._timed, self._images
+        waited, flops = self._waited, self._flops
+        self._begin()
+        if not steps:
+            return {"goodput": self._clock.goodput()}
+        per_chip = flops / seconds / self._chips
+        rates = {
+            "step_seconds": seconds / steps,
+            "steps_per_second": steps / seconds,
+            "images_per_second": images / seconds,
+            "data_wait": waited / seconds,
+            "tflops_per_chip": per_chip / 1e12,
+        }
+        if self._peak is not None:
+            rates["mfu"] = per_chip / self._peak
+        return rates | {"goodput": self._clock.goodput()}
 
     def _count_skipped(self, flags: list[float]) -> None:
         """Names the examples of each skipped update, so that they can be looked at: `uniser preview --index`."""

@@ -27,6 +27,8 @@ class Status:
       loss: the newest logged one.
       images_per_second: over the newest interval.
       steps_per_second: the same.
+      tflops_per_chip: the same.
+      mfu: the same, as a share of the peak; None for chips whose peak is not known, too.
       checkpoint: the newest committed step.
       checkpoint_age: since it was committed.
       age: since the run last wrote anything.
@@ -40,6 +42,8 @@ class Status:
     loss: float | None
     images_per_second: float | None
     steps_per_second: float | None
+    tflops_per_chip: float | None
+    mfu: float | None
     checkpoint: int | None
     checkpoint_age: float | None
     age: float | None
@@ -65,6 +69,8 @@ def read(run: str | os.PathLike, now: float | None = None) -> Status:
         loss=metrics.get("loss"),
         images_per_second=metrics.get("images_per_second"),
         steps_per_second=metrics.get("steps_per_second"),
+        tflops_per_chip=metrics.get("tflops_per_chip"),
+        mfu=metrics.get("mfu"),
         checkpoint=checkpoint,
         checkpoint_age=None if checkpoint is None else now - times[-1],
         age=age,
@@ -133,7 +139,7 @@ def last_metrics(run: str | os.PathLike) -> dict[str, Any]:
 
 def table(statuses: Sequence[Status]) -> str:
     """One line per run under a head, in aligned columns."""
-    head = ("run", "state", "step", "loss", "images/s", "left", "checkpoint", "restarts")
+    head = ("run", "state", "step", "loss", "images/s", "TFLOP/s", "MFU", "left", "checkpoint", "restarts")
     rows = [head, *(_row(status) for status in statuses)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     return "".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows)
@@ -201,6 +207,8 @@ def _row(status: Status) -> tuple[str, ...]:
         known(status.step, "{}") + known(status.steps, "/{}").replace("-", ""),
         known(status.loss, "{:.4f}"),
         known(status.images_per_second, "{:.1f}"),
+        known(status.tflops_per_chip, "{:.3g}"),
+        known(status.mfu, "{:.0%}"),
         left,
         checkpoint,
         known(status.restarts, "{}"),

@@ -144,7 +144,7 @@ def test_equals_the_specification(config: DiTConfig) -> None:
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", "full", "offload"])
 def test_rematerialisation_changes_no_gradient(remat: str) -> None:
     given = inputs(SMALL)
 
@@ -167,7 +167,7 @@ def test_initial_output_is_zero() -> None:
 
 
 def test_unknown_remat_and_missing_guidance_are_refused() -> None:
-    with pytest.raises(ValueError, match="none, dots, full"):
+    with pytest.raises(ValueError, match="none, dots, full, offload"):
         DiT(SMALL, rngs=nnx.Rngs(0), remat="some")
     config = CONFIGS["guidance"]
     with pytest.raises(ValueError, match="guidance"):

@@ -71,8 +71,9 @@ class Examples:
         if reuse == 1:
             return [pair]
         drawn = self._drawn(index)
-        rngs = (np.random.default_rng((self.seed, drawn.pair, 2, view)) for view in range(reuse))
-        return [cut_view(rng, pair, drawn.shape) for rng in rngs]
+        rng = np.random.default_rng((self.seed, drawn.pair, 2))
+        mirrored = int(rng.integers(2))  # and every second view, so that neighbours always differ
+        return [cut_view(rng, pair, drawn.shape, (view + mirrored) % 2 == 1) for view in range(reuse)]
 
     def recipe(self, index: int) -> tuple[Scene, Recipe]:
         """What the edit at a global index is made of, for logs and replay."""
@@ -223,10 +224,10 @@ def _largest(shape: tuple[int, ...], aspect: float) -> tuple[float, float]:
     return height, height * aspect
 
 
-def cut_view(rng: np.random.Generator, pair: Edit, shape: tuple[int, int]) -> Edit:
-    """A part of a larger pair, mirrored or not; pixels stay as they are, so the target stays exact."""
+def cut_view(rng: np.random.Generator, pair: Edit, shape: tuple[int, int], mirrored: bool) -> Edit:
+    """A part of a larger pair; pixels stay as they are, so the target stays exact."""
     top, left = (int(rng.integers(n - k + 1)) for n, k in zip(pair.mask.shape, shape, strict=True))
-    step = -1 if rng.random() < 0.5 else 1
+    step = -1 if mirrored else 1
 
     def cut(image: np.ndarray) -> np.ndarray:
         return image[top : top + shape[0], left : left + shape[1]][:, ::step]

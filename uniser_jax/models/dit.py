@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Float32
 
 from uniser_jax.mesh import constrain
@@ -31,13 +32,35 @@ from uniser_jax.models.presets import DiTConfig
 _FAN_IN = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _ZERO = nnx.initializers.zeros_init()
 
-# What the backward pass of a block keeps. `dots` keeps matrix products, the expensive part, and recomputes the rest.
+_POLICIES = jax.checkpoint_policies
+
+
+def _offloaded(body: Callable) -> Callable:
+    def named(carry: Any, layer: Any) -> Any:
+        return body(jax.tree.map(lambda x: checkpoint_name(x, "block_input"), carry), layer)
+
+    policy = _POLICIES.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["block_input"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+    return jax.checkpoint(named, prevent_cse=False, policy=policy)
+
+
+# What the backward pass of a block keeps. `dots` keeps matrix products and what attention returns, the expensive part, and
+# recomputes the rest; `full` recomputes all from the block's input; `offload` too, and keeps that in the host's memory.
 REMAT: dict[str, Callable[[Callable], Callable]] = {
     "none": lambda body: body,
     "dots": functools.partial(
-        jax.checkpoint, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        jax.checkpoint,
+        prevent_cse=False,
+        policy=_POLICIES.save_from_both_policies(
+            _POLICIES.dots_with_no_batch_dims_saveable, _POLICIES.save_only_these_names("attention")
+        ),
     ),
     "full": functools.partial(jax.checkpoint, prevent_cse=False),
+    "offload": _offloaded,
 }
 
 
