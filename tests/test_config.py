@@ -19,6 +19,12 @@ def test_overrides_reach_nested_keys() -> None:
     assert (config.optim.lr, config.steps, config.flow.times.share_at_one) == (3e-4, 7, 0.25)
 
 
+def test_steps_to_profile_are_a_pair() -> None:
+    config = schema.read(TINY, ["--config.profile_steps=100,105"])
+    assert config.profile_steps == (100, 105)
+    assert schema.from_json(schema.to_json(config)) == config
+
+
 def test_a_config_takes_arguments() -> None:
     assert schema.read(PIXEL + ":size=b").model.preset == "b"
     assert schema.read(PIXEL + ":size=l,image=512").data.size == 512
@@ -49,6 +55,8 @@ def test_shapes_are_those_of_all_buckets() -> None:
         (TINY, "--steps=3", "steps"),
         (TINY, "steps=3", "steps=3"),
         (TINY, "--config.steps=0", "at least 1"),
+        (TINY, "--config.profile_steps=7", "expected a first and a last step"),
+        (TINY, "--config.profile_steps=105,100", "expected a first and a last step"),
         (TINY, "--config.data.size=97", "multiple of config.model.patch"),
         (TINY, "--config.optim.accumulate=5", "multiple of"),
         (TINY, "--config.data.stages=((0, 48, 16), (5, 60, 16))", "expected (96, 16), config.data.size"),

@@ -1,7 +1,9 @@
 """Whole runs, tiny: they log, save, continue exactly, and refuse mistakes in one line."""
 
+import gzip
 import inspect
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -163,6 +165,29 @@ def test_a_run_that_is_stopped_or_killed_ends_as_an_uninterrupted_one(
         for folder in (run, tmp_path)
     ]
     assert lines[0] == lines[1]
+
+
+def test_a_second_start_compiles_nothing_again_and_traces_its_own_steps(tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "uniser_jax.train", f"--config={ROOT}/configs/tiny.py", f"--workdir={tmp_path}"]
+    few = [flag for flag in TINY if "mesh" not in flag and "steps" not in flag]
+    command += [*few, "--config.steps=4", "--config.profile_steps=2,3", "--config.sample_every=0"]
+    hidden = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "XLA_FLAGS")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment["JAX_LOG_COMPILES"] = "1"
+
+    def start() -> tuple[bool, list[int]]:
+        """Whether the step came from the cache, and the steps of the newest trace."""
+        done = subprocess.run(command, stderr=subprocess.PIPE, cwd=ROOT, env=environment, text=True)
+        assert done.returncode == 0, done.stderr
+        newest = max(tmp_path.glob("profile/plugins/profile/*/*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
+        events = json.loads(gzip.decompress(newest.read_bytes()))["traceEvents"]
+        steps = sorted({int(event["args"]["step_num"]) for event in events if event.get("name") == "train"})
+        return "Persistent compilation cache hit for 'jit_step'" in done.stderr, steps
+
+    assert start() == (False, [2, 3])
+    assert list((tmp_path / "compilation_cache").glob("jit_step-*"))
+    shutil.rmtree(tmp_path / "checkpoints/4")
+    assert start() == (True, [3])
 
 
 def test_a_continued_run_says_what_changed(run: pathlib.Path, tmp_path: pathlib.Path, caplog) -> None:

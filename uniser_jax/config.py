@@ -33,6 +33,7 @@ def defaults() -> ConfigDict:
     config.batch_size = 256  # global, over all processes
     config.log_every = 50
     config.sample_every = 2_000  # a grid of held-out restorations as PNG; 0 is never
+    config.profile_steps = ()  # first and last step to trace into WORKDIR/profile, as 100,105; () is none
     config.stall_seconds = 600.0  # without a step, after which a run logs what it hangs on; 0 is never
 
     # Sizes of the axes, docs/scale.md says how to choose them; -1: all remaining devices.
@@ -49,13 +50,15 @@ def defaults() -> ConfigDict:
     config.model.prompt_length = 8  # tokens per task embedding
     config.model.compute_dtype = "bfloat16"  # parameters and optimizer stay float32
     config.model.attention = "auto"  # auto | xla | chunked | splash (TPU) | cudnn (NVIDIA) | ring: models.attention
-    config.model.remat = "dots"  # none | dots | full
+    config.model.remat = "dots"  # none | dots | full | offload: from fast and large to slow and small
 
     config.lora = to_config(Lora())  # low-rank adapters of model.base: rank (0: all is trained), alpha, which kernels
 
     config.flow = to_config(Flow())  # prediction type, time sampling
 
     config.optim = ConfigDict()
+    config.optim.name = "adamw"  # adamw | adafactor | muon
+    config.optim.moments = "float32"  # float32 | bfloat16: how the optimizer's moments are stored
     config.optim.lr = 3e-4
     config.optim.warmup_steps = 1_000
     config.optim.final_lr = 0.01  # of the peak, at the end of a cosine decay
@@ -195,10 +198,9 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(
             f"config.model.mask_scale = {scale}: expected 1, or 2 by config.model.conditioning = 'references'"
         )
-    if config.data.size % (config.model.patch * scale):
-        words = "config.model.patch" if scale == 1 else "config.model.patch * config.model.mask_scale"
+    if config.data.size % config.model.patch:
         raise ValueError(
-            f"config.data.size = {config.data.size} is not a multiple of {words} = {config.model.patch * scale}"
+            f"config.data.size = {config.data.size} is not a multiple of config.model.patch = {config.model.patch}"
         )
     if config.batch_size % config.optim.accumulate:
         raise ValueError(
@@ -223,6 +225,9 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(
             "config.model.codec = 'latents' needs config.model.base and config.model.conditioning = 'references'"
         )
+    first_last = config.profile_steps
+    if first_last and not (len(first_last) == 2 and 1 <= first_last[0] <= first_last[1]):
+        raise ValueError(f"config.profile_steps = {first_last}: expected a first and a last step, as in 100,105")
     if build(Lora, config.lora).rank and not config.model.base:
         raise ValueError(f"config.lora.rank = {config.lora.rank} adapts a base: name it, config.model.base")
     if not 0 <= config.optim.ema < 1:
@@ -261,7 +266,7 @@ def shapes(config: ConfigDict, size: int) -> list[tuple[int, int]]:
 
 
 def multiple(config: ConfigDict) -> int:
-    """Of which the sides of training images are multiples: a token, through latents of 16 pixels, also of a smaller mask."""
+    """Of which the sides of training images are multiples: a token, also of a smaller mask, and a latent of 16 pixels."""
     token = math.lcm(config.model.patch, 16) if config.model.codec == "latents" else config.model.patch
     return token * config.model.mask_scale
 
