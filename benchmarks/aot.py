@@ -69,7 +69,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     """Markdown: a line per cell that was compiled."""
     head = (
         *("preset", "px", "chips", "mesh", "batch", "remat", "attention"),
-        *("tokens", "TFLOPs/step", "state", "peak GiB/chip", "compile"),
+        *("tokens", "TFLOPs/step", "state GiB/chip", "peak GiB/chip", "compile, CPU min"),
     )
     lines = [" | ".join(head), " | ".join(["--"] * 2 + [":-"] + ["--"] * (len(head) - 3))]
     for name, r in results.items():
@@ -82,7 +82,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         peak += "" if r["fits"] else f" of {r['hbm'] / _GIB:.1f}: does not fit"
         flops = f"{r['flops'] / 1e12:,.0f}" + (f" + {r['encode_flops'] / 1e12:,.0f}" if r["encode_flops"] else "")
         row = (size, side, r["topology"], mesh, batch, r["remat"], r["attention"], f"{r['tokens']:,}", flops)
-        lines.append(" | ".join([*row, f"{r['state'] / _GIB:.2f}", peak, f"{r['compile_seconds']:.0f} s"]))
+        lines.append(" | ".join([*row, f"{r['state'] / _GIB:.2f}", peak, f"{r['compile_cpu_seconds'] / 60:.0f}"]))
     return "".join(f"| {line} |\n" for line in lines)
 
 

@@ -2,10 +2,14 @@
 
     python -m convert.from_diffusers FLUX.2-klein-base-4B runs/klein_base
     python -m uniser_jax.train --config=configs/klein.py:photos=/data/photos --workdir=runs/klein
+    python -m uniser_jax.train --config=configs/klein.py:lora,photos=/data/photos --workdir=runs/klein_lora
+    python -m uniser_jax.train --config=configs/klein.py:stages,image=1024,photos=/data/photos --workdir=runs/klein_1024
     python -m uniser_jax.train --config=configs/klein.py:tiny,base=runs/tiny_base --workdir=runs/klein_tiny
 
-Hardware: a v5p-32 or 16 H100 at 512 px, twice that at 1024 px; an estimate, nobody has run it yet. `tiny` is its twin for
-two CPU cores, of a base as small: a minute. Metric: PSNR gain per effect on held-out photographs (`uniser evaluate`).
+Hardware: a v5p-32 or 16 H100 at 512 px, twice that at 1024 px; an estimate, nobody has run it yet. `lora` trains low-rank
+adapters of the blocks alone, the base frozen in bfloat16: one card of 80 GB at 512 px, an estimate too. `tiny` and `tiny,lora`
+are the twins for two CPU cores, of a base as small: a minute.
+Metric: PSNR gain per effect on held-out photographs (`uniser evaluate`).
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +18,9 @@ from uniser_jax import config as schema
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    args = schema.parse_argument(argument, base="runs/klein_base", image=512, photos="samples", tiny=False)
+    args = schema.parse_argument(
+        argument, base="runs/klein_base", image=512, photos="samples", stages=False, tiny=False, lora=False
+    )
     config = schema.defaults()
     config.steps = 20_000
     config.batch_size = 128
@@ -40,10 +46,22 @@ def get_config(argument: str | None = None) -> ConfigDict:
 
     config.restore.steps = 4
     config.restore.shift = 3.0
+    if args.lora:
+        config.lora.rank, config.lora.alpha = 32, 32.0
+        config.lora.targets = "dit/(double|single)/.*/kernel"
+        config.optim.lr = 1e-4
+        config.batch_size = 32
     if args.tiny:
         config.model.preset, config.model.compute_dtype, config.model.remat = "tiny", "float32", "none"
         config.model.prompt_length = 4
         config.steps, config.batch_size, config.data.size, config.data.workers = 100, 8, 64, 0
         config.optim.lr, config.optim.warmup_steps, config.optim.ema = 1e-3, 5, 0.9
         config.log_every, config.sample_every = 10, 0
+        if args.lora:
+            config.lora.rank, config.lora.alpha, config.optim.lr = 4, 4.0, 1e-2
+    if args.stages:  # first half at half the side, four times as many: tokens a step stay the same
+        config.data.stages = (
+            (0, config.data.size // 2, 4 * config.batch_size),
+            (config.steps // 2, config.data.size, config.batch_size),
+        )
     return config

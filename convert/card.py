@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from uniser_jax import __version__
 from uniser_jax.models.presets import DiTConfig
-from uniser_jax.types import TASKS
+from uniser_jax.types import TASKS, tasks_digest
 
 _TEXT = """---
 license: {license}
@@ -19,8 +19,7 @@ Removes lens flare, haze, shadows and reflections from photographs, or adds them
 
 {usage}
 
-The prompts: {prompts}. The transformer loads alone as
-`Flux2Transformer2DModel.from_pretrained(folder, subfolder="transformer")`.
+The prompts (set `{tasks}`): {prompts}.{alone}
 
 ## Facts
 
@@ -29,11 +28,15 @@ The prompts: {prompts}. The transformer loads alone as
 | transformer | {parameters:,} parameters, {double} double and {single} single blocks, {dtype} |
 | trained | {step} steps of {batch} pairs at {side} px, photographs: `{photos}` |
 | parameters | {average} |
+| adapters | {adapters} |
 | predicts | {prediction}, {steps} Euler step(s) by default |
 | JAX against torch | {difference} |
 
 Everything else about the training is in `training_config.json`. {limits}
 """
+
+_ALONE = """ The transformer loads alone as
+`Flux2Transformer2DModel.from_pretrained(folder, subfolder="transformer")`."""
 
 _PIXELS = """```python
 from diffusers import DiffusionPipeline
@@ -64,14 +67,50 @@ folder = "."  # where this card lies
 pipe = Flux2KleinPipeline.from_pretrained(folder, text_encoder=None, tokenizer=None)
 prompts = load_file(f"{folder}/prompt_embeds.safetensors")
 photo = Image.open("photo.jpg")
-mask = Image.new("RGB", photo.size, "white")  # gray where less should be removed, black where nothing
+mask = Image.new("RGB", photo.size, "white")REDUCED  # gray where less should be removed, black where nothing
 restored = pipe(image=[photo, mask], prompt_embeds=prompts["remove_effects"], num_inference_steps=STEPS).images[0]
+restored.save("restored.png")
+```"""
+
+_ADAPTERS = """Adapters for FLUX.2 [klein] 4B Base: this folder holds what training added to it, not the model.
+
+```python
+from diffusers import Flux2KleinPipeline, FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from safetensors.torch import load_file
+
+folder = "."  # where this card lies
+base = "black-forest-labs/FLUX.2-klein-base-4B"  # what was adapted
+pipe = Flux2KleinPipeline.from_pretrained(base, text_encoder=None, tokenizer=None)
+pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
+pipe.load_lora_weights(folder)
+prompts = load_file(f"{folder}/prompt_embeds.safetensors")
+photo = Image.open("photo.jpg")
+mask = Image.new("RGB", photo.size, "white")REDUCED  # gray where less should be removed, black where nothing
+how = {"num_inference_steps": STEPS, "guidance_scale": 1.0}  # trained without classifier-free guidance
+restored = pipe(image=[photo, mask], prompt_embeds=prompts["remove_effects"], **how).images[0]
 restored.save("restored.png")
 ```"""
 
 _LATENTS_LIMITS = """The stock pipeline crops sides to multiples of 16 px, makes photographs of more than a megapixel
 smaller, and returns what the autoencoder makes of every pixel; the command line of uniser-jax, `uniser restore`, does none of
 this."""
+
+
+_HALF = """ The mask is shown at half the side: give it so, and photographs of at least 128 px with sides that are multiples of
+32 px, so that both are cropped alike."""
+
+
+def _filled(usage: str, config: ConfigDict) -> str:
+    scale = config.model.mask_scale
+    words = {
+        "STEPS": str(config.restore.steps),
+        "SHIFT": str(config.restore.shift),
+        "REDUCED": "" if scale == 1 else f".reduce({scale})",
+    }
+    for word, value in words.items():
+        usage = usage.replace(word, value)
+    return usage
 
 
 def text(
@@ -81,18 +120,25 @@ def text(
     dtype: str,
     ema: bool,
     difference: float | None,
+    adapters: bool = False,
     licence: str = "apache-2.0",
 ) -> str:
     """The card; what is known only after training is asked for, the rest is in the config."""
     latents = config.model.codec == "latents"
+    usage = _ADAPTERS if adapters else _LATENTS if latents else _PIXELS
     names = [f"`{task.replace(' ', '_')}`" for task in TASKS if task]
     return _TEXT.format(
         license=licence,
         size=config.model.preset,
         version=__version__,
-        usage=(_LATENTS if latents else _PIXELS).replace("STEPS", str(config.restore.steps)),
-        limits=_LATENTS_LIMITS if latents else _PIXELS_LIMITS,
+        usage=_filled(usage, config),
+        limits=(_LATENTS_LIMITS + (_HALF if config.model.mask_scale > 1 else "")) if latents else _PIXELS_LIMITS,
+        tasks=tasks_digest(),
         prompts=", ".join(names),
+        alone="" if adapters else _ALONE,
+        adapters=f"rank {config.lora.rank}, scale {config.lora.alpha / config.lora.rank:g}, of `{config.lora.targets}`"
+        if config.lora.rank
+        else "none, all parameters were trained",
         parameters=transformer.parameter_count(),
         double=transformer.num_layers,
         single=transformer.num_single_layers,

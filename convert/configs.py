@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -90,6 +91,36 @@ def infer_transformer(shapes: Mapping[str, tuple[int, ...]]) -> DiTConfig:
         )
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"not the tensors of a FLUX.2 single file: {error}") from None
+
+
+def infer_vae(shapes: Mapping[str, tuple[int, ...]]) -> VAEConfig:
+    """The config of an autoencoder in Black Forest Labs' layout, which has none; group norms of 32 groups, as theirs all are.
+
+    Raises:
+      ValueError: if the tensors are not those of such a file.
+    """
+    try:
+        levels = range(len({key.split(".")[2] for key in shapes if key.startswith("encoder.down.")}))
+        encoder, decoder = (
+            tuple(shapes[f"{side}.{n}.block.0.conv1.weight"][0] for n in levels)
+            for side in ("encoder.down", "decoder.up")
+        )
+        latents = shapes["encoder.conv_out.weight"][0] // 2
+        patch = math.isqrt(shapes["bn.running_mean"][0] // latents)
+        return VAEConfig(
+            in_channels=shapes["encoder.conv_in.weight"][1],
+            out_channels=shapes["decoder.conv_out.weight"][0],
+            block_out_channels=encoder,
+            decoder_block_out_channels=None if decoder == encoder else decoder,
+            layers_per_block=len({key.split(".")[4] for key in shapes if key.startswith("encoder.down.0.block.")}),
+            latent_channels=latents,
+            use_quant_conv="encoder.quant_conv.weight" in shapes,
+            use_post_quant_conv="decoder.post_quant_conv.weight" in shapes,
+            mid_block_add_attention="encoder.mid.attn_1.q.weight" in shapes,
+            patch_size=(patch, patch),
+        )
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"not the tensors of a FLUX.2 autoencoder: {error}") from None
 
 
 _IRRELEVANT = ("sample_size", "batch_norm_momentum", "force_upcast")  # they do not change what a trained model computes

@@ -1,11 +1,12 @@
 """A FLUX.2 checkpoint as the base of a run, without torch.
 
-    python -m convert.from_diffusers FOLDER OUT [--prompts FILE]
+    python -m convert.from_diffusers FOLDER OUT [--vae FOLDER] [--prompts FILE]
 
 FOLDER is a diffusers folder (a pipeline with `transformer/` and `vae/`, or one of the two), sharded or not, or a single file
-in Black Forest Labs' own layout. OUT becomes a run folder whose checkpoint holds `params` (`dit/...`) and `vae` in float32, as
-training keeps them. Tensors are read one at a time, so memory is that of the largest. FILE, made by `convert.cache_prompts`,
-gives the embeddings of the prompt set to start from; without it they start at random.
+in Black Forest Labs' own layout, of a transformer or of an autoencoder; `--vae ae.safetensors` adds the latter to the former.
+OUT becomes a run folder whose checkpoint holds `params` (`dit/...`) and `vae` in float32, as training keeps them. Tensors are
+read one at a time, so memory is that of the largest. FILE, made by `convert.cache_prompts`, gives the embeddings of the prompt
+set to start from; without it they start at random.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from uniser_jax.models.presets import DiTConfig
 from uniser_jax.models.vae import VAEConfig
 from uniser_jax.types import TASKS, prompt_name, tasks_digest
 
+_COUNTER = "bn.num_batches_tracked"  # no result depends on it, and some writers leave it out
+
 
 class Source(NamedTuple):
     """One network of a checkpoint: its files, and where its tensors go."""
@@ -46,14 +49,21 @@ class Source(NamedTuple):
 
 
 def convert(
-    folder: str | pathlib.Path, out: str | pathlib.Path, prompts: str | pathlib.Path | None = None
+    folder: str | pathlib.Path,
+    out: str | pathlib.Path,
+    prompts: str | pathlib.Path | None = None,
+    autoencoder: str | pathlib.Path | None = None,
 ) -> dict[str, Any]:
-    """Converts a checkpoint and returns the record written beside it.
+    """Converts a checkpoint, and an autoencoder that is not in it, and returns the record written beside them.
 
     Raises:
       ValueError: one line, before anything is written, if keys, shapes, types or configs are not what they should be.
     """
     sources = open_checkpoint(pathlib.Path(folder))
+    if autoencoder is not None:
+        sources += open_checkpoint(pathlib.Path(autoencoder))
+        if sorted(source.item for source in sources) != ["params", "vae"]:
+            raise ValueError(f"{autoencoder}: expected one autoencoder, and {folder} without one")
     record = {source.item: {"dtype": source.dtype, "config": dataclasses.asdict(source.config)} for source in sources}
     trees = {source.item: source.shapes for source in sources}
     table = np.zeros((0, 0, 0), np.float32) if prompts is None else _prompts(pathlib.Path(prompts), sources)
@@ -79,7 +89,10 @@ def open_checkpoint(path: pathlib.Path) -> list[Source]:
     """
     if path.is_file():
         entries = open_tensors(path)
-        return [_source(path, configs.infer_transformer(_shapes(entries)), entries, mapping.TRANSFORMER_BFL)]
+        if "encoder.conv_in.weight" not in entries:
+            return [_source(path, configs.infer_transformer(_shapes(entries)), entries, mapping.TRANSFORMER_BFL)]
+        config = configs.infer_vae(_shapes(entries))
+        return [_source(path, config, entries, mapping.vae_bfl(len(config.block_out_channels)))]
     if (path / "model_index.json").is_file():
         return [source for part in ("transformer", "vae") for source in open_checkpoint(path / part)]
     table = configs.read(path / "config.json")
@@ -105,12 +118,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("convert.from_diffusers", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path, help="a diffusers folder, or a single .safetensors file")
     parser.add_argument("out", type=pathlib.Path, help="the run folder to make")
+    parser.add_argument("--vae", type=pathlib.Path, help="an autoencoder for a transformer that came alone")
     parser.add_argument("--prompts", type=pathlib.Path, help="a file made by convert.cache_prompts")
     arguments = parser.parse_args(argv)
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # orbax warns that what it wrote has one file per array, which is meant
     try:
-        record = convert(arguments.folder, arguments.out, arguments.prompts)
+        record = convert(arguments.folder, arguments.out, arguments.prompts, arguments.vae)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"convert.from_diffusers: {str(error).splitlines()[0]}\n")
         return 2
@@ -125,7 +139,8 @@ def _source(
 ) -> Source:
     shapes = shapes_of(config)
     tensors = mapping.plan(rows, shapes.get("dit", shapes))
-    mapping.check(tensors, _shapes(entries), path)
+    counter = {_COUNTER: ()} if isinstance(config, VAEConfig) else {}
+    mapping.check(tensors, counter | _shapes(entries), path)
     return Source("vae" if isinstance(config, VAEConfig) else "params", config, shapes, entries, tensors)
 
 
@@ -147,7 +162,8 @@ def _slices(source: Source) -> Iterator[Slice]:
     prefix, leaves = ("dit/", source.shapes["dit"]) if source.item == "params" else ("", source.shapes)
     kinds = {path: leaf.dtype for path, leaf in mapping.flatten(leaves).items()}
     for tensor in source.tensors:
-        array = source.entries[tensor.key].read()
+        missing = tensor.key not in source.entries  # only the counter may be
+        array = np.zeros(tensor.shape) if missing else source.entries[tensor.key].read()
         for part, values in mapping.to_ours(tensor, array):
             yield Slice(source.item, prefix + part.path, part.slices, np.asarray(values, kinds[part.path], order="C"))
 

@@ -26,6 +26,7 @@ class Row(NamedTuple):
     key: str
     paths: tuple[str, ...]
     axis: int = 0  # of the torch tensor, along which parts follow each other: 0 is out, 1 is in
+    ones: int = 0  # trailing axes of length 1 that torch has and we do not: a matrix kept as a 1 x 1 convolution
 
 
 class Part(NamedTuple):
@@ -43,11 +44,12 @@ class Tensor(NamedTuple):
     shape: Shape
     axis: int
     parts: tuple[Part, ...]
+    ones: int = 0
 
 
-def row(key: str, *paths: str, axis: int = 0) -> Row:
+def row(key: str, *paths: str, axis: int = 0, ones: int = 0) -> Row:
     """A row; without it every single path would be a tuple of one."""
-    return Row(key, paths, axis)
+    return Row(key, paths, axis, ones)
 
 
 def plan(rows: Iterable[Row], tree: Any) -> list[Tensor]:
@@ -100,12 +102,14 @@ def to_torch(tensor: Tensor, leaf: Callable[[str], Any]) -> np.ndarray:
     """
     parts = [np.asarray(leaf(part.path)[part.slices]) for part in tensor.parts]
     turned = [part.transpose(_TO_TORCH[part.ndim]) for part in parts]
-    return np.asarray(turned[0] if len(turned) == 1 else np.concatenate(turned, tensor.axis), order="C")
+    joined = turned[0] if len(turned) == 1 else np.concatenate(turned, tensor.axis)
+    return np.asarray(joined.reshape(tensor.shape), order="C")
 
 
 def to_ours(tensor: Tensor, array: np.ndarray) -> Iterator[tuple[Part, np.ndarray]]:
     """What a torch tensor fills: parts and their values, views of `array`; the inverse of `to_torch`."""
     start = 0
+    array = array.reshape(array.shape[: array.ndim - tensor.ones])
     for part in tensor.parts:
         if len(tensor.parts) == 1:
             piece = array
@@ -151,7 +155,7 @@ def _expand(entry: Row, leaves: Mapping[str, Shape]) -> Iterator[Tensor]:
             if len(parts) > 1:
                 shape[entry.axis] = sum(_turned(part.shape)[entry.axis] for part in parts)
             key = entry.key.format(**numbers | ({} if layer is None else {"layer": layer}))
-            yield Tensor(key, tuple(shape), entry.axis, parts)
+            yield Tensor(key, (*shape, *(1,) * entry.ones), entry.axis, parts, entry.ones)
 
 
 def _part(name: str, layer: int | None, leaves: Mapping[str, Shape]) -> Part:
@@ -256,14 +260,14 @@ TRANSFORMER_BFL = (
 )
 
 
-def _affine(key: str, path: str, weight: str = "kernel") -> tuple[Row, Row]:
-    return row(f"{key}.weight", f"{path}/{weight}"), row(f"{key}.bias", f"{path}/bias")
+def _affine(key: str, path: str, weight: str = "kernel", ones: int = 0) -> tuple[Row, Row]:
+    return row(f"{key}.weight", f"{path}/{weight}", ones=ones), row(f"{key}.bias", f"{path}/bias")
 
 
-def _resnet(key: str, path: str) -> tuple[Row, ...]:
+def _resnet(key: str, path: str, shortcut: str = "conv_shortcut") -> tuple[Row, ...]:
     norms = (line for n in "12" for line in _affine(f"{key}.norm{n}", f"{path}/norm{n}", "scale"))
     convolutions = (line for n in "12" for line in _affine(f"{key}.conv{n}", f"{path}/conv{n}"))
-    return (*norms, *convolutions, *_affine(f"{key}.conv_shortcut", f"{path}/shortcut"))
+    return (*norms, *convolutions, *_affine(f"{key}.{shortcut}", f"{path}/shortcut"))
 
 
 def _half(side: str, levels: str, resize: str) -> tuple[Row, ...]:
@@ -282,13 +286,51 @@ def _half(side: str, levels: str, resize: str) -> tuple[Row, ...]:
     )
 
 
+def _half_bfl(side: str, numbers: Iterable[int]) -> tuple[Row, ...]:
+    """The same in Black Forest Labs' names; `numbers` are theirs of our levels."""
+    levels, resize = ("down", "downsample") if side == "encoder" else ("up", "upsample")
+    attention, shortcut = f"{side}.mid.attn_1", "nin_shortcut"
+    return (
+        *_affine(f"{side}.conv_in", f"{side}/conv_in"),
+        *(
+            line
+            for level, number in enumerate(numbers)
+            for line in (
+                *_resnet(f"{side}.{levels}.{number}.block.{{b}}", f"{side}/level_{level}/resnet_{{b}}", shortcut),
+                *_affine(f"{side}.{levels}.{number}.{resize}.conv", f"{side}/level_{level}/resize"),
+            )
+        ),
+        *(line for b in (0, 1) for line in _resnet(f"{side}.mid.block_{b + 1}", f"{side}/middle/resnet_{b}", shortcut)),
+        *_affine(f"{attention}.norm", f"{side}/middle/attention/norm", "scale"),
+        *(line for n in "qkv" for line in _affine(f"{attention}.{n}", f"{side}/middle/attention/{n}", ones=2)),
+        *_affine(f"{attention}.proj_out", f"{side}/middle/attention/out", ones=2),
+        *_affine(f"{side}.norm_out", f"{side}/norm_out", "scale"),
+        *_affine(f"{side}.conv_out", f"{side}/conv_out"),
+    )
+
+
+_STATISTICS = (
+    row("bn.running_mean", "statistics/mean"),
+    row("bn.running_var", "statistics/variance"),
+    row("bn.num_batches_tracked", "statistics/batches"),
+)
+
 # diffusers' `AutoencoderKLFlux2`.
 VAE = (
     *_half("encoder", "down_blocks", "downsamplers"),
     *_half("decoder", "up_blocks", "upsamplers"),
     *_affine("quant_conv", "quant"),
     *_affine("post_quant_conv", "post_quant"),
-    row("bn.running_mean", "statistics/mean"),
-    row("bn.running_var", "statistics/variance"),
-    row("bn.num_batches_tracked", "statistics/batches"),
+    *_STATISTICS,
 )
+
+
+def vae_bfl(levels: int) -> tuple[Row, ...]:
+    """Black Forest Labs' own `ae.safetensors`: the decoder counts its levels from the image inwards, we from the latents."""
+    return (
+        *_half_bfl("encoder", range(levels)),
+        *_half_bfl("decoder", reversed(range(levels))),
+        *_affine("encoder.quant_conv", "quant"),
+        *_affine("decoder.post_quant_conv", "post_quant"),
+        *_STATISTICS,
+    )

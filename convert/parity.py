@@ -98,8 +98,8 @@ def _predictions(folder: pathlib.Path, pipe: Any, params: Any) -> tuple[np.ndarr
 
 def _restorations(folder: pathlib.Path, pipe: Any, config: ConfigDict, params: Any) -> tuple[np.ndarray, np.ndarray]:
     network, flow = build_network(config.model), schema.build(Flow, config.flow)
-    latents = pretrained.latents(config.model.base) if config.model.codec == "latents" else None
-    height, width = (cells * config.model.patch for cells in _CELLS)
+    latents = pretrained.latents(config) if config.model.codec == "latents" else None
+    height, width = (cells * config.model.patch * config.model.mask_scale for cells in _CELLS)
     photo = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     images, key = jnp.asarray(photo[None] / np.float32(127.5) - 1), jax.random.key(0)
     predict = functools.partial(uniser.apply, network.graphdef, params)
@@ -116,7 +116,7 @@ def _restorations(folder: pathlib.Path, pipe: Any, config: ConfigDict, params: A
     if latents is None:
         pipe.register_to_config(working_size=max(height, width))  # small enough for the network to see every pixel
     else:
-        image = [image, Image.new("RGB", image.size, "white")]
+        image = [image, Image.new("RGB", image.size, "white").reduce(config.model.mask_scale)]
     theirs = pipe(
         image=image,
         prompt_embeds=load_file(folder / "prompt_embeds.safetensors")[_TASK.replace(" ", "_")],

@@ -23,6 +23,7 @@ class UniSERPipeline(DiffusionPipeline):
       scheduler: Euler steps on an even grid of times.
       patch: side of a token in pixels.
       conditioning: `channels` (photo and mask in each token) or `references` (as images of their own).
+      mask_scale: by references, how many times smaller than the photograph the mask is shown.
       prediction: what the transformer predicts: `residual` (restored - photo), `x0` (restored) or `velocity`.
       working_size: square root of the area, in pixels, it was trained for.
       steps: default number of steps.
@@ -34,15 +35,15 @@ class UniSERPipeline(DiffusionPipeline):
         scheduler: FlowMatchEulerDiscreteScheduler,
         patch: int = 16,  # without a default diffusers would take it for a component
         conditioning: str = "channels",
+        mask_scale: int = 1,
         prediction: str = "residual",
         working_size: int = 256,
         steps: int = 1,
     ):
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler)
-        self.register_to_config(
-            patch=patch, conditioning=conditioning, prediction=prediction, working_size=working_size, steps=steps
-        )
+        self.register_to_config(patch=patch, conditioning=conditioning, mask_scale=mask_scale)
+        self.register_to_config(prediction=prediction, working_size=working_size, steps=steps)
 
     @torch.no_grad()
     def __call__(
@@ -79,7 +80,7 @@ class UniSERPipeline(DiffusionPipeline):
         height, width = photo.shape[2:]
         # Up to a quarter above the trained side the pixels are the network's own; above, its change is carried over.
         if height * width <= (1.25 * self.config.working_size) ** 2:
-            bottom, right = (-side % self.config.patch for side in (height, width))
+            bottom, right = (-side % (self.config.patch * self.config.mask_scale) for side in (height, width))
             seen, soft_seen = (functional.pad(x, (0, right, 0, bottom), mode="reflect") for x in (photo, soft))
             restored = self._sample(seen, soft_seen, prompt_embeds, num_inference_steps, generator, latents)
             linear = _decode(restored[..., :height, :width])
@@ -110,11 +111,13 @@ class UniSERPipeline(DiffusionPipeline):
         x, photo, mask = noise.to(device), (2 * photo - 1).to(device), mask.to(device)
         rows, columns = photo.shape[2] // patch, photo.shape[3] // patch
         context = prompt_embeds.to(device, dtype)
-        image_ids = torch.cartesian_prod(*(torch.arange(n, device=device) for n in (1, rows, columns, 1)))
-        references = self.config.conditioning == "references"
+        references, scale = self.config.conditioning == "references", self.config.mask_scale
         if references:
-            mask = (2 * mask - 1).expand_as(photo)
-            image_ids = torch.cat([image_ids + torch.tensor([t, 0, 0, 0], device=device) for t in (0, 10, 20)])
+            if scale > 1:  # in 8 bits, as an image that is given to a stock pipeline
+                mask = torch.floor(functional.avg_pool2d(torch.round(255 * mask), scale) + 0.5) / 255
+            mask = (2 * mask - 1).expand(-1, 3, -1, -1)
+        grids = ((0, 1), (10, 1), (20, scale)) if references else ((0, 1),)
+        image_ids = torch.cat([_ids(t, rows // n, columns // n) for t, n in grids]).to(device)
         text_ids = torch.cartesian_prod(*(torch.arange(n, device=device) for n in (1, 1, 1, context.shape[1])))
         steps = steps or self.config.steps
         self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device)
@@ -142,7 +145,7 @@ class UniSERPipeline(DiffusionPipeline):
 
     def _working_shape(self, height: int, width: int) -> tuple[int, int]:
         """Of about the trained area and the photograph's aspect, in whole patches."""
-        patch, side = self.config.patch, self.config.working_size
+        patch, side = self.config.patch * self.config.mask_scale, self.config.working_size
         rows = max(1, round(side * (height / width) ** 0.5 / patch))
         return rows * patch, max(1, round(side**2 / (rows * patch) / patch)) * patch
 
@@ -150,6 +153,11 @@ class UniSERPipeline(DiffusionPipeline):
 def _patches(x: torch.Tensor, patch: int) -> torch.Tensor:
     """[1, c, h, w] to row-major tokens [1, n, c * patch * patch]."""
     return functional.pixel_unshuffle(x, patch).flatten(2).transpose(1, 2)
+
+
+def _ids(t: int, rows: int, columns: int) -> torch.Tensor:
+    """Positions (T, H, W, L) of the tokens of one image."""
+    return torch.cartesian_prod(torch.tensor([t]), torch.arange(rows), torch.arange(columns), torch.tensor([0]))
 
 
 def _carried_over(photo: torch.Tensor, small: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:

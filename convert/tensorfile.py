@@ -102,6 +102,7 @@ def write(
     path: pathlib.Path,
     tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
     values: Callable[[str], np.ndarray],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a file, asking for one tensor after the other; it appears under its name only when it is whole.
 
@@ -109,11 +110,14 @@ def write(
       path: of the file.
       tensors: dtype and shape of each, in the order they are asked for.
       values: name to array.
+      metadata: words to keep in the header.
 
     Raises:
       ValueError: if an array is not of the dtype and shape announced.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses files without
+    header: dict[str, Any] = {
+        "__metadata__": {"format": "pt", **(metadata or {})}
+    }  # transformers refuses files without
     end = 0
     for name, (dtype, shape) in tensors.items():
         start, end = end, end + math.prod(shape) * dtype.itemsize

@@ -1,12 +1,12 @@
 """A run as a diffusers folder, for people who use PyTorch.
 
-    python -m convert.to_diffusers RUN OUT [--no-ema] [--dtype bf16] [--single-file]
+    python -m convert.to_diffusers RUN OUT [--no-ema] [--dtype bf16] [--single-file] [--lora]
 
 OUT gets the transformer in diffusers' stock class, `prompt_embeds.safetensors` with one tensor per task, a model card, the
 training config, and either `pipeline.py` or, of a run through latents, all that diffusers' own `Flux2KleinPipeline` needs.
-Every tensor is read back and compared. Where torch is installed, the exported model is run beside ours and `parity.json` holds
-the largest difference; without torch all else works the same. A base made by `convert.from_diffusers` goes back to the folders
-it came from.
+Adapters are merged into their base; with --lora they are written alone, for `load_lora_weights`. Every tensor is read back and
+compared. Where torch is installed, the exported model is run beside ours and `parity.json` holds the largest difference;
+without torch all else works the same. A base made by `convert.from_diffusers` goes back to the folders it came from.
 """
 
 import argparse
@@ -22,14 +22,16 @@ import ml_dtypes
 import numpy as np
 from ml_collections import ConfigDict
 
-from convert import card, configs, mapping, tensorfile
+from convert import card, configs, lora, mapping, tensorfile
 from convert.from_diffusers import shapes_of
 from uniser_jax import config as schema
 from uniser_jax.checkpoint import Checkpoints, has_checkpoint
+from uniser_jax.models.lora import Lora
 from uniser_jax.models.presets import DiTConfig, preset
 from uniser_jax.models.uniser import conditioned_config
 from uniser_jax.pretrained import open_base
-from uniser_jax.step import build_network
+from uniser_jax.restore.restorer import read_run
+from uniser_jax.step import Network, build_network
 from uniser_jax.types import TASKS, prompt_name
 
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -43,12 +45,18 @@ class Run(NamedTuple):
 
     config: ConfigDict
     transformer: DiTConfig
-    params: Any
+    params: Any  # of the whole network, or of the adapters alone
     step: int
+    kernels: Any = None  # of adapters alone: the shapes of the transformer beside which they lie
 
 
 def export(
-    run: str | pathlib.Path, out: str | pathlib.Path, ema: bool = True, dtype: str = "f32", single_file: bool = False
+    run: str | pathlib.Path,
+    out: str | pathlib.Path,
+    ema: bool = True,
+    dtype: str = "f32",
+    single_file: bool = False,
+    adapters: bool = False,
 ) -> float | None:
     """Writes the folder; returns the largest difference between ours and the exported model, None without torch.
 
@@ -58,9 +66,11 @@ def export(
       ema: whether to take the average of the parameters over training.
       dtype: of the transformer's weights, `f32` or `bf16`.
       single_file: whether to write Black Forest Labs' layout, for ComfyUI, beside diffusers'.
+      adapters: whether to write the adapters alone, not merged into their base.
 
     Raises:
-      ValueError: one line, for a run without a checkpoint, a folder in use, or a file that does not read back.
+      ValueError: one line, for a run without a checkpoint or without the adapters asked for, a folder in use, or a file that
+        does not read back.
     """
     out = pathlib.Path(out)
     if not has_checkpoint(run):
@@ -69,14 +79,31 @@ def export(
         raise ValueError(f"{out} is not an empty folder: name a new one")
     with Checkpoints(run) as checkpoints:
         record = checkpoints.record()
-        if "base" in record:
+        if "base" in record and not adapters:
             _export_base(checkpoints, record["base"], out)
             return None
-        loaded = _load(checkpoints, record, ema)
-    _export_run(loaded, out, DTYPES[dtype], single_file)
-    difference = _compare(out, loaded) if all(map(importlib.util.find_spec, _TORCH)) else None
-    (out / "README.md").write_text(card.text(loaded.config, loaded.transformer, loaded.step, dtype, ema, difference))
+        loaded = (_load_adapters if adapters else _load)(checkpoints, record, ema)
+    difference = None
+    if adapters:
+        _export_adapters(loaded, out, DTYPES[dtype])
+    else:
+        _export_run(loaded, out, DTYPES[dtype], single_file)
+        difference = _compare(out, loaded) if all(map(importlib.util.find_spec, _TORCH)) else None
+    words = card.text(loaded.config, loaded.transformer, loaded.step, dtype, ema, difference, adapters)
+    (out / "README.md").write_text(words)
     return difference
+
+
+def _export_adapters(loaded: Run, out: pathlib.Path, dtype: np.dtype) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "pytorch_lora_weights.safetensors"
+    found = lora.to_peft(loaded.params["dit"], loaded.kernels, schema.build(Lora, loaded.config.lora))
+    found = {key: value.astype(dtype) for key, value in found.items()}
+    announced = {key: (value.dtype, value.shape) for key, value in found.items()}
+    tensorfile.write(path, announced, found.__getitem__, lora.metadata(found))
+    _read_back([path], announced, found.__getitem__)
+    _write_prompts(out / "prompt_embeds.safetensors", loaded.params["prompts"]["table"])
+    _write_json(out / "training_config.json", loaded.config.to_dict())
 
 
 def _export_run(loaded: Run, out: pathlib.Path, dtype: np.dtype, single_file: bool) -> None:
@@ -150,9 +177,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ema", action=average, default=True, help="the average of the parameters over training")
     parser.add_argument("--dtype", choices=DTYPES, default="f32", help="of the transformer's weights")
     parser.add_argument("--single-file", action="store_true", help="add uniser.safetensors in the layout of ComfyUI")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--lora", action="store_true", help="only the adapters, for `load_lora_weights`")
+    how.add_argument(
+        "--merge", action="store_false", dest="lora", help="adapters merged into their base, as without a flag"
+    )
     arguments = parser.parse_args(argv)
+    given = arguments.ema, arguments.dtype, arguments.single_file, arguments.lora
     try:
-        difference = export(arguments.run, arguments.out, arguments.ema, arguments.dtype, arguments.single_file)
+        difference = export(arguments.run, arguments.out, *given)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"convert.to_diffusers: {str(error).splitlines()[0]}\n")
         return 2
@@ -162,10 +195,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _load(checkpoints: Checkpoints, record: Mapping[str, Any], ema: bool) -> Run:
-    config = schema.from_json(json.dumps(record["config"]))
-    network = build_network(config.model)
-    transformer = conditioned_config(preset(config.model.preset), network.codec, config.model.conditioning)
-    return Run(config, transformer, checkpoints.weights(network.shapes, ema), record["step"])
+    config, network, params = read_run(checkpoints, ema)
+    return Run(config, _transformer(config, network), params, record["step"])
+
+
+def _load_adapters(checkpoints: Checkpoints, record: Mapping[str, Any], ema: bool) -> Run:
+    config = schema.from_json(json.dumps(record["config"])) if "config" in record else schema.defaults()
+    if not config.lora.rank or config.model.codec != "latents":
+        raise ValueError("--lora is for adapters of FLUX.2 [klein]: this run has none; leave it out")
+    network = build_network(config.model, config.lora)
+    params = checkpoints.weights(network.shapes, ema)
+    return Run(config, _transformer(config, network), params, record["step"], network.base["dit"])
+
+
+def _transformer(config: ConfigDict, network: Network) -> DiTConfig:
+    return conditioned_config(preset(config.model.preset), network.codec, config.model.conditioning)
 
 
 def _export_base(checkpoints: Checkpoints, base: Mapping[str, Any], out: pathlib.Path) -> None:
@@ -223,6 +267,7 @@ def _index(config: ConfigDict) -> dict[str, Any]:
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "patch": config.model.patch,
         "conditioning": config.model.conditioning,
+        "mask_scale": config.model.mask_scale,
         "prediction": config.flow.prediction,
         "working_size": config.restore.working_size or config.data.size,
         "steps": config.restore.steps,

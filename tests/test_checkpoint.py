@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from uniser_jax import config as schema
 from uniser_jax import mesh as meshes
 from uniser_jax.checkpoint import Checkpoints, DamagedError, digests
-from uniser_jax.types import TrainState
+from uniser_jax.types import TrainState, tasks_digest
 
 # When a read fails, orbax drops the reads beside it unfinished, and asyncio complains when they are collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -70,6 +70,15 @@ def data_file(run: pathlib.Path, step: int) -> pathlib.Path:
     """The largest file of the parameters: their values."""
     files = [file for file in (run / f"checkpoints/{step}/params").rglob("*") if file.is_file()]
     return max(files, key=lambda file: file.stat().st_size)
+
+
+def test_a_run_of_another_prompt_set_is_refused(run: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Checkpoints(run) as checkpoints:
+        assert checkpoints.record()["tasks"] == tasks_digest()
+        monkeypatch.setattr("uniser_jax.checkpoint.tasks_digest", lambda: "another")
+        with pytest.raises(ValueError, match=f"prompt set {tasks_digest()}, this version's is another") as caught:
+            checkpoints.restore(abstract())
+    assert "\n" not in str(caught.value)
 
 
 def test_a_state_comes_back_on_any_mesh(saved: pathlib.Path) -> None:

@@ -25,6 +25,7 @@ LEVELS = {
     "metrics": 4,
     "checkpoint": 4,
     "watchdog": 4,
+    "profiling": 4,
     "manifest": 4,
     "pretrained": 5,
     "step": 5,

@@ -1,7 +1,9 @@
 """Whole runs, tiny: they log, save, continue exactly, and refuse mistakes in one line."""
 
+import gzip
 import inspect
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -165,6 +167,29 @@ def test_a_run_that_is_stopped_or_killed_ends_as_an_uninterrupted_one(
     assert lines[0] == lines[1]
 
 
+def test_a_second_start_compiles_nothing_again_and_traces_its_own_steps(tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "uniser_jax.train", f"--config={ROOT}/configs/tiny.py", f"--workdir={tmp_path}"]
+    few = [flag for flag in TINY if "mesh" not in flag and "steps" not in flag]
+    command += [*few, "--config.steps=4", "--config.profile_steps=2,3", "--config.sample_every=0"]
+    hidden = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "XLA_FLAGS")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment["JAX_LOG_COMPILES"] = "1"
+
+    def start() -> tuple[bool, list[int]]:
+        """Whether the step came from the cache, and the steps of the newest trace."""
+        done = subprocess.run(command, stderr=subprocess.PIPE, cwd=ROOT, env=environment, text=True)
+        assert done.returncode == 0, done.stderr
+        newest = max(tmp_path.glob("profile/plugins/profile/*/*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
+        events = json.loads(gzip.decompress(newest.read_bytes()))["traceEvents"]
+        steps = sorted({int(event["args"]["step_num"]) for event in events if event.get("name") == "train"})
+        return "Persistent compilation cache hit for 'jit_step'" in done.stderr, steps
+
+    assert start() == (False, [2, 3])
+    assert list((tmp_path / "compilation_cache").glob("jit_step-*"))
+    shutil.rmtree(tmp_path / "checkpoints/4")
+    assert start() == (True, [3])
+
+
 def test_a_continued_run_says_what_changed(run: pathlib.Path, tmp_path: pathlib.Path, caplog) -> None:
     shutil.copytree(run, tmp_path / "again")
     with caplog.at_level("WARNING", "absl"):
@@ -209,6 +234,24 @@ def ends_in(workdir: pathlib.Path, capsys: pytest.CaptureFixture) -> tuple[int, 
     code = train.main(["--config", str(ROOT / "configs/tiny.py"), "--workdir", str(workdir), *TINY])
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("uniser train: ")]
     return code, error.removeprefix("uniser train: ")
+
+
+def test_batches_of_several_aspects_train_with_one_compilation_each(tmp_path, monkeypatch) -> None:
+    steps, shapes, make = [], set(), train.make_step
+
+    def recorded(*arguments):
+        step = make(*arguments)
+        steps.append(step)
+        return lambda state, batch, *more: shapes.add(batch.mask.shape[1:]) or step(state, batch, *more)
+
+    monkeypatch.setattr(train, "make_step", recorded)
+    overrides = ["--config.steps=9", "--config.log_every=9", "--config.sample_every=9", "--config.data.size=36"]
+    state = train.train(config_of(*overrides, '--config.data.buckets=("1:1", "3:2")'), tmp_path)
+    assert int(state.step) == 9
+    assert shapes == {(36, 36), (24, 48)}
+    assert steps[0]._cache_size() == 2
+    assert np.isfinite(logged(tmp_path)[9]["loss"])
+    assert (tmp_path / "samples/step_000009.png").exists()  # held-out examples are square
 
 
 def test_a_finished_run_is_left_alone(run: pathlib.Path) -> None:
@@ -283,7 +326,7 @@ def test_every_key_of_the_schema_is_read(run: pathlib.Path, monkeypatch: pytest.
     assert Restorer.from_checkpoint(run).config == config_of()
     config = schema.defaults()
     for section in config:
-        if section in ("flow", "edit"):  # made from a dataclass, every field of which its class uses
+        if section in ("flow", "edit", "lora"):  # made from a dataclass, every field of which its class uses
             continue
         value = config[section]
         names = [f"{section}.{key}" for key in value] if hasattr(value, "keys") else [f"config.{section}"]

@@ -64,7 +64,7 @@ class Report:
       attention: the kernel that runs there.
       remat: what the backward pass keeps.
       parameters: that are trained.
-      frozen: parameters of the autoencoder.
+      frozen: parameters of the autoencoder, and of the base of adapters.
       tokens: per example, with those of the prompt.
       flops: that MFU counts.
       encode_flops: of images to latents, beside them.
@@ -74,7 +74,8 @@ class Report:
       temporaries: everything between arguments and results.
       peak: at the worst moment.
       needed: the compiler's total where it does not fit.
-      compile_seconds: of this machine.
+      compile_seconds: by the clock of this machine.
+      compile_cpu_seconds: of all its cores.
       buffers: the largest, as (bytes, shape, what for).
       remedies: what to change where it does not fit.
     """
@@ -95,6 +96,7 @@ class Report:
     hbm: float
     state: int
     compile_seconds: float
+    compile_cpu_seconds: float
     arguments: int | None = None
     temporaries: int | None = None
     peak: int | None = None
@@ -147,44 +149,47 @@ def compile_step(config: ConfigDict, devices: Sequence[jax.Device], topology: st
     mesh = meshes.make_mesh(config.mesh.to_dict(), devices)
     latents = latents_of(config, mesh)
     step.check(config, mesh, latents)
-    network, optimizer = step.build_network(config.model), optim.optimizer(config.optim, config.steps)
+    network, optimizer = step.build_network(config.model, config.lora), optim.optimizer(config.optim, config.steps)
     state, batch = step.state_shapes(network, optimizer, mesh), batch_shapes(config, mesh)
-    counted = flops.of_step(config, state, batch, latents)
-    size, tokens = (
-        preset(config.model.preset),
-        step.tokens(config, (config.data.size,) * 2, latents) + config.model.prompt_length,
-    )
-    dtype, platform = jnp.dtype(config.model.compute_dtype), devices[0].platform
+    base = step.frozen_shapes(config, network, mesh)
+    counted = flops.of_step(config, state, batch, latents, base)
+    batch_size, height, width, _ = batch.input.shape
+    tokens = step.tokens(config, (height, width), latents) + config.model.prompt_length
+    dtype, head_dim = jnp.dtype(config.model.compute_dtype), preset(config.model.preset).attention_head_dim
     kind = devices[0].device_kind
     report = Report(
         topology=topology,
         chip=kind,
         chips=len(devices),
         mesh={axis: length for axis, length in mesh.shape.items() if length > 1},
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         accumulate=config.optim.accumulate,
-        attention=choose(config.model.attention, platform, dtype, size.attention_head_dim, tokens),
+        attention=choose(config.model.attention, devices[0].platform, dtype, head_dim, tokens),
         remat=config.model.remat,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(network.shapes)),
-        frozen=sum(leaf.size for leaf in jax.tree.leaves(latents)),
+        frozen=sum(leaf.size for leaf in jax.tree.leaves((latents, base))),
         tokens=tokens,
         flops=counted.model,
         encode_flops=counted.encode,
         hbm=CHIPS[kind].hbm if kind in CHIPS else math.inf,
         state=meshes.bytes_per_chip(state),
         compile_seconds=0.0,
+        compile_cpu_seconds=0.0,
     )
-    started = time.monotonic()
+    began = time.monotonic(), time.process_time()
+
+    def timed(report: Report, **found: Any) -> Report:
+        seconds, cpu_seconds = time.monotonic() - began[0], time.process_time() - began[1]
+        return dataclasses.replace(report, compile_seconds=seconds, compile_cpu_seconds=cpu_seconds, **found)
+
     with jax.set_mesh(mesh):
-        lowered = step.make_step(config, network, optimizer, state).lower(state, batch, latents)
+        lowered = step.make_step(config, network, optimizer, state).lower(state, batch, latents, base)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            seconds = time.monotonic() - started
-            return dataclasses.replace(report, compile_seconds=seconds, **_too_large(error, config, mesh, report))
-    report = dataclasses.replace(report, compile_seconds=time.monotonic() - started)
+            return timed(report, **_too_large(error, config, mesh, report))
     memory = compiled.memory_analysis()
-    report = dataclasses.replace(
+    report = timed(
         report,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
@@ -197,15 +202,24 @@ def compile_step(config: ConfigDict, devices: Sequence[jax.Device], topology: st
 
 
 def batch_shapes(config: ConfigDict, mesh: Mesh) -> Batch:
-    """The shapes and shardings of a batch of all processes."""
-    sharding = meshes.batch_sharding(mesh)
+    """The shapes and shardings of the heaviest batch, of all processes together."""
+    sharding, (batch_size, *sides) = meshes.batch_sharding(mesh), heaviest(config)
 
     def shape(dtype: Any, *sides: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((config.batch_size, *sides), dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct((batch_size, *sides), dtype, sharding=sharding)
 
-    side = config.data.size
-    image, mask = shape(np.uint8, side, side, 3), shape(np.uint8, side, side)
+    image, mask = shape(np.uint8, *sides, 3), shape(np.uint8, *sides)
     return Batch(image, image, mask, shape(np.int32), shape(np.float32, len(EFFECTS)))
+
+
+def heaviest(config: ConfigDict) -> tuple[int, int, int]:
+    """Examples, height and width of the batch with the most pixels, over all stages and buckets."""
+    batches = [
+        (stage.batch_size, *sides)
+        for stage in schema.schedule(config).stages
+        for sides in schema.shapes(config, stage.size)
+    ]
+    return max(batches, key=math.prod)
 
 
 def latents_of(config: ConfigDict, mesh: Mesh) -> LatentCodec | None:
@@ -216,7 +230,7 @@ def latents_of(config: ConfigDict, mesh: Mesh) -> LatentCodec | None:
     if has_checkpoint(config.model.base):
         with pretrained.open_base(config.model.base) as checkpoints:
             sizes = pretrained.vae_config(checkpoints.record()["base"]["vae"]["config"])
-    return pretrained.latent_shapes(sizes, mesh)
+    return pretrained.latent_shapes(sizes, mesh, config.model.mask_scale)
 
 
 def remedies(config: ConfigDict, mesh: Mesh, report: Report) -> tuple[str, ...]:
@@ -232,7 +246,7 @@ def remedies(config: ConfigDict, mesh: Mesh, report: Report) -> tuple[str, ...]:
     if config.model.remat in ("none", "dots"):
         found.append("--config.model.remat=full (computes each block again: a third more FLOPs)")
     rows = math.prod(mesh.shape[axis] for axis in ("slice", "data", "fsdp"))
-    per_chip = config.batch_size // (rows * config.optim.accumulate)
+    per_chip = report.batch_size // (rows * config.optim.accumulate)
     if per_chip > 1:
         least = next(k for k in range(2, per_chip + 1) if per_chip % k == 0)
         found.append(f"--config.optim.accumulate={config.optim.accumulate * least} (smaller microbatches)")
@@ -266,7 +280,7 @@ def to_text(report: Report) -> str:
         share = f", {r.peak / r.hbm:.0%}" if r.chip in CHIPS else ""
         sizes = f"{_gib(r.arguments)} arguments, {_gib(r.temporaries)} temporaries, {_gib(r.peak)} at the peak{share}"
         lines.append(("HBM per chip", sizes))
-    lines.append(("compile", f"{r.compile_seconds:.0f} s"))
+    lines.append(("compile", f"{r.compile_seconds:.0f} s, {r.compile_cpu_seconds:.0f} s of CPU"))
     lines += [("largest", f"{size / 2**20:8,.1f} MiB  {shape}  {what}".rstrip()) for size, shape, what in r.buffers]
     text = "".join(f"{name:<13} {value}\n" for name, value in lines)
     return text + verdict(report) + "\n"

@@ -28,7 +28,7 @@ from orbax.checkpoint import args
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 from uniser_jax import __version__
-from uniser_jax.types import TrainState
+from uniser_jax.types import TrainState, tasks_digest
 
 FORMAT_VERSION = 1
 ON_CORRUPT = ("stop", "previous")
@@ -51,6 +51,7 @@ class Checkpoints:
       keep: how many of the newest stay.
       keep_every: steps whose multiples stay for ever; 0 keeps none.
       best: how many with the lowest held-out loss stay, see `save`.
+      facts: JSON about the run, kept in every record.
       heed_signals: whether SIGTERM and Ctrl-C ask for a stop, see `preempted`, while the checkpoints are open.
     """
 
@@ -61,6 +62,7 @@ class Checkpoints:
         keep: int = 3,
         keep_every: int = 0,
         best: int = 0,
+        facts: Mapping[str, Any] | None = None,
         heed_signals: bool = False,
     ):
         self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
@@ -78,6 +80,7 @@ class Checkpoints:
             best_fn=_score,
             best_mode="min",
         )
+        self._facts = dict(facts or {})
         self.interrupted, self._heed_signals = False, heed_signals
         self._asked_to_stop = False
         self._handlers: dict[int, Any] = {}  # of signals, as they were
@@ -133,6 +136,8 @@ class Checkpoints:
             "step": step,
             "version": __version__,
             "config": config.to_dict(),
+            "tasks": tasks_digest(),
+            **self._facts,
             **progress(),
             "digests": {name: digests(getattr(state, name)) for name in _ITEMS},
         }
@@ -169,7 +174,12 @@ class Checkpoints:
         raise ValueError(f"no checkpoint in {self._folder}: train first, or name another run")
 
     def record(self, step: int | None = None) -> dict[str, Any]:
-        """The JSON record of a step, by default the newest: format, step, version, config, digests."""
+        """The JSON record of a step, by default the newest: format, step, version, config, prompt set, digests.
+
+        Raises:
+          DamagedError: if it cannot be read.
+          ValueError: if another version wrote it, with another format or another set of prompts.
+        """
         step = self.latest() if step is None else step
         try:
             record = self._manager.restore(step, args=args.Composite(record=args.JsonRestore()))["record"]
@@ -178,6 +188,11 @@ class Checkpoints:
             raise DamagedError(f"checkpoint {self._folder / str(step)}: its record {_reason(error)}") from None
         if newer:
             raise ValueError(f"{self._folder}: checkpoint format {record['format']} is newer than this version reads")
+        if record.get("tasks", tasks_digest()) != tasks_digest():  # a row of its table would stand for another request
+            raise ValueError(
+                f"{self._folder}: prompt set {record['tasks']}, this version's is {tasks_digest()}: use the version it was"
+                f" trained with, {record['version']}"
+            )
         return record
 
     def weights(self, abstract: Any, ema: bool = True, step: int | None = None) -> Any:

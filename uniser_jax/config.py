@@ -1,7 +1,7 @@
 """The schema of an experiment: every key, its default and its type stand here once; configs/ only set values.
 
-A config is a locked `ml_collections.ConfigDict`. Sections that describe a frozen dataclass (`edit`, `flow`) are made from
-that dataclass, so their keys, defaults and checks have one home; `build` turns them back.
+A config is a locked `ml_collections.ConfigDict`. Sections that describe a frozen dataclass (`edit`, `flow`, `lora`) are made
+from that dataclass, so their keys, defaults and checks have one home; `build` turns them back.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from uniser_jax.data.buckets import Buckets, aspect
 from uniser_jax.data.schedule import Schedule, Stage
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.effects.edit import EditSampling
+from uniser_jax.models.lora import Lora
 
 T = TypeVar("T")
 
@@ -32,6 +33,7 @@ def defaults() -> ConfigDict:
     config.batch_size = 256  # global, over all processes
     config.log_every = 50
     config.sample_every = 2_000  # a grid of held-out restorations as PNG; 0 is never
+    config.profile_steps = ()  # first and last step to trace into WORKDIR/profile, as 100,105; () is none
     config.stall_seconds = 600.0  # without a step, after which a run logs what it hangs on; 0 is never
 
     # Sizes of the axes, docs/scale.md says how to choose them; -1: all remaining devices.
@@ -43,11 +45,14 @@ def defaults() -> ConfigDict:
     config.model.codec = "pixels"  # pixels | latents: those of the base's autoencoder
     config.model.patch = 16  # side of a token in pixels
     config.model.conditioning = "channels"  # channels | references: photograph and mask in each token, or as images
+    config.model.mask_scale = 1  # by references: 1 | 2, the mask at half the side has a quarter of the tokens
     config.model.drop_mask = 0.0  # by references: share of white masks that are left out, so that none is needed
     config.model.prompt_length = 8  # tokens per task embedding
     config.model.compute_dtype = "bfloat16"  # parameters and optimizer stay float32
     config.model.attention = "auto"  # auto | xla | chunked | splash (TPU) | cudnn (NVIDIA) | ring: models.attention
     config.model.remat = "dots"  # none | dots | full | offload: from fast and large to slow and small
+
+    config.lora = to_config(Lora())  # low-rank adapters of model.base: rank (0: all is trained), alpha, which kernels
 
     config.flow = to_config(Flow())  # prediction type, time sampling
 
@@ -188,6 +193,11 @@ def validate(config: ConfigDict) -> None:
         value = _at(config, path)
         if value < 1:
             raise ValueError(f"config.{path} = {value}: expected at least 1")
+    scale = config.model.mask_scale
+    if scale not in (1, 2) or (scale > 1 and config.model.conditioning != "references"):
+        raise ValueError(
+            f"config.model.mask_scale = {scale}: expected 1, or 2 by config.model.conditioning = 'references'"
+        )
     if config.data.size % config.model.patch:
         raise ValueError(
             f"config.data.size = {config.data.size} is not a multiple of config.model.patch = {config.model.patch}"
@@ -215,6 +225,11 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(
             "config.model.codec = 'latents' needs config.model.base and config.model.conditioning = 'references'"
         )
+    first_last = config.profile_steps
+    if first_last and not (len(first_last) == 2 and 1 <= first_last[0] <= first_last[1]):
+        raise ValueError(f"config.profile_steps = {first_last}: expected a first and a last step, as in 100,105")
+    if build(Lora, config.lora).rank and not config.model.base:
+        raise ValueError(f"config.lora.rank = {config.lora.rank} adapts a base: name it, config.model.base")
     if not 0 <= config.optim.ema < 1:
         raise ValueError(f"config.optim.ema = {config.optim.ema}: expected in [0, 1)")
     if not 0 < config.data.holdout < 1:
@@ -251,8 +266,9 @@ def shapes(config: ConfigDict, size: int) -> list[tuple[int, int]]:
 
 
 def multiple(config: ConfigDict) -> int:
-    """Of which the sides of training images are multiples: a token and, through latents, a latent of 16 pixels."""
-    return math.lcm(config.model.patch, 16) if config.model.codec == "latents" else config.model.patch
+    """Of which the sides of training images are multiples: a token, also of a smaller mask, and a latent of 16 pixels."""
+    token = math.lcm(config.model.patch, 16) if config.model.codec == "latents" else config.model.patch
+    return token * config.model.mask_scale
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -62,7 +62,9 @@ class StepFlops(NamedTuple):
     optimizer: int
 
 
-def of_step(config: ConfigDict, state: TrainState, batch: Batch, latents: LatentCodec | None = None) -> StepFlops:
+def of_step(
+    config: ConfigDict, state: TrainState, batch: Batch, latents: LatentCodec | None = None, base: Any = None
+) -> StepFlops:
     """Counts the real step of a config, by tracing it; nothing is compiled or allocated.
 
     Args:
@@ -70,24 +72,27 @@ def of_step(config: ConfigDict, state: TrainState, batch: Batch, latents: Latent
       state: arrays or shapes.
       batch: the same, of all processes together.
       latents: of the run, if it has any; arrays or shapes.
+      base: of its adapters, if it has any; the same.
     """
     plain = ConfigDict(config.to_dict())
     plain.model.remat, plain.model.attention, plain.optim.accumulate = "none", "xla", 1
-    state, batch, latents = jax.tree.map(_shape, (state, batch, latents))
+    state, batch, latents, base = jax.tree.map(_shape, (state, batch, latents, base))
+    step = make_step(plain, build_network(plain.model, plain.lora), optim.optimizer(config.optim, config.steps), state)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):  # what a mesh computes twice counts once
-        network, optimizer = build_network(plain.model), optim.optimizer(config.optim, config.steps)
-        jaxpr = jax.make_jaxpr(make_step(plain, network, optimizer, state))(state, batch, latents)
+        jaxpr = jax.make_jaxpr(step)(state, batch, latents, base)
     encode, update = count(jaxpr, "encode"), count(jaxpr, "optimizer")
     return StepFlops(count(jaxpr) - encode - update, encode, update)
 
 
-def counter(config: ConfigDict, state: TrainState, latents: LatentCodec | None = None) -> Callable[[Batch], int]:
-    """`global batch -> FLOPs of its step` that MFU counts; each shape of a batch is traced once."""
-    shapes, known = jax.tree.map(_shape, (state, latents)), {}
+def counter(
+    config: ConfigDict, state: TrainState, latents: LatentCodec | None = None, base: Any = None
+) -> Callable[[Batch], int]:
+    """`batch -> FLOPs of its step` that MFU counts; each shape of a batch is traced once."""
+    shapes, known = jax.tree.map(_shape, (state, latents, base)), {}
 
     def flops(batch: Batch) -> int:
         if batch.input.shape not in known:
-            known[batch.input.shape] = of_step(config, shapes[0], batch, shapes[1]).model
+            known[batch.input.shape] = of_step(config, shapes[0], batch, *shapes[1:]).model
         return known[batch.input.shape]
 
     return flops

@@ -1,24 +1,33 @@
-"""What a run takes from a converted base: its transformer to start from, and the frozen autoencoder of its latents."""
+"""What a run takes from a converted base: a transformer to start from or to adapt, the frozen autoencoder of its latents."""
 
 import dataclasses
+import hashlib
+import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
+from uniser_jax import config as schema
 from uniser_jax import mesh as meshes
 from uniser_jax.checkpoint import Checkpoints, has_checkpoint
-from uniser_jax.models import vae
+from uniser_jax.models import lora, vae
 from uniser_jax.models.codec import LatentCodec
+from uniser_jax.models.lora import Lora
 from uniser_jax.models.vae import VAEConfig
 from uniser_jax.types import TrainState, tasks_digest
 
 
-def with_base(state: TrainState, shapes: TrainState, base: str | pathlib.Path) -> TrainState:
-    """A fresh state whose transformer, and prompts if the base has them, are those of a base; their averages too.
+def read_base(base: str | pathlib.Path, shapes: Any) -> dict[str, Any]:
+    """The transformer of a base, and its prompts if it has them, read directly into the shardings of `shapes`.
 
-    They are read directly into their shardings.
+    Args:
+      base: a converted base.
+      shapes: of `dit` and `prompts`, see `step.base_shapes`.
 
     Raises:
       ValueError: if there is no base, or it does not fit the model.
@@ -28,34 +37,100 @@ def with_base(state: TrainState, shapes: TrainState, base: str | pathlib.Path) -
         if tasks not in (None, tasks_digest()):
             raise ValueError(f"{base}: its prompts were cached for another set of tasks; cache them again")
         names = ("dit",) if tasks is None else ("dit", "prompts")
-        read = checkpoints.weights({name: shapes.params[name] for name in names}, ema=False)
-    copy = jax.jit(lambda tree: jax.tree.map(jax.numpy.copy, tree))  # a donated state must not hold an array twice
-    return state._replace(params=state.params | read, ema=state.ema | copy(read))
+        return checkpoints.weights({name: shapes[name] for name in names}, ema=False)
 
 
-def latents(base: str | pathlib.Path, mesh: Mesh | None = None) -> LatentCodec:
-    """The autoencoder of a base, sharded like parameters if there is a mesh.
+def take(config: ConfigDict, shapes: Any, frozen: Any, fresh: bool) -> tuple[dict[str, Any], Any]:
+    """What a run reads of its base: what a state starts with, and what stays frozen, None without adapters.
+
+    Args:
+      config: of the run.
+      shapes: see `step.base_shapes`.
+      frozen: see `step.frozen_shapes`.
+      fresh: whether the run starts; a continued one has the former already.
+
+    Raises:
+      ValueError: if there is no base, or it does not fit the model.
+    """
+    if not config.model.base or not (fresh or config.lora.rank):
+        return {}, None
+    given = read_base(config.model.base, shapes)
+    if frozen is None:
+        return given, None
+    keep = jax.jit(lambda tree: jax.tree.map(lambda leaf, kept: leaf.astype(kept.dtype), tree, frozen))
+    return given, keep({"dit": given.pop("dit")})
+
+
+def with_base(state: TrainState, given: dict[str, Any]) -> TrainState:
+    """A fresh state that starts with those parameters that a base gives; their averages too."""
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))  # a donated state must not hold an array twice
+    return state._replace(params=state.params | given, ema=state.ema | copy(given))
+
+
+def merged(config: ConfigDict, network: Any, params: Any) -> Any:
+    """The parameters of the network without adapters that does the same as `params`, those of an adapted `network`.
+
+    Raises:
+      ValueError: if the base is gone, or does not fit.
+    """
+    base = read_base(config.model.base, network.base | {"prompts": network.shapes["prompts"]})
+    return lora.merge(params, {"dit": base["dit"]}, schema.build(Lora, config.lora))
+
+
+def digests_of(config: ConfigDict) -> dict[str, str]:
+    """Of what a run takes from its base and never changes, by item: kept with its checkpoints.
+
+    Raises:
+      ValueError: if there is no base.
+    """
+    items = ["params"] * bool(config.lora.rank) + ["vae"] * (config.model.codec == "latents")
+    if not items:
+        return {}
+    with open_base(config.model.base) as checkpoints:
+        leaves = checkpoints.record()["digests"]
+    return {
+        item: hashlib.sha256(json.dumps(leaves.get(item), sort_keys=True).encode()).hexdigest()[:16] for item in items
+    }
+
+
+def check_frozen(record: Mapping[str, Any], config: ConfigDict) -> None:
+    """Checks that the base is the one that a checkpoint was trained with.
+
+    Raises:
+      ValueError: if it is another.
+    """
+    trained_with = record.get("frozen", {})
+    for item, digest in digests_of(config).items():
+        if trained_with.get(item, digest) != digest:
+            raise ValueError(
+                f"config.model.base = {config.model.base!r} is not this run's base: the digest of its {item} is {digest},"
+                f" expected {trained_with[item]}; convert the same weights again"
+            )
+
+
+def latents(config: ConfigDict, mesh: Mesh | None = None) -> LatentCodec:
+    """The autoencoder of a run's base, sharded like parameters if there is a mesh.
 
     Raises:
       ValueError: if there is no base, or it has no autoencoder.
     """
-    with open_base(base) as checkpoints:
+    with open_base(config.model.base) as checkpoints:
         parts = checkpoints.record().get("base", {})
         if "vae" not in parts:
-            raise ValueError(f"{base} holds no autoencoder: convert a whole pipeline, with its vae/")
-        codec = latent_shapes(vae_config(parts["vae"]["config"]), mesh)
+            raise ValueError(f"{config.model.base} holds no autoencoder: convert a whole pipeline, with its vae/")
+        codec = latent_shapes(vae_config(parts["vae"]["config"]), mesh, config.model.mask_scale)
         params = checkpoints.item("vae", codec.params)
     if mesh is None:
-        params = jax.tree.map(jax.numpy.asarray, params)
+        params = jax.tree.map(jnp.asarray, params)
     return dataclasses.replace(codec, params=params)
 
 
-def latent_shapes(config: VAEConfig, mesh: Mesh | None = None) -> LatentCodec:
+def latent_shapes(config: VAEConfig, mesh: Mesh | None = None, mask_scale: int = 1) -> LatentCodec:
     """An autoencoder whose parameters are shapes, sharded like parameters if there is a mesh."""
     graphdef, shapes, axes = vae.abstract(config)
     if mesh is not None:
         shapes = jax.tree.map(_placed, shapes, meshes.sharding_of(mesh, axes, shapes))
-    return LatentCodec(config, graphdef, shapes)
+    return LatentCodec(config, graphdef, shapes, mask_scale)
 
 
 def vae_config(table: dict[str, Any]) -> VAEConfig:

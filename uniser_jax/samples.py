@@ -19,7 +19,7 @@ from uniser_jax.data.schedule import fixed
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.diffusion.sampler import restore
 from uniser_jax.effects import gallery
-from uniser_jax.models import uniser
+from uniser_jax.models import lora, uniser
 from uniser_jax.models.codec import LatentCodec
 from uniser_jax.step import Network, batch_loss, mask_of, to_float, to_uint8
 from uniser_jax.types import TASKS, Batch
@@ -35,15 +35,23 @@ class SampleGrid:
       network: as built for the run.
       held_out: the stream the edits come from; its first few are used.
       latents: of the run, if it has any.
+      base: of its adapters, if it has any.
     """
 
-    def __init__(self, config: ConfigDict, network: Network, held_out: Examples, latents: LatentCodec | None = None):
+    def __init__(
+        self,
+        config: ConfigDict,
+        network: Network,
+        held_out: Examples,
+        latents: LatentCodec | None = None,
+        base: Any = None,
+    ):
         edits = [held_out[index] for index in range(_ROWS)]
         self._batch = Batch(*(np.stack(leaves) for leaves in zip(*edits, strict=True)))
         flow = schema.build(Flow, config.flow)
 
-        def restored(params: Any, batch: Batch, latents: LatentCodec | None) -> Any:
-            predict = functools.partial(uniser.apply, network.graphdef, params)
+        def restored(params: Any, batch: Batch, latents: LatentCodec | None, base: Any) -> Any:
+            predict = functools.partial(uniser.apply, network.graphdef, lora.join(params, base))
             key, how = jax.random.key(config.evaluation.seed), config.restore
             images, mask = to_float(batch.input), mask_of(batch)
             return to_uint8(
@@ -51,12 +59,12 @@ class SampleGrid:
             )
 
         replicated = jax.sharding.PartitionSpec()
-        self._latents, self._restore = latents, jax.jit(restored, out_shardings=replicated)
+        self._frozen, self._restore = (latents, base), jax.jit(restored, out_shardings=replicated)
 
     def __call__(self, params: Any) -> UInt8[np.ndarray, "h w c"]:
         """The grid for these parameters (replicated on every process)."""
         batch = self._batch
-        restored = np.asarray(self._restore(params, jax.tree.map(jnp.asarray, batch), self._latents))
+        restored = np.asarray(self._restore(params, jax.tree.map(jnp.asarray, batch), *self._frozen))
         rows = [
             [batch.input[row], np.repeat(batch.mask[row, ..., None], 3, -1), restored[row], batch.target[row]]
             for row in range(_ROWS)
@@ -82,6 +90,7 @@ class HeldOutLoss:
       held_out: the stream; its first rows, as many as a microbatch has, are rendered at the first call.
       mesh: of the run.
       latents: of the run, if it has any.
+      base: of its adapters, if it has any.
     """
 
     def __init__(
@@ -91,20 +100,21 @@ class HeldOutLoss:
         held_out: Examples,
         mesh: jax.sharding.Mesh,
         latents: LatentCodec | None = None,
+        base: Any = None,
     ):
-        self._config, self._held_out, self._mesh, self._latents = config, held_out, mesh, latents
+        self._config, self._held_out, self._mesh, self._frozen = config, held_out, mesh, (latents, base)
         flow = schema.build(Flow, config.flow)
 
-        def loss(params: Any, batch: Batch, latents: LatentCodec | None) -> Any:
+        def loss(params: Any, batch: Batch, latents: LatentCodec | None, base: Any) -> Any:
             shape = latents.shape(batch.target.shape) if latents else batch.target.shape
             t, noise = flow.draw(jax.random.key(config.evaluation.seed), shape)
-            return batch_loss(network, flow, params, batch, t, noise, latents=latents)[0]
+            return batch_loss(network, flow, params, batch, t, noise, latents=latents, base=base)[0]
 
         self._loss = jax.jit(loss, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
     def __call__(self, params: Any) -> float:
         """The loss of these parameters; the same on every process."""
-        return float(self._loss(params, self._batch, self._latents))
+        return float(self._loss(params, self._batch, *self._frozen))
 
     @functools.cached_property
     def _batch(self) -> Batch:

@@ -15,9 +15,10 @@ from uniser_jax import config as schema
 from uniser_jax import mesh as meshes
 from uniser_jax import optim
 from uniser_jax.diffusion.flow import Flow
-from uniser_jax.models import uniser
+from uniser_jax.models import lora, uniser
 from uniser_jax.models.attention import choose
 from uniser_jax.models.codec import LatentCodec, PixelCodec
+from uniser_jax.models.lora import Lora
 from uniser_jax.models.presets import preset
 from uniser_jax.types import Batch, TrainState
 
@@ -28,20 +29,26 @@ class Network(NamedTuple):
     """What is fixed about a network: its graph, and the shapes and logical axes of its parameters."""
 
     graphdef: nnx.GraphDef
-    shapes: Any  # nested dict of ShapeDtypeStruct
+    shapes: Any  # of what is trained: nested dict of ShapeDtypeStruct
     axes: Any  # the same tree, tuples of logical axis names
     codec: PixelCodec
     init: Callable[[jax.Array], Any]  # key -> params
+    base: Any = None  # of what adapters leave frozen, shapes; None: all is trained
+    base_axes: Any = None
 
 
-def build_network(model: ConfigDict) -> Network:
-    """Builds the section `config.model`; allocates nothing.
+def build_network(model: ConfigDict, adapters: ConfigDict | None = None) -> Network:
+    """Builds the sections `config.model` and, for the adapters, `config.lora`; allocates nothing.
 
     Raises:
       ValueError: for an unknown preset, dtype, kernel or remat policy, naming the known ones.
     """
     size = preset(model.preset)
-    codec = PixelCodec(1, size.in_channels) if model.codec == "latents" else PixelCodec(model.patch)
+    codec = (
+        PixelCodec(1, size.in_channels, model.mask_scale)
+        if model.codec == "latents"
+        else PixelCodec(model.patch, mask_scale=model.mask_scale)
+    )
     settings = {
         "prompt_length": model.prompt_length,
         "dtype": jnp.dtype(model.compute_dtype),
@@ -49,8 +56,42 @@ def build_network(model: ConfigDict) -> Network:
         "remat": model.remat,
         "conditioning": model.conditioning,
     }
+    if adapters is not None:
+        settings["lora"] = schema.build(Lora, adapters)
     graphdef, shapes, axes = uniser.abstract(size, codec, **settings)
-    return Network(graphdef, shapes, axes, codec, lambda key: uniser.create(size, codec, key, **settings)[1])
+
+    def init(key: jax.Array) -> Any:
+        return uniser.create(size, codec, key, **settings)[1]
+
+    if adapters is None or not adapters.rank:
+        return Network(graphdef, shapes, axes, codec, init)
+    (trained, base), (trained_axes, base_axes) = lora.split(shapes), lora.split(axes)
+    return Network(graphdef, trained, trained_axes, codec, lambda key: lora.split(init(key))[0], base, base_axes)
+
+
+def base_shapes(network: Network, mesh: jax.sharding.Mesh) -> Any:
+    """Shapes and shardings of all that a base may give: the transformer without adapters, and the prompts."""
+    shapes, axes = (
+        (network.shapes, network.axes)
+        if network.base is None
+        else (
+            network.base | {"prompts": network.shapes["prompts"]},
+            network.base_axes | {"prompts": network.axes["prompts"]},
+        )
+    )
+    return jax.tree.map(_with_sharding, shapes, meshes.sharding_of(mesh, axes, shapes))
+
+
+def frozen_shapes(config: ConfigDict, network: Network, mesh: jax.sharding.Mesh) -> Any:
+    """What a step takes as `base`: kernels of blocks in the dtype of activations, in which they are used anyway."""
+    if network.base is None:
+        return None
+
+    def kept(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        dtype = jnp.dtype(config.model.compute_dtype) if leaf.ndim == 3 else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+
+    return jax.tree.map(kept, {"dit": base_shapes(network, mesh)["dit"]})
 
 
 def check(config: ConfigDict, mesh: jax.sharding.Mesh, latents: LatentCodec | None = None) -> None:
@@ -77,9 +118,11 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh, latents: LatentCodec | No
 
 def tokens(config: ConfigDict, shape: tuple[int, int], latents: LatentCodec | None = None) -> int:
     """Image tokens of an example of `shape` (h, w) pixels."""
-    images = 3 if config.model.conditioning == "references" else 1  # x_t, photograph and mask, or all in one
     side = latents.side if latents else config.model.patch
-    return images * (shape[0] // side) * (shape[1] // side)
+    image, small = (
+        (shape[0] // (side * scale)) * (shape[1] // (side * scale)) for scale in (1, config.model.mask_scale)
+    )
+    return 2 * image + small if config.model.conditioning == "references" else image
 
 
 def state_shapes(network: Network, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
@@ -107,14 +150,19 @@ def init_state(network: Network, optimizer: optax.GradientTransformation, shapes
 
 
 def make_step(config: ConfigDict, network: Network, optimizer: optax.GradientTransformation, shapes: TrainState) -> Any:
-    """The jitted `(state, batch, latents) -> (state, metrics)`; the old state is donated, the latents' codec stays."""
+    """The jitted `(state, batch, latents, base) -> (state, metrics)`; the old state is donated.
+
+    The codec of latents and the base of adapters, None where there is none, stay as they are and have no gradient.
+    """
     flow = schema.build(Flow, config.flow)
     learning_rate = optim.schedule(config.optim, config.steps)
 
-    def step(state: TrainState, batch: Batch, latents: LatentCodec | None = None) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batch: Batch, latents: LatentCodec | None = None, base: Any = None
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         t, noise = flow.draw(key, latents.shape(batch.target.shape) if latents else batch.target.shape)
-        loss = functools.partial(batch_loss, network, flow, latents=latents)
+        loss = functools.partial(batch_loss, network, flow, latents=latents, base=base)
         data: tuple[Any, ...] = (batch, t, noise)
         if config.model.drop_mask:
             data += (draw_mask_seen(key, batch.mask, config.model.drop_mask),)
@@ -150,9 +198,10 @@ def batch_loss(
     noise: Any,
     mask_seen: Any = None,
     latents: LatentCodec | None = None,
+    base: Any = None,
 ) -> tuple[Any, Metrics]:
     """The mean loss of a batch, and its sums per effect and per tenth of t; of its latents, if there is a codec."""
-    predict = functools.partial(uniser.apply, network.graphdef, params, mask_seen=mask_seen)
+    predict = functools.partial(uniser.apply, network.graphdef, lora.join(params, base), mask_seen=mask_seen)
     input, target, mask = to_float(batch.input), to_float(batch.target), mask_of(batch)
     if latents is not None:
         with jax.named_scope("encode"):

@@ -8,6 +8,7 @@ so nothing but the state is saved, and a continued run sees what an uninterrupte
 
 import argparse
 import functools
+import os
 import pathlib
 import signal
 import sys
@@ -19,7 +20,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from uniser_jax import config as schema
-from uniser_jax import flops, hosts, manifest, optim
+from uniser_jax import flops, hosts, manifest, optim, pretrained
 from uniser_jax import mesh as meshes
 from uniser_jax.checkpoint import Checkpoints
 from uniser_jax.data.buckets import Buckets, aspect
@@ -29,9 +30,9 @@ from uniser_jax.data.schedule import fixed
 from uniser_jax.effects.edit import EditSampling
 from uniser_jax.feed import Feed
 from uniser_jax.metrics import Clock, MetricsWriter, Progress, log_to_terminal
-from uniser_jax.pretrained import latents, with_base
+from uniser_jax.profiling import Profile
 from uniser_jax.samples import HeldOutLoss, SampleGrid
-from uniser_jax.step import build_network, check, init_state, make_step, state_shapes
+from uniser_jax.step import base_shapes, build_network, check, frozen_shapes, init_state, make_step, state_shapes
 from uniser_jax.types import TrainState
 from uniser_jax.watchdog import Watchdog
 
@@ -46,32 +47,38 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     schema.validate(config)
     workdir = pathlib.Path(workdir)
     process, processes = jax.process_index(), jax.process_count()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
 
     mesh = meshes.make_mesh(config.mesh.to_dict())
     part = meshes.batch_part(mesh, process)
-    network = build_network(config.model)
+    network = build_network(config.model, config.lora)
     optimizer = optim.optimizer(config.optim, config.steps)
     shapes = state_shapes(network, optimizer, mesh)
     examples, held_out = open_examples(config)
     hosts.agree({"set of photographs": manifest.fingerprint(examples.photos), "stream": examples.fingerprint()})
-    frozen = latents(config.model.base, mesh) if config.model.codec == "latents" else None
-    check(config, mesh, frozen)
+    latents = pretrained.latents(config, mesh) if config.model.codec == "latents" else None
+    check(config, mesh, latents)
 
     saving = config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every, config.checkpoint.best
-    with jax.set_mesh(mesh), Checkpoints(workdir, *saving, heed_signals=True) as checkpoints:
+    facts = {"frozen": pretrained.digests_of(config)}
+    with jax.set_mesh(mesh), Checkpoints(workdir, *saving, facts, heed_signals=True) as checkpoints:
+        fresh = checkpoints.latest() is None
+        frozen = frozen_shapes(config, network, mesh)
+        given, base = pretrained.take(config, base_shapes(network, mesh), frozen, fresh)
         # Resuming always wins over starting: the same command must never overwrite a run.
-        if checkpoints.latest() is None:
+        if fresh:
             state, record = init_state(network, optimizer, shapes, config.seed), {}
-            if config.model.base:
-                state = with_base(state, shapes, config.model.base)
+            state = pretrained.with_base(state, given)
         else:
             state = checkpoints.restore(shapes, config.checkpoint.on_corrupt)
             record = checkpoints.record(int(state.step))
+            pretrained.check_frozen(record, config)
             report_changes(record["config"], config)
         start = int(state.step)
         step = make_step(config, network, optimizer, shapes)
-        grid = SampleGrid(config, network, held_out, frozen)
-        held_out_loss = HeldOutLoss(config, network, held_out, mesh, frozen)
+        grid = SampleGrid(config, network, held_out, latents, base)
+        held_out_loss = HeldOutLoss(config, network, held_out, mesh, latents, base)
         stream = batches(examples, start, *part, config.data.workers, config.data.threads)
         logging.info(
             "%s: %s parameters, %d photographs (%d held out), %s, from step %d",
@@ -85,24 +92,20 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         if process == 0:
             logging.info("what lies on each chip:\n%s", meshes.table(shapes))
         clock = Clock(manifest.write(workdir, config, mesh, examples.photos, start), record.get("clock"))
-        progress = Progress(
-            start,
-            config.steps,
-            examples.schedule.indices,
-            config.optim.max_skipped,
-            record.get("pending", ()),
-            clock,
-            mesh.size,
-            flops.peak(mesh.devices.flat[0].device_kind),
-        )
-        flops_of = flops.counter(config, shapes, frozen)
+        peak = flops.peak(mesh.devices.flat[0].device_kind)
+        earlier = config.optim.max_skipped, record.get("pending", ())
+        progress = Progress(start, config.steps, examples.schedule.indices, *earlier, clock, mesh.size, peak)
+        flops_of = flops.counter(config, shapes, latents, base)
         watchdog = Watchdog(workdir / "watchdog", config.stall_seconds, process, processes, start)
         feed = Feed(stream, functools.partial(meshes.to_global, mesh))
+        profile = Profile(workdir / "profile", config.profile_steps)
         metrics: dict[str, Any] = {}
-        with MetricsWriter(workdir, start) as writer, watchdog, feed:
+        with MetricsWriter(workdir, start) as writer, watchdog, feed, profile:
             for number in range(start + 1, config.steps + 1):
                 batch, waited = feed.take(metrics.get("loss"))
-                state, metrics = step(state, batch, frozen)
+                with profile.step(number):
+                    state, metrics = step(state, batch, latents, base)
+                profile.done(number, metrics)
                 progress.add(metrics, waited, flops_of(batch))
                 last, report, score = number == config.steps, {}, None
                 if number % config.log_every == 0 or last:

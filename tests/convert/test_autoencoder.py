@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from flax import nnx
 
 from convert import mapping
@@ -94,6 +95,24 @@ def test_round_trips_are_exact(config: VAEConfig) -> None:
     again = torch_of(mapping.VAE, tree)
     assert_same(again, state)
     assert_same(mapping.flatten(ours_of(mapping.VAE, shapes, again)), mapping.flatten(tree))
+
+
+def test_single_file_layout_is_what_diffusers_converts_from() -> None:
+    state = numpy_state(torch_vae(SMALL))
+    _, shapes, _ = abstract(SMALL)
+    single = torch_of(mapping.vae_bfl(4), ours_of(mapping.VAE, shapes, state))
+    assert single["encoder.mid.attn_1.q.weight"].shape == (32, 32, 1, 1)
+    moved = {"encoder.quant_conv": "quant_conv", "decoder.post_quant_conv": "post_quant_conv"}  # since older models
+
+    def name(key: str) -> str:
+        stem, _, kind = key.rpartition(".")
+        return f"{moved.get(stem, stem)}.{kind}"
+
+    older = {name(key): torch.tensor(value) for key, value in single.items()}
+    levels = {"down_block_types": range(4), "up_block_types": range(4)}
+    converted = {key: value.numpy() for key, value in convert_ldm_vae_checkpoint(older, levels).items()}
+    assert_same(converted, {key: value for key, value in state.items() if not key.startswith("bn.")})
+    assert_same(torch_of(mapping.VAE, ours_of(mapping.vae_bfl(4), shapes, single)), state)
 
 
 def test_published_size() -> None:

@@ -3,13 +3,14 @@
 import json
 import pathlib
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -17,18 +18,20 @@ from convert import from_diffusers, mapping, to_diffusers
 from tests.convert.state import assert_same, numpy_state, torch_of
 from tests.convert.test_autoencoder import torch_vae
 from tests.convert.test_transformer import torch_model
-from uniser_jax import cli, optim
+from uniser_jax import cli, optim, status
 from uniser_jax import config as schema
 from uniser_jax import mesh as meshes
 from uniser_jax.checkpoint import Checkpoints
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.diffusion.sampler import restore
 from uniser_jax.evaluation.metrics import psnr
+from uniser_jax.models.codec import PixelCodec
 from uniser_jax.models.presets import preset
+from uniser_jax.models.prompts import text_ids
 from uniser_jax.models.vae import VAEConfig
-from uniser_jax.pretrained import with_base
+from uniser_jax.pretrained import read_base, with_base
 from uniser_jax.restore.restorer import Restorer
-from uniser_jax.step import build_network, state_shapes
+from uniser_jax.step import base_shapes, build_network, state_shapes
 from uniser_jax.train import train
 
 TINY_VAE = VAEConfig(block_out_channels=(8, 8, 16, 16), layers_per_block=1, latent_channels=32, norm_num_groups=4)
@@ -43,16 +46,28 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder / "run"
 
 
-def config_of(base: pathlib.Path, steps: int):
+def config_of(base: pathlib.Path, steps: int, size: str = "tiny"):
     overrides = [f"--config.steps={steps}", "--config.log_every=5", "--config.data.size=32"]
     overrides += ["--config.mesh.data=2", "--config.restore.working_size=64"]
-    return schema.read(f"configs/klein.py:tiny,base={base}", overrides)
+    return schema.read(f"configs/klein.py:{size},base={base}", overrides)
 
 
 @pytest.fixture(scope="module")
 def run(base: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("finetuned")
     train(config_of(base, 10), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapted(base: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run of adapters with samples on the way, continued from its middle as if it had been stopped there."""
+    folder, config = tmp_path_factory.mktemp("adapted"), config_of(base, 20, "tiny,lora")
+    config.sample_every, config.checkpoint.every = 20, 10
+    whole = train(config, folder)
+    shutil.rmtree(folder / "checkpoints" / "20")
+    again = train(config, folder)
+    jax.tree.map(np.testing.assert_array_equal, *(jax.device_get(state.params) for state in (whole, again)))
     return folder
 
 
@@ -72,7 +87,7 @@ def test_a_run_starts_at_the_base(base: pathlib.Path) -> None:
     network, optimizer = build_network(config.model), optim.optimizer(config.optim, config.steps)
     shapes = state_shapes(network, optimizer, mesh)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), shapes)
-    state = with_base(zeros, shapes, base)
+    state = with_base(zeros, read_base(base, base_shapes(network, mesh)))
     for tree in (state.params, state.ema):
         theirs = numpy_state(torch_model(preset("tiny")))
         assert_same(torch_of(mapping.TRANSFORMER, jax.device_get(tree["dit"])), theirs)
@@ -102,6 +117,93 @@ def test_its_export_restores_in_the_stock_pipeline_as_jax_does(run: pathlib.Path
         latents=torch.tensor(noise.transpose(0, 3, 1, 2).copy()),
     ).images[0]
     assert np.abs(ours.astype(int) - np.asarray(theirs)).max() <= 1
+
+
+def test_adapters_are_all_that_is_trained_and_kept(base: pathlib.Path, adapted: pathlib.Path) -> None:
+    lines = [json.loads(line) for line in (adapted / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert (adapted / "samples" / "step_000020.png").is_file()
+    assert status.read(adapted).state == "finished"
+    with Checkpoints(adapted) as checkpoints:
+        for item in ("params", "ema"):
+            names = {path.rpartition("/")[2] for path in mapping.flatten(checkpoints.stored(item))}
+            assert names == {"lora_a", "lora_b", "table"}
+        stored = checkpoints.stored("opt_state")
+    assert sum(leaf.size for leaf in jax.tree.leaves(stored)) < 0.2 * preset("tiny").parameter_count()
+    with Checkpoints(base) as checkpoints:  # every digest is checked: the base is as it was
+        read = checkpoints.weights(from_diffusers.shapes_of(preset("tiny")), ema=False)
+    assert_same(torch_of(mapping.TRANSFORMER, read["dit"]), numpy_state(torch_model(preset("tiny"))))
+
+
+def test_adapters_in_the_stock_pipeline_restore_as_jax_does(
+    base: pathlib.Path, adapted: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    assert to_diffusers.main([str(adapted), str(tmp_path / "lora"), "--lora"]) == 0
+    folder = base.with_name("in")
+    pipe = Flux2KleinPipeline.from_pretrained(folder, text_encoder=None, tokenizer=None)
+    pipe.set_progress_bar_config(disable=True)
+    bare = predicted(pipe.transformer)
+    pipe.load_lora_weights(tmp_path / "lora")
+    theirs = predicted(pipe.transformer)
+    assert to_diffusers.export(adapted, tmp_path / "merged") < 1e-4
+    merged = Flux2Transformer2DModel.from_pretrained(tmp_path / "merged", subfolder="transformer")
+    np.testing.assert_allclose(theirs, predicted(merged), atol=1e-4, rtol=0)
+    assert np.abs(theirs - bare).max() > 1e-2
+
+    photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    ours = Restorer.from_checkpoint(adapted, compensate=False)(photo, task="remove haze")
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "lora" / "README.md").read_text(), re.DOTALL)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    noise = np.asarray(jax.random.normal(jax.random.key(0), (1, 4, 4, 128))).transpose(0, 3, 1, 2).copy()
+    for before, after in (
+        ('"."', repr(str(tmp_path / "lora"))),
+        ('"black-forest-labs/FLUX.2-klein-base-4B"', repr(str(folder))),
+        ('"photo.jpg"', repr(str(tmp_path / "photo.png"))),
+        ('"remove_effects"', '"remove_haze"'),
+        ("**how", "**how, latents=noise"),
+        ('"restored.png"', repr(str(tmp_path / "restored.png"))),
+    ):
+        assert before in code
+        code = code.replace(before, after)
+    exec(code, {"noise": torch.tensor(noise)})
+    with Image.open(tmp_path / "restored.png") as restored:
+        assert np.abs(ours.astype(int) - np.asarray(restored)).max() <= 1
+
+
+def predicted(model: torch.nn.Module) -> np.ndarray:
+    """Of random tokens."""
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.tensor(PixelCodec(1).ids(2, 3))
+    with torch.no_grad():
+        return model(
+            hidden_states=torch.randn(1, 6, model.config.in_channels, generator=draw),
+            encoder_hidden_states=torch.randn(1, 4, model.config.joint_attention_dim, generator=draw),
+            timestep=torch.tensor([0.7]),
+            img_ids=ids,
+            txt_ids=torch.tensor(text_ids(4)),
+            return_dict=False,
+        )[0].numpy()
+
+
+def test_another_base_is_refused(
+    base: pathlib.Path, adapted: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch_model(preset("tiny")).bfloat16().save_pretrained(tmp_path / "in" / "transformer")
+    torch_vae(TINY_VAE).save_pretrained(tmp_path / "in" / "vae")
+    (tmp_path / "in" / "model_index.json").write_text("{}")
+    from_diffusers.convert(tmp_path / "in", tmp_path / "other")
+    shutil.copytree(adapted, tmp_path / "run")
+    with pytest.raises(ValueError, match="is not this run's base: the digest of its params is") as caught:
+        train(config_of(tmp_path / "other", 21, "tiny,lora"), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_without_adapters_has_none_to_write(
+    run: pathlib.Path, base: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    for folder in (run, base):
+        assert to_diffusers.main([str(folder), str(tmp_path / "x"), "--lora"]) == 2
+        assert "this run has none" in capsys.readouterr().err
 
 
 def test_the_code_of_its_card_runs(out: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

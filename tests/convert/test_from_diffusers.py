@@ -19,6 +19,9 @@ from tests.convert.test_transformer import CONFIGS, SMALL, graph_and_shapes, tor
 from uniser_jax import mesh as meshes
 from uniser_jax.checkpoint import Checkpoints, DamagedError
 from uniser_jax.models import vae
+from uniser_jax.models.vae import VAEConfig
+
+GROUPS_OF_32 = VAEConfig(block_out_channels=(32, 32, 64), layers_per_block=1, latent_channels=4)
 
 
 def weights(run: pathlib.Path, item: str, shapes):
@@ -88,6 +91,42 @@ def test_a_single_file_needs_no_config(config, tmp_path: pathlib.Path) -> None:
     from_diffusers.convert(tmp_path / "klein.safetensors", tmp_path / "out")
     params = weights(tmp_path / "out", "params", {"dit": graph_and_shapes(config)[1]})
     assert_same(torch_of(mapping.TRANSFORMER, params["dit"]), state)
+
+
+@pytest.mark.parametrize("counted", [True, False], ids=["with a counter", "without"])
+def test_single_files_of_both_networks(counted: bool, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    state = {
+        "klein": torch_of(
+            mapping.TRANSFORMER_BFL,
+            ours_of(mapping.TRANSFORMER, graph_and_shapes(SMALL)[1], numpy_state(torch_model(SMALL))),
+        ),
+        "ae": torch_of(
+            mapping.vae_bfl(3),
+            ours_of(mapping.VAE, vae.abstract(GROUPS_OF_32)[1], numpy_state(torch_vae(GROUPS_OF_32))),
+        ),
+    }
+    if not counted:
+        del state["ae"]["bn.num_batches_tracked"]
+    files = {name: tmp_path / f"{name}.safetensors" for name in state}
+    for name, tensors in state.items():
+        safetensors.torch.save_file({key: torch.tensor(value) for key, value in tensors.items()}, files[name])
+    assert from_diffusers.open_checkpoint(files["ae"])[0].config == GROUPS_OF_32
+    arguments = [str(files["klein"]), str(tmp_path / "out"), f"--vae={files['ae']}"]
+    assert from_diffusers.main(arguments) == 0
+    assert capsys.readouterr().out.endswith("params, vae\n")
+    tree = weights(tmp_path / "out", "vae", vae.abstract(GROUPS_OF_32)[1])
+    assert int(tree["statistics"]["batches"]) == (7 if counted else 0)
+    assert_same(torch_of(mapping.vae_bfl(3), tree), {"bn.num_batches_tracked": np.asarray(0), **state["ae"]})
+
+    assert from_diffusers.main([str(files["ae"]), str(tmp_path / "x"), f"--vae={files['ae']}"]) == 2
+    assert "expected one autoencoder" in capsys.readouterr().err
+    del state["ae"]["decoder.mid.attn_1.proj_out.bias"]
+    state["ae"]["decoder.new"] = np.zeros(3, np.float32)
+    safetensors.torch.save_file({key: torch.tensor(value) for key, value in state["ae"].items()}, files["ae"])
+    assert from_diffusers.main([str(files["ae"]), str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err
+    assert "lacks decoder.mid.attn_1.proj_out.bias; has unknown decoder.new" in error
+    assert not (tmp_path / "x").exists()
 
 
 def test_mistakes_are_one_line_and_write_nothing(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:

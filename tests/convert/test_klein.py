@@ -18,7 +18,7 @@ from tests.convert.test_autoencoder import SMALL as SMALL_VAE
 from tests.convert.test_autoencoder import torch_vae
 from tests.convert.test_transformer import SMALL, graph_and_shapes, torch_model
 from uniser_jax.diffusion.flow import Flow
-from uniser_jax.diffusion.sampler import euler, klein_shift, times
+from uniser_jax.diffusion.sampler import euler, klein_shift, restore, times
 from uniser_jax.models import uniser, vae
 from uniser_jax.models.codec import LatentCodec
 from uniser_jax.types import TASKS
@@ -100,6 +100,31 @@ def test_equals_the_pipeline_at_every_step(mask_size: tuple[int, int] | None) ->
     image = np.clip((jax.jit(codec.decode)(restored) + 1) / 2, 0, 1)
     np.testing.assert_allclose(image, expected, atol=1e-3, rtol=0)
     assert expected.std() > 0.1
+
+
+def test_a_mask_of_half_the_side_equals_the_pipeline() -> None:
+    pipe, codec, network, prompts = both()
+    codec = dataclasses.replace(codec, mask_scale=2)
+    task, key, shift = TASKS.index("remove shadow"), jax.random.key(3), klein_shift(64, STEPS)
+    photo, mask = picture(128, 128, 3), picture(128, 128)
+
+    @jax.jit
+    def run(photo, mask):
+        return restore(
+            network, Flow("velocity"), key, photo, mask, jnp.array([task]), STEPS, shift, codec, compensate=False
+        )
+
+    ours = run(photo[None] / np.float32(127.5) - 1, mask[None] / np.float32(255))
+    theirs = pipe(
+        image=[Image.fromarray(photo), Image.fromarray(mask).reduce(2)],
+        prompt_embeds=torch.tensor(prompts[task][None]),
+        num_inference_steps=STEPS,
+        latents=torch.tensor(np.asarray(jax.random.normal(key, (1, 8, 8, 32))).transpose(0, 3, 1, 2).copy()),
+        output_type="np",
+    ).images
+    np.testing.assert_allclose(np.clip((ours + 1) / 2, 0, 1), theirs, atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match="mask_scale = 2"):
+        codec.encode_mask(jnp.zeros((1, 33, 64)))
 
 
 def test_sides_that_are_no_multiples_are_refused() -> None:

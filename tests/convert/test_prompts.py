@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from convert import cache_prompts, from_diffusers, to_diffusers
 from tests.convert.test_transformer import SMALL, torch_model
 from uniser_jax.checkpoint import Checkpoints
-from uniser_jax.pretrained import with_base
+from uniser_jax.pretrained import read_base, with_base
 from uniser_jax.types import TASKS, TrainState, prompt_name
 
 TEMPLATE = "{% for m in messages %}user {{ m.content }} end {% endfor %}{% if add_generation_prompt %}model{% endif %}"
@@ -66,7 +66,7 @@ def test_a_run_starts_with_them_and_a_base_keeps_them(pipeline: pathlib.Path, tm
         "prompts": {"table": jax.ShapeDtypeStruct((11, 6, 3 * WIDTH), jnp.float32)}
     }
     state = TrainState(jnp.int32(0), {}, {}, None)
-    state = with_base(state, TrainState(None, shapes, shapes, None), tmp_path / "base")
+    state = with_base(state, read_base(tmp_path / "base", shapes))
     for tree in (state.params, state.ema):
         expected = load_file(out)["add_haze"][0]
         np.testing.assert_array_equal(tree["prompts"]["table"][TASKS.index("add haze")], expected)

@@ -22,13 +22,13 @@ from uniser_jax import config as schema
 from uniser_jax.checkpoint import Checkpoints
 from uniser_jax.restore.restorer import Restorer
 from uniser_jax.step import build_network
-from uniser_jax.types import TASKS, TrainState, prompt_name
+from uniser_jax.types import TASKS, TrainState, prompt_name, tasks_digest
 
 
-def make_run(folder: pathlib.Path, conditioning: str = "channels") -> pathlib.Path:
+def make_run(folder: pathlib.Path, conditioning: str = "channels", mask_scale: int = 1) -> pathlib.Path:
     """A run whose parameters are random, the last, zero, projection too; the average is another set."""
     config = schema.defaults()
-    config.model.conditioning = conditioning
+    config.model.conditioning, config.model.mask_scale = conditioning, mask_scale
     config.model.preset, config.model.patch, config.model.prompt_length = "tiny", 8, 4
     config.model.compute_dtype, config.model.remat = "float32", "none"
     config.data.size, config.restore.steps = 64, 2
@@ -85,6 +85,7 @@ def test_the_report_and_the_card_say_how_close_it_is(folder: pathlib.Path) -> No
     assert report["restoration"] < 1e-4
     card = (folder / "README.md").read_text()
     assert "7 steps of 256 pairs" in card
+    assert f"The prompts (set `{tasks_digest()}`)" in card
     assert f"{report['transformer']:.1e}" in card
 
 
@@ -100,6 +101,10 @@ def test_the_code_of_the_card_runs(
 
 
 def test_torch_restores_as_jax_does(folder: pathlib.Path, run: pathlib.Path) -> None:
+    restores_as_jax_does(folder, run)
+
+
+def restores_as_jax_does(folder: pathlib.Path, run: pathlib.Path) -> None:
     pipe, prompts = load(folder)
     restorer = Restorer.from_checkpoint(run)
     soft = np.zeros((64, 64), np.uint8)
@@ -118,9 +123,13 @@ def test_torch_restores_as_jax_does(folder: pathlib.Path, run: pathlib.Path) -> 
         assert np.abs(ours.astype(int) - np.asarray(theirs)).max() <= 1
 
 
-def test_references_are_read_alike(tmp_path: pathlib.Path) -> None:
-    assert to_diffusers.export(make_run(tmp_path / "run", "references"), tmp_path / "out") < 1e-4
-    assert json.loads((tmp_path / "out" / "parity.json").read_text())["restoration"] < 1e-4
+@pytest.mark.parametrize("mask_scale", [1, 2])
+def test_references_are_read_alike(mask_scale: int, tmp_path: pathlib.Path) -> None:
+    run, out = make_run(tmp_path / "run", "references", mask_scale), tmp_path / "out"
+    assert to_diffusers.export(run, out) < 1e-4
+    assert json.loads((out / "parity.json").read_text())["restoration"] < 1e-4
+    if mask_scale == 2:
+        restores_as_jax_does(out, run)
 
 
 def test_photographs_of_any_size(folder: pathlib.Path) -> None:

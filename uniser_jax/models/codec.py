@@ -19,10 +19,13 @@ class PixelCodec:
 
     Args:
       patch: side p of a patch in pixels; image sides must be multiples of it.
+      bands: of an image: red, green and blue, or the channels of latents.
+      mask_scale: how many times smaller than the photograph a mask is shown, where it is an image of its own.
     """
 
     patch: int
-    bands: int = 3  # of an image: red, green and blue, or the channels of latents
+    bands: int = 3
+    mask_scale: int = 1
 
     @property
     def channels(self) -> int:
@@ -56,6 +59,23 @@ class PixelCodec:
         return np.stack([zero, rows.ravel(), columns.ravel(), zero], -1).astype(np.float32)
 
 
+def gray(mask: Float[Array, "b h w"], bands: int, scale: int = 1) -> Float[Array, "b k l c"]:
+    """Masks in [0, 1] as gray images in [-1, 1], `scale` times smaller: means in 8 bits, as PIL's `Image.reduce` gives them.
+
+    Raises:
+      ValueError: if a side is not a multiple of the scale.
+    """
+    b, h, w = mask.shape
+    if h % scale or w % scale:
+        raise ValueError(
+            f"mask of {h} x {w} px: expected sides that are multiples of config.model.mask_scale = {scale}"
+        )
+    if scale > 1:
+        levels = jnp.round(255 * mask).reshape(b, h // scale, scale, w // scale, scale).sum((2, 4))
+        mask = jnp.floor(levels / scale**2 + 0.5) / 255
+    return jnp.repeat(2 * mask[..., None] - 1, bands, -1)
+
+
 @jax.tree_util.register_dataclass  # so that a compiled step takes the frozen parameters as an argument
 @dataclasses.dataclass(frozen=True)
 class LatentCodec:
@@ -65,11 +85,13 @@ class LatentCodec:
       config: of the autoencoder.
       graphdef: of `models.vae.VAE`.
       params: its parameters.
+      mask_scale: how many times smaller than the photograph a mask is shown.
     """
 
     config: "VAEConfig" = dataclasses.field(metadata={"static": True})
     graphdef: nnx.GraphDef = dataclasses.field(metadata={"static": True})
     params: Any
+    mask_scale: int = dataclasses.field(default=1, metadata={"static": True})
 
     @property
     def tokens(self) -> PixelCodec:
@@ -100,7 +122,7 @@ class LatentCodec:
 
     def encode_mask(self, mask: Float[Array, "b h w"]) -> Float32[Array, "b k l d"]:
         """The latents of masks in [0, 1], as gray images."""
-        return self.encode(jnp.repeat(2 * mask[..., None] - 1, 3, -1))
+        return self.encode(gray(mask, 3, self.mask_scale))
 
     def decode(self, latents: Float[Array, "b k l d"]) -> Float32[Array, "b h w c"]:
         """The images of latents, in about [-1, 1]."""

@@ -15,8 +15,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from uniser_jax.models.codec import PixelCodec
+from uniser_jax.models.codec import PixelCodec, gray
 from uniser_jax.models.dit import DiT
+from uniser_jax.models.lora import Lora, adapt
 from uniser_jax.models.presets import DiTConfig
 from uniser_jax.models.prompts import LearnedPrompts, text_ids
 
@@ -36,9 +37,10 @@ class UniSER(nnx.Module):
       attention: kernel, see `models.attention`.
       remat: policy, see `models.dit`.
       conditioning: one of CONDITIONINGS.
+      lora: adapters beside the transformer's kernels.
 
     Raises:
-      ValueError: for an unknown conditioning.
+      ValueError: for an unknown conditioning, or targets that match nothing.
     """
 
     def __init__(
@@ -52,16 +54,18 @@ class UniSER(nnx.Module):
         attention: str = "auto",
         remat: str = "none",
         conditioning: str = "channels",
+        lora: Lora | None = None,
     ):
         self.codec, self.prompt_length, self.conditioning = codec, prompt_length, conditioning
         sizes = conditioned_config(config, codec, conditioning)
         self.dit = DiT(sizes, rngs=rngs, dtype=dtype, kernel=attention, remat=remat)
         self.prompts = LearnedPrompts(prompt_length, config.joint_attention_dim, rngs=rngs)
-        if conditioning == "references":
-            return
-        # x_t starts unseen: at t = 1 it is pure noise, and would drown the photograph in every token until it is unlearned.
-        kernel = self.dit.image_in.kernel
-        kernel[...] = kernel[...].at[: codec.channels].set(0)
+        if conditioning == "channels":
+            # x_t starts unseen: at t = 1 it is pure noise, and would drown the photograph in every token until it is unlearned.
+            kernel = self.dit.image_in.kernel
+            kernel[...] = kernel[...].at[: codec.channels].set(0)
+        if lora is not None and lora.rank:
+            adapt(self, lora, rngs=rngs)
 
     def __call__(
         self,
@@ -97,14 +101,15 @@ def sequence(
 ) -> tuple[Float[Array, "b n d"], Float32[np.ndarray, "n 4"]]:
     """The tokens of [x_t, first reference, second, ...] and their positions; None holds its T without tokens.
 
-    A reference without a channel axis is a mask in [0, 1], and becomes a gray image.
+    A reference without a channel axis is a mask in [0, 1], and becomes a gray image of the codec's `mask_scale`; its positions
+    count its own tokens, as the pipeline of FLUX.2 counts them.
     """
     tokens, ids = [], []
     for place, image in enumerate((x_t, *references)):
         if image is None:
             continue
         if image.ndim == 3:
-            image = jnp.repeat(2 * image[..., None] - 1, codec.bands, -1)
+            image = gray(image, codec.bands, codec.mask_scale)
         tokens.append(codec.encode(image))
         ids.append(codec.ids(*image.shape[1:3]) + np.array([_APART * place, 0, 0, 0], np.float32))
     return jnp.concatenate(tokens, 1), np.concatenate(ids)

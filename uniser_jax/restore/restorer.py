@@ -26,7 +26,7 @@ from uniser_jax.models import uniser
 from uniser_jax.models.codec import LatentCodec, PixelCodec
 from uniser_jax.restore.files import MIN_SIDE, RestoreError
 from uniser_jax.restore.fullres import padded_side, restore_any_size
-from uniser_jax.step import build_network
+from uniser_jax.step import Network, build_network
 from uniser_jax.types import TASKS
 
 _SEED = 0  # of the noise a restoration starts from: the same photograph always gives the same result
@@ -65,7 +65,7 @@ class Restorer:
     ):
         self.config, self.params, self.codec, self.working_size, self.steps = config, params, codec, working_size, steps
         self.direct, self.latents = direct, latents
-        self.patch = codec.patch if latents is None else latents.side
+        self.patch = (codec.patch if latents is None else latents.side) * codec.mask_scale
 
         def sample(params: Any, latents: Any, images: Any, mask: Any, task: Any, steps: int) -> Any:
             predict = functools.partial(uniser.apply, graphdef, params)
@@ -99,13 +99,11 @@ class Restorer:
             step = checkpoints.best() if step == "best" else step
             if step is not None and step not in checkpoints.steps():
                 raise RestoreError(f"{run}: no checkpoint of step {step}; there are {checkpoints.steps()} and best")
-            config = schema.from_json(json.dumps(checkpoints.record(step)["config"]))
-            network = build_network(config.model)
-            params = checkpoints.weights(network.shapes, ema, step)
+            config, network, params = read_run(checkpoints, ema, step)
         flow = schema.build(Flow, config.flow)
         working_size = config.restore.working_size or config.data.size
         steps, direct, shift = config.restore.steps, config.restore.direct, config.restore.shift
-        latents = pretrained.latents(config.model.base) if config.model.codec == "latents" else None
+        latents = pretrained.latents(config) if config.model.codec == "latents" else None
         compensate = config.restore.compensate if compensate is None else compensate
         space = {"latents": latents, "shift": shift, "compensate": compensate}
         return cls(network.graphdef, params, network.codec, flow, working_size, steps, config, direct, **space)
@@ -160,6 +158,22 @@ class Restorer:
         return np.asarray(
             self._sample(self.params, self.latents, jnp.asarray(images), jnp.asarray(mask), tasks, steps=steps)
         )
+
+
+def read_run(checkpoints: Checkpoints, ema: bool = True, step: int | None = None) -> tuple[ConfigDict, Network, Any]:
+    """The config of a run, its network and its parameters; adapters are merged into their base.
+
+    Raises:
+      ValueError: if the run does not fit this version, or its base is gone or another.
+    """
+    record = checkpoints.record(step)
+    config = schema.from_json(json.dumps(record["config"]))
+    pretrained.check_frozen(record, config)
+    network = build_network(config.model, config.lora)
+    params = checkpoints.weights(network.shapes, ema, step)
+    if not config.lora.rank:
+        return config, network, params
+    return config, build_network(config.model), pretrained.merged(config, network, params)
 
 
 @jax.jit
