@@ -197,7 +197,9 @@ def compile_step(config: ConfigDict, devices: Sequence[jax.Device], topology: st
         buffers=tuple(hlo.largest_buffers(compiled.as_text(), 6)),
     )
     if not report.fits:
-        report = dataclasses.replace(report, needed=report.peak, remedies=remedies(config, mesh, report))
+        report = dataclasses.replace(
+            report, needed=report.peak, remedies=remedies(config, mesh, report, report.peak or 0)
+        )
     return report
 
 
@@ -233,8 +235,8 @@ def latents_of(config: ConfigDict, mesh: Mesh) -> LatentCodec | None:
     return pretrained.latent_shapes(sizes, mesh, config.model.mask_scale)
 
 
-def remedies(config: ConfigDict, mesh: Mesh, report: Report) -> tuple[str, ...]:
-    """Overrides that make a step smaller, those that cost least first."""
+def remedies(config: ConfigDict, mesh: Mesh, report: Report, needed: float) -> tuple[str, ...]:
+    """Overrides that make a step smaller than the bytes that it needs, those that cost least first."""
     found = []
     copies = mesh.shape["slice"] * mesh.shape["data"]
     whole = f"--config.mesh.data=1 --config.mesh.fsdp=-1 (one copy of the state over all chips, not {copies})"
@@ -248,8 +250,9 @@ def remedies(config: ConfigDict, mesh: Mesh, report: Report) -> tuple[str, ...]:
     rows = math.prod(mesh.shape[axis] for axis in ("slice", "data", "fsdp"))
     per_chip = report.batch_size // (rows * config.optim.accumulate)
     if per_chip > 1:
-        least = next(k for k in range(2, per_chip + 1) if per_chip % k == 0)
-        found.append(f"--config.optim.accumulate={config.optim.accumulate * least} (smaller microbatches)")
+        parts = [k for k in range(2, per_chip + 1) if per_chip % k == 0]
+        enough = [k for k in parts if needed <= k * report.hbm] or parts[-1:]  # activations shrink as their batch does
+        found.append(f"--config.optim.accumulate={config.optim.accumulate * enough[0]} (smaller microbatches)")
     else:
         found.append("--config.mesh.sequence=2 (the tokens of an image over two chips)")
     if mesh.shape["data"] > 1 and whole not in found:
@@ -324,7 +327,7 @@ def _too_large(error: Exception, config: ConfigDict, mesh: Mesh, report: Report)
         raise ValueError(f"the compiler failed: {str(error).splitlines()[0]}") from error
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     needed, hbm = (float(found[k]) * units[found[k + 1]] for k in (1, 3))
-    return {"needed": needed, "hbm": hbm, "remedies": remedies(config, mesh, report)}
+    return {"needed": needed, "hbm": hbm, "remedies": remedies(config, mesh, report, needed)}
 
 
 def _gib(size: float | None) -> str:
