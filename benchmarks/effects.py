@@ -8,6 +8,7 @@ on one core; threads are compared by the clock, in the same run.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -23,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from uniser_jax.data.photos import Photos, folder, samples
-from uniser_jax.data.pipeline import Examples, batches, random_crop
+from uniser_jax.data.pipeline import Examples, Recent, batches, random_crop
 from uniser_jax.data.schedule import fixed
 from uniser_jax.effects.edit import EditSampling, Rendering, asked_for
 from uniser_jax.effects.mixture import Mixture
@@ -64,6 +65,7 @@ def measure(photos: Photos, size: int, seconds: float) -> dict[str, Any]:
     four = [1 / results[name]["pairs_per_second"] for name in EFFECTS[:4]]
     results["mean_of_four"] = {"pairs_per_second": 4 / sum(four)}
     results["numpy_float64"] = {"pairs_per_second": _rate(_plain(photos, size), seconds)}
+    results["reuse"] = {str(views): _reused(photos, size, views, seconds) for views in (1, 2, 4)}
     peer = _albumentations(photos, size)
     if peer is not None:
         results["albumentations"] = {"pairs_per_second": _rate(peer, seconds)}
@@ -94,6 +96,9 @@ def to_text(size: int, results: dict[str, Any]) -> str:
             rate = results[name]["pairs_per_second"]
             ratio = results["mean_of_four"]["pairs_per_second"] / rate
             lines.append(f"{name:16}{rate:9.1f}" + ("" if name == "mean_of_four" else f"   ours: {ratio:.1f} x"))
+    reuse = results["reuse"]
+    each = (f"{views} views of a pair: {rate:.1f}/s ({rate / reuse['1']:.2f} x)" for views, rate in reuse.items())
+    lines.append("reuse           " + ", ".join(each))
     threads = results["threads"]
     lines.append("threads         " + ", ".join(f"{n}: {rate:.1f} pairs/s" for n, rate in threads.items()))
     if "2" in threads:
@@ -113,7 +118,13 @@ def _rate(call: Callable[[int], Any], seconds: float) -> float:
     return (index - 200) / (time.process_time() - start)
 
 
-def _shares(examples: Examples, count: int = 60) -> dict[str, float]:
+def _reused(photos: Photos, size: int, views: int, seconds: float) -> float:
+    """Views per second of processor time, so many cut from each rendered pair."""
+    examples = Examples(photos, EditSampling(), fixed(size, 1, views), seed=1, colour=0.2)
+    return views * _rate(lambda number: examples.views(number * views), seconds)
+
+
+def _shares(examples: Examples, count: int = 200) -> dict[str, float]:
     """Processor time of each step of a pair, as a share of them all."""
     clock = dict.fromkeys(("decode", "crop and draw", "layers", "mask", "expose"), 0.0)
     last = 0.0
@@ -124,23 +135,44 @@ def _shares(examples: Examples, count: int = 60) -> dict[str, float]:
         clock[step] += now - last
         last = now
 
+    timed = _Timed(examples.photos)
+    examples = dataclasses.replace(examples, photos=timed, recent=Recent())
     for index in range(count):
         last = time.process_time()
-        examples.photos[index % len(examples.photos)]
-        lap("decode")
-        rendering = Rendering(*examples.recipe(index))
-        rendering.mask()
+        scene, recipe = examples.recipe(index)
         lap("crop and draw")
-        rendering = Rendering(rendering.scene, rendering.recipe)
+        rendering = Rendering(scene, recipe)
         lap("layers")
         mask = rendering.mask()
         lap("mask")
         rendering.pair(rendering.recipe.task, mask)
         lap("expose")
-    # `recipe` decodes too, and the first rendering was only a warm-up of the second.
-    clock["crop and draw"] -= clock["decode"] + clock["layers"] + clock["mask"]
-    total = sum(clock.values())
-    return {step: max(seconds, 0.0) / total for step, seconds in clock.items()}
+    clock["decode"] = timed.seconds
+    clock["crop and draw"] -= timed.seconds
+    return {step: seconds / sum(clock.values()) for step, seconds in clock.items()}
+
+
+class _Timed:
+    """Photographs, and the processor time that their decoding took."""
+
+    def __init__(self, photos: Photos):
+        self._photos, self.seconds = photos, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._photos, name)
+
+    def __len__(self) -> int:
+        return len(self._photos)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.reduced(index, 1)
+
+    def reduced(self, index: int, factor: int) -> np.ndarray:
+        """Timed."""
+        start = time.process_time()
+        pixels = self._photos.reduced(index, factor)
+        self.seconds += time.process_time() - start
+        return pixels
 
 
 def _clocked(photos: Photos, size: int, threads: int, seconds: float) -> float:

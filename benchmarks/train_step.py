@@ -6,12 +6,13 @@ The peer is diffusers' `Flux2Transformer2DModel` (attention by `scaled_dot_produ
 `torch.compile`, with our weights carried over by the exporter's table. A step is forward, backward, clipping by the global
 norm, and AdamW (fused in torch), parameters and moments in float32; bfloat16 is `compute_dtype` here and autocast there. Before
 anything is timed, predictions, loss and gradient norm must agree. Contenders take turns, so that a busy machine slows all of
-them; a ratio is the median over turns of our time by theirs, below 1 we are faster. Both use the processors that this process
-may run on (`taskset -c 0,1` makes it two). On a GPU it also says which part of the measured bfloat16 matrix product rate a
-step reaches, and the peak memory.
+them; a ratio is the median over turns of our time by theirs, by the clock and by processor time: below 1 we are faster.
+Both use the processors that this process may run on (`taskset -c 0,1` makes it two). `of peak` is the part of a measured
+matrix product rate of the same dtype that a step reaches; the JSON has memory too.
 """
 
 import argparse
+import ctypes
 import dataclasses
 import json
 import os
@@ -20,7 +21,6 @@ import platform
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="5 turns, without torch.compile")
     arguments = parser.parse_args()
+    keep_memory()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     if jax.default_backend() == "gpu":  # the same products for both
         jax.config.update("jax_default_matmul_precision", "tensorfloat32")
@@ -180,7 +181,7 @@ def ours(case: Case, params: Any, remat: str) -> Contender:
     step = jax.jit(update, donate_argnums=0).lower(state, *inputs, target).compile()
     facts = {"forward_compile_s": between - start, "step_compile_s": time.perf_counter() - between}
     memory = step.memory_analysis()
-    if memory is not None:
+    if memory:
         facts["step_bytes"] = memory.temp_size_in_bytes + memory.argument_size_in_bytes
 
     def one_step() -> tuple[float, float]:
@@ -216,9 +217,14 @@ def theirs(case: Case, params: Any, compiled: bool) -> Contender:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer_config().clip_norm)
         optimizer.step()
+        if device == "cuda":
+            facts["step_bytes"] = torch.cuda.max_memory_allocated()
         return loss.item(), norm.item()
 
-    return Contender(forward, step, {})
+    facts: dict[str, float] = {}
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    return Contender(forward, step, facts)
 
 
 def torch_model(config: DiTConfig, params: Any) -> torch.nn.Module:
@@ -300,10 +306,18 @@ def forward_flops(config: DiTConfig, batch: int, tokens: int) -> float:
     return 2.0 * batch * ((config.num_layers + config.num_single_layers) * block + ends + once)
 
 
-def matmul_rate(dtype: str, side: int | None = None) -> float:
+def keep_memory() -> None:
+    """Stops glibc from giving freed blocks back: eager torch would wait for fresh pages longer than it computes."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped on its own
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def matmul_rate(dtype: str) -> float:
     """FLOP/s of one large matrix product in torch, the best of some."""
     gpu = jax.default_backend() == "gpu"
-    side = side or (8192 if gpu else 2048)
+    side = 8192 if gpu else 2048
     a = torch.ones((side, side), dtype=getattr(torch, dtype), device="cuda" if gpu else "cpu")
     seconds = []
     for _ in range(10):
@@ -332,15 +346,14 @@ def machine() -> str:
 def to_text(result: dict[str, Any]) -> str:
     """A table for people."""
     lines = [f"\n{result['tokens']} tokens, batch {result['batch']}, {result['dtype']}"]
-    lines += [f"{'':15}{'forward s':>10}{'ratio':>7}{'step s':>9}{'ratio':>7}{'of peak':>9}{'compile s':>11}"]
+    titles = "".join(f"{what + ' s':>11}{'ratio':>7}{'cpu':>6}" for what in ("forward", "step"))
+    lines += [f"{'':14}{titles}{'of peak':>9}{'compile s':>11}"]
     for name, seconds in result["seconds"].items():
-        ratios = [
-            result["ratios"][name][what]["wall"] if name in result["ratios"] else 1 for what in ("forward", "step")
-        ]
-        lines.append(
-            f"{name:15}{seconds['forward']['median']:10.3f}{ratios[0]:7.2f}{seconds['step']['median']:9.3f}{ratios[1]:7.2f}"
-            f"{seconds['step']['mfu']:9.1%}{result['facts'][name]['step_compile_s']:11.1f}"
-        )
+        line = f"{name:14}"
+        for what in ("forward", "step"):
+            ratio = result["ratios"][name][what] if name != "jax" else {"wall": 1, "cpu": 1}
+            line += f"{seconds[what]['median']:11.3f}{ratio['wall']:7.2f}{ratio['cpu']:6.2f}"
+        lines.append(f"{line}{seconds['step']['mfu']:9.1%}{result['facts'][name]['step_compile_s']:11.1f}")
     return "\n".join(lines) + "\n"
 
 
@@ -353,5 +366,4 @@ def _list(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    with warnings.catch_warnings():
-        main()
+    main()

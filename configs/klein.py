@@ -3,6 +3,7 @@
     python -m convert.from_diffusers FLUX.2-klein-base-4B runs/klein_base
     python -m uniser_jax.train --config=configs/klein.py:photos=/data/photos --workdir=runs/klein
     python -m uniser_jax.train --config=configs/klein.py:lora,photos=/data/photos --workdir=runs/klein_lora
+    python -m uniser_jax.train --config=configs/klein.py:stages,image=1024,photos=/data/photos --workdir=runs/klein_1024
     python -m uniser_jax.train --config=configs/klein.py:tiny,base=runs/tiny_base --workdir=runs/klein_tiny
 
 Hardware: a v5p-32 or 16 H100 at 512 px, twice that at 1024 px; an estimate, nobody has run it yet. `lora` trains low-rank
@@ -17,7 +18,9 @@ from uniser_jax import config as schema
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    args = schema.parse_argument(argument, base="runs/klein_base", image=512, photos="samples", tiny=False, lora=False)
+    args = schema.parse_argument(
+        argument, base="runs/klein_base", image=512, photos="samples", stages=False, tiny=False, lora=False
+    )
     config = schema.defaults()
     config.steps = 20_000
     config.batch_size = 128
@@ -56,4 +59,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.log_every, config.sample_every = 10, 0
         if args.lora:
             config.lora.rank, config.lora.alpha, config.optim.lr = 4, 4.0, 1e-2
+    if args.stages:  # first half at half the side, four times as many: tokens a step stay the same
+        config.data.stages = (
+            (0, config.data.size // 2, 4 * config.batch_size),
+            (config.steps // 2, config.data.size, config.batch_size),
+        )
     return config

@@ -1,19 +1,24 @@
 """Several real processes of one run on this machine, each with fake devices."""
 
+import contextlib
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
+from typing import IO
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def run(commands: Sequence[Sequence[str]], devices: int = 4, seconds: float = 240) -> list[tuple[int, str]]:
+def run(commands: Sequence[Sequence[str]], devices: int = 4, seconds: float = 480) -> list[tuple[int | None, str]]:
     """Runs python with these arguments, one process each; returns their exit codes and standard errors.
 
-    One command alone runs without the others' environment.
+    One command alone runs without the others' environment. A code of None: it had to be killed, for it took too long.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -22,20 +27,31 @@ def run(commands: Sequence[Sequence[str]], devices: int = 4, seconds: float = 24
     shared = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     if len(commands) > 1:
         shared |= {"UNISER_PROCESSES": str(len(commands)), "UNISER_COORDINATOR": f"127.0.0.1:{port}"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env=os.environ | shared | {"UNISER_PROCESS": str(index)},
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,  # gloo talks there
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index, command in enumerate(commands)
-    ]
-    try:
-        errors = [process.communicate(timeout=seconds)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [(process.returncode, error) for process, error in zip(started, errors, strict=True)]
+    with contextlib.ExitStack() as stack:
+        errors = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
+        started = [
+            _start(command, shared | {"UNISER_PROCESS": str(index)}, error)
+            for index, (command, error) in enumerate(zip(commands, errors, strict=True))
+        ]
+        deadline = time.monotonic() + seconds
+        try:
+            while time.monotonic() < deadline and any(process.poll() is None for process in started):
+                time.sleep(0.1)
+            codes = [process.poll() for process in started]  # None: too late
+        finally:
+            for process in started:  # with its data workers, which outlive it when it is killed
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        return [(code, error.seek(0) or error.read()) for code, error in zip(codes, errors, strict=True)]
+
+
+def _start(command: Sequence[str], environment: dict[str, str], error: IO[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env=os.environ | environment,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,  # gloo talks there
+        stderr=error,  # no pipe: a worker that outlives its parent would hold it open
+        start_new_session=True,
+    )

@@ -11,6 +11,7 @@ from uniser_jax.models.lora import Lora
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = str(ROOT / "configs/tiny.py")
 PIXEL = str(ROOT / "configs/pixel.py")
+KLEIN = str(ROOT / "configs/klein.py")
 
 
 def test_overrides_reach_nested_keys() -> None:
@@ -29,6 +30,21 @@ def test_a_config_takes_arguments() -> None:
     assert schema.read(PIXEL + ":size=l,image=512").data.size == 512
 
 
+def test_stages_reach_the_trained_size() -> None:
+    config = schema.read(KLEIN + ":stages,image=1024")
+    assert schema.schedule(config).stages == ((0, 512, 512), (10_000, 1024, 128))
+    assert schema.from_json(schema.to_json(config)) == config  # JSON has no tuples
+    assert schema.schedule(schema.read(KLEIN + ":stages,tiny")).stages == ((0, 32, 32), (50, 64, 8))
+    assert schema.schedule(schema.read(TINY)).stages == ((0, 96, 16),)
+
+
+def test_shapes_are_those_of_all_buckets() -> None:
+    config = schema.read(KLEIN, ['--config.data.buckets=("1:1", "3:2", "2:3")'])
+    assert schema.shapes(config, 512) == [(512, 512), (416, 624), (624, 416)]
+    config.model.mask_scale = 2  # a mask of half the side has whole tokens too
+    assert schema.shapes(config, 512) == [(512, 512), (416, 608), (608, 416)]
+
+
 @pytest.mark.parametrize(
     ("path", "override", "message"),
     [
@@ -43,6 +59,14 @@ def test_a_config_takes_arguments() -> None:
         (TINY, "--config.profile_steps=105,100", "expected a first and a last step"),
         (TINY, "--config.data.size=97", "multiple of config.model.patch"),
         (TINY, "--config.optim.accumulate=5", "multiple of"),
+        (TINY, "--config.data.stages=((0, 48, 16), (5, 60, 16))", "expected (96, 16), config.data.size"),
+        (TINY, "--config.data.stages=((0, 50, 16), (5, 96, 16))", "in multiples of 12"),
+        (TINY, "--config.data.stages=((0, 48, 16), (0, 96, 16))", "expected 0 first, then ascending"),
+        (TINY, "--config.data.stages=((0, 48), (5, 96, 16))", "config.data.stages"),
+        (TINY, "--config.data.stages=(5, 96, 16)", "config.data.stages"),
+        (KLEIN, "--config.data.stages=((0, 264, 64), (5, 512, 128))", "in multiples of 16"),
+        (TINY, "--config.data.reuse=0", "reuse = 0: expected at least 1"),
+        (TINY, '--config.data.buckets=("3:2", "wide")', "aspect 'wide': expected width:height"),
         (TINY, "--config.model.mask_scale=2", "expected 1, or 2 by"),
         (PIXEL + ":size=huge", "--config.steps=1", "huge"),
         (PIXEL + ":colour=red", "--config.steps=1", "colour"),

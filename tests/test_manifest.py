@@ -49,7 +49,7 @@ def write(workdir: pathlib.Path, step: int) -> dict:
 def test_it_holds_what_is_needed_to_run_again(tmp_path) -> None:
     found = write(tmp_path / "run", 0)
     assert schema.from_json(json.dumps(found["config"])) == CONFIG
-    assert found["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1, "sequence": 1}
+    assert found["mesh"] == {"slice": 1, "data": 4, "fsdp": 2, "tensor": 1, "sequence": 1}
     assert found["devices"] == {"kind": "cpu", "count": 8}
     assert found["versions"]["jax"] == jax.__version__
     assert found["photographs"]["count"] == 2

@@ -1,10 +1,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from uniser_jax import config as schema
+from uniser_jax import mesh as meshes
 from uniser_jax import optim
+from uniser_jax.step import Network, state_shapes
 
 OPTIM = schema.defaults().optim
 
@@ -36,3 +40,100 @@ def test_ema_starts_fast_and_approaches_its_decay() -> None:
     young = optim.ema_update(ema, params, 0.99, jnp.int32(0))["a"]
     old = optim.ema_update(ema, params, 0.99, jnp.int32(100_000))["a"]
     np.testing.assert_allclose([young, old], [0.9, 0.01], rtol=1e-4)
+
+
+SHAPES = {"block": {"kernel": (2, 256, 128), "scale": (2, 16)}, "in": {"kernel": (128, 128)}}
+AXES = {"block": {"kernel": ("layer", "embed", "mlp"), "scale": ("layer", None)}, "in": {"kernel": (None, "embed")}}
+
+
+def optim_of(**values):
+    section = schema.defaults().optim.copy_and_resolve_references()
+    section.update({"lr": 0.03, "warmup_steps": 1, "weight_decay": 0.0, "clip_norm": 1e9} | values)
+    return section
+
+
+def descend(section, mesh, steps: int = 30):
+    """Distances to a target, as an optimizer walks there on a mesh from zero, and its states' shapes and last state."""
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, np.float32), SHAPES, is_leaf=lambda s: isinstance(s, tuple))
+    optimizer = optim.optimizer(section, 10_000)
+    placed = state_shapes(Network(None, shapes, AXES, None, None), optimizer, mesh)  # type: ignore[arg-type]
+    target = jax.tree.map(lambda s: np.random.default_rng(s.size).normal(size=s.shape).astype(np.float32), shapes)
+
+    def step(carry, _):
+        params, state = carry
+        loss, gradient = jax.value_and_grad(
+            lambda p: sum(
+                jnp.mean((a - b) ** 2) for a, b in zip(jax.tree.leaves(p), jax.tree.leaves(target), strict=True)
+            )
+        )(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), loss
+
+    def run():
+        params = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        (_, state), losses = jax.lax.scan(step, (params, optimizer.init(params)), length=steps)
+        return losses, state
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, placed.opt_state)
+    with jax.set_mesh(mesh):
+        losses, state = jax.jit(run, out_shardings=(placed.step.sharding, shardings))()
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), placed.opt_state
+    )
+    return np.asarray(losses), placed, state
+
+
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
+def test_every_optimizer_descends_and_its_state_lies_like_the_parameters(name: str, moments: str) -> None:
+    section = optim_of(name=name, moments=moments)
+    losses, placed, state = descend(section, meshes.make_mesh({"fsdp": 4, "tensor": 2}))
+    assert losses[-1] < 0.5 * losses[0]
+    alone, _, _ = descend(section, meshes.make_mesh({}, jax.devices()[:1]))
+    np.testing.assert_allclose(losses, alone, rtol=1e-4)
+
+    specs = {}
+    for path, leaf in jax.tree.leaves_with_path(placed.opt_state):
+        if jax.tree_util.keystr(path).endswith("['block']['kernel']"):
+            specs[leaf.shape] = leaf.sharding.spec
+            assert leaf.dtype == moments
+    assert specs.pop((2, 256, 128)) == P(None, "fsdp", "tensor")
+    factored = {(2, 256): P(None, "fsdp"), (2, 128): P(None, "tensor"), (1,): P()}
+    assert specs == (factored if name == "adafactor" else {})
+    whole = {"adamw": 2, "adafactor": 1, "muon": 1}[name]  # numbers per parameter of the large kernel
+    size = np.prod(SHAPES["block"]["kernel"]) * jnp.dtype(moments).itemsize
+    kept = [leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.shape == SHAPES["block"]["kernel"]]
+    assert sum(kept) == whole * size
+
+
+def test_rounding_at_random_is_right_on_average() -> None:
+    x = jnp.array([1.0, 1.001, -3.003, 1e-20, 0.0], jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    rounded = jax.vmap(lambda key: optim.round_at_random(key, x))(keys).astype(jnp.float32)
+    unit = 2.0 ** (np.floor(np.log2(np.maximum(np.abs(x), 1e-30))) - 7)
+    assert (np.abs(rounded - x[None]) < unit[None]).all()
+    np.testing.assert_allclose(np.asarray(rounded, np.float64).mean(0), x, atol=0.02 * unit.max(), rtol=1e-4)
+    assert (rounded[:, ::4] == x[None, ::4]).all()  # what bfloat16 holds stays
+
+
+def test_a_slow_second_moment_does_not_stand_still_in_bfloat16() -> None:
+    """With b2 = 0.999 each step moves it by at most 0.1 %, a quarter of a unit: rounded to nearest it would stay."""
+    params = {"kernel": jnp.zeros(4096)}
+    update = optim.in_bfloat16(optax.scale_by_adam(b2=0.999))
+    state = update.init(params)
+    nu = {"kernel": jnp.full(4096, 1.0, jnp.bfloat16)}
+    state = state._replace(inner=state.inner._replace(nu=nu))
+    step = jax.jit(lambda state: update.update({"kernel": jnp.full(4096, 2.0)}, state, params)[1])
+    for _ in range(100):
+        state = step(state)
+    expected = 4 - 3 * 0.999**100
+    assert float(state.inner.nu["kernel"].astype(jnp.float32).mean()) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("name", "sgd", "adamw, adafactor or muon"), ("moments", "int8", "float32 or bfloat16")],
+)
+def test_unknown_optimizers_are_refused(key: str, value: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        optim.optimizer(optim_of(**{key: value}), 10)

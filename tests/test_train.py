@@ -236,6 +236,24 @@ def ends_in(workdir: pathlib.Path, capsys: pytest.CaptureFixture) -> tuple[int, 
     return code, error.removeprefix("uniser train: ")
 
 
+def test_batches_of_several_aspects_train_with_one_compilation_each(tmp_path, monkeypatch) -> None:
+    steps, shapes, make = [], set(), train.make_step
+
+    def recorded(*arguments):
+        step = make(*arguments)
+        steps.append(step)
+        return lambda state, batch, *more: shapes.add(batch.mask.shape[1:]) or step(state, batch, *more)
+
+    monkeypatch.setattr(train, "make_step", recorded)
+    overrides = ["--config.steps=9", "--config.log_every=9", "--config.sample_every=9", "--config.data.size=36"]
+    state = train.train(config_of(*overrides, '--config.data.buckets=("1:1", "3:2")'), tmp_path)
+    assert int(state.step) == 9
+    assert shapes == {(36, 36), (24, 48)}
+    assert steps[0]._cache_size() == 2
+    assert np.isfinite(logged(tmp_path)[9]["loss"])
+    assert (tmp_path / "samples/step_000009.png").exists()  # held-out examples are square
+
+
 def test_a_finished_run_is_left_alone(run: pathlib.Path) -> None:
     before = (run / "metrics.jsonl").read_text()
     state = train.train(config_of(), run)

@@ -151,7 +151,7 @@ def compile_step(config: ConfigDict, devices: Sequence[jax.Device], topology: st
     step.check(config, mesh, latents)
     network, optimizer = step.build_network(config.model, config.lora), optim.optimizer(config.optim, config.steps)
     state, batch = step.state_shapes(network, optimizer, mesh), batch_shapes(config, mesh)
-    base = pretrained.frozen_shapes(config, step.base_shapes(network, mesh))
+    base = step.frozen_shapes(config, network, mesh)
     counted = flops.of_step(config, state, batch, latents, base)
     batch_size, height, width, _ = batch.input.shape
     tokens = step.tokens(config, (height, width), latents) + config.model.prompt_length

@@ -50,13 +50,15 @@ def defaults() -> ConfigDict:
     config.model.prompt_length = 8  # tokens per task embedding
     config.model.compute_dtype = "bfloat16"  # parameters and optimizer stay float32
     config.model.attention = "auto"  # auto | xla | chunked | splash (TPU) | cudnn (NVIDIA) | ring: models.attention
-    config.model.remat = "dots"  # none | dots | full
+    config.model.remat = "dots"  # none | dots | full | offload: from fast and large to slow and small
 
     config.lora = to_config(Lora())  # low-rank adapters of model.base: rank (0: all is trained), alpha, which kernels
 
     config.flow = to_config(Flow())  # prediction type, time sampling
 
     config.optim = ConfigDict()
+    config.optim.name = "adamw"  # adamw | adafactor | muon
+    config.optim.moments = "float32"  # float32 | bfloat16: how the optimizer's moments are stored
     config.optim.lr = 3e-4
     config.optim.warmup_steps = 1_000
     config.optim.final_lr = 0.01  # of the peak, at the end of a cosine decay
@@ -196,10 +198,9 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(
             f"config.model.mask_scale = {scale}: expected 1, or 2 by config.model.conditioning = 'references'"
         )
-    if config.data.size % (config.model.patch * scale):
-        words = "config.model.patch" if scale == 1 else "config.model.patch * config.model.mask_scale"
+    if config.data.size % config.model.patch:
         raise ValueError(
-            f"config.data.size = {config.data.size} is not a multiple of {words} = {config.model.patch * scale}"
+            f"config.data.size = {config.data.size} is not a multiple of config.model.patch = {config.model.patch}"
         )
     if config.batch_size % config.optim.accumulate:
         raise ValueError(
@@ -265,8 +266,9 @@ def shapes(config: ConfigDict, size: int) -> list[tuple[int, int]]:
 
 
 def multiple(config: ConfigDict) -> int:
-    """Of which the sides of training images are multiples: a token and, through latents, a latent of 16 pixels."""
-    return math.lcm(config.model.patch, 16) if config.model.codec == "latents" else config.model.patch
+    """Of which the sides of training images are multiples: a token, also of a smaller mask, and a latent of 16 pixels."""
+    token = math.lcm(config.model.patch, 16) if config.model.codec == "latents" else config.model.patch
+    return token * config.model.mask_scale
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

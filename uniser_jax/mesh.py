@@ -135,6 +135,18 @@ def sharding_of(mesh: Mesh, axes: Any, shapes: Any) -> Any:
     )
 
 
+def sharding_like(parameter: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> NamedSharding:
+    """Of what an optimizer keeps for a parameter: the same, without an axis if it keeps means over one; else replicated."""
+    parts = (*parameter.sharding.spec, *[None] * len(parameter.shape))[: len(parameter.shape)]
+    mesh, whole = parameter.sharding.mesh, parameter.shape
+    if shape == whole:
+        return parameter.sharding
+    for axis in reversed(range(len(whole))):
+        if shape == (*whole[:axis], *whole[axis + 1 :]):
+            return NamedSharding(mesh, P(*parts[:axis], *parts[axis + 1 :]))
+    return NamedSharding(mesh, P())
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How a batch lies: rows over slice, data and fsdp, everything else whole."""
     return NamedSharding(mesh, spec("batch"))

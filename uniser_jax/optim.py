@@ -1,12 +1,15 @@
-"""AdamW with warm-up and cosine decay, global-norm clipping, and the exponential moving average of parameters."""
+"""Optimizers with warm-up and cosine decay, global-norm clipping, and the exponential moving average of parameters."""
 
-from typing import Any
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Float32, Int32
+from jaxtyping import BFloat16, Float32, Int32
 from ml_collections import ConfigDict
+from optax.contrib import MuonDimensionNumbers, muon
 
 
 def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
@@ -16,13 +19,95 @@ def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
 
 
 def optimizer(optim: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """Clip, then AdamW (Loshchilov & Hutter 2019); only kernels decay, not norms and embeddings."""
-    return optax.chain(
-        optax.clip_by_global_norm(optim.clip_norm),
-        optax.adamw(
-            schedule(optim, steps), optim.b1, optim.b2, optim.eps, weight_decay=optim.weight_decay, mask=decayed
-        ),
+    """Clip, then update; the learning rate means the same for all, the size of an entry's step. What each keeps of N numbers:
+
+    `adamw` (Loshchilov & Hutter 2019): two moments, 2 N; only kernels decay, not norms and embeddings.
+    `adafactor` (Shazeer & Stern 2018, with momentum as Zhai et al. 2022, without scaling by parameters): one moment, N, and
+    row and column means of squares. `muon` (Jordan 2024, scaled as Liu et al. 2025) for the matrices of blocks: one moment, N;
+    AdamW without decay for all else.
+
+    Raises:
+      ValueError: for an unknown optimizer or dtype of moments.
+    """
+    rate, decay = schedule(optim, steps), {"weight_decay": optim.weight_decay}
+    if optim.name == "adamw":
+        update = optax.adamw(rate, optim.b1, optim.b2, optim.eps, mask=decayed, **decay)
+    elif optim.name == "adafactor":
+        update = optax.chain(
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.ema(optim.b1, debias=False),
+            optax.add_decayed_weights(mask=decayed, **decay),
+            optax.scale_by_learning_rate(rate),
+        )
+    elif optim.name == "muon":
+        adam = {"adam_b1": optim.b1, "adam_b2": optim.b2, "eps": optim.eps}
+        update = muon(rate, muon_weight_dimension_numbers=_matrices, consistent_rms=0.2, **adam, **decay)
+    else:
+        raise ValueError(f"config.optim.name = {optim.name!r}: expected adamw, adafactor or muon")
+    if optim.moments not in ("float32", "bfloat16"):
+        raise ValueError(f"config.optim.moments = {optim.moments!r}: expected float32 or bfloat16")
+    if optim.moments == "bfloat16":
+        update = in_bfloat16(update)
+    return optax.chain(optax.clip_by_global_norm(optim.clip_norm), update)
+
+
+def _matrices(params: Any) -> Any:
+    """Which axes of a kernel Muon takes for a matrix, one per layer of stacked blocks; None leaves the leaf to AdamW."""
+    stacked = MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: stacked if path[-1].key == "kernel" and leaf.ndim == 3 else None, params
     )
+
+
+class InBfloat16(NamedTuple):
+    """The state of another optimizer, in fewer bits."""
+
+    count: Int32[Any, ""]
+    inner: Any
+
+
+def in_bfloat16(update: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`update` with its moments stored in bfloat16, up or down at random, so that they are right on average.
+
+    Rounded to nearest, a moment with 8 bits would stand still as soon as (1 - b2) of a change is less than half a unit, 0.2 %.
+    """
+
+    def init(params: Any) -> InBfloat16:
+        state = per_parameter(
+            lambda leaf, of: leaf if of is None else leaf.astype(jnp.bfloat16), update.init(params), params
+        )
+        return InBfloat16(jnp.int32(0), state)
+
+    def step(gradient: Any, state: InBfloat16, params: Any) -> tuple[Any, InBfloat16]:
+        exact = per_parameter(lambda leaf, of: leaf if of is None else leaf.astype(jnp.float32), state.inner, params)
+        updates, new = update.update(gradient, exact, params)
+        key = jax.random.fold_in(jax.random.key(0), state.count)
+        keys = (jax.random.fold_in(key, leaf) for leaf in itertools.count())
+        stored = per_parameter(lambda leaf, of: leaf if of is None else round_at_random(next(keys), leaf), new, params)
+        return updates, InBfloat16(state.count + 1, stored)
+
+    return optax.GradientTransformation(init, step)
+
+
+def round_at_random(key: jax.Array, x: Float32[Any, "..."]) -> BFloat16[Any, "..."]:
+    """x in bfloat16, of its two neighbours there each as often as it is near: the mean over keys is x."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    return jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32).astype(jnp.bfloat16)
+
+
+def per_parameter(function: Callable[[Any, Any], Any], state: Any, params: Any) -> Any:
+    """Maps `function(leaf, parameter)` over an optimizer's state; what a leaf belongs to is what its path ends with.
+
+    The parameter is None for leaves of none, as counts are.
+    """
+    known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+
+    def visit(path: tuple[Any, ...], leaf: Any) -> Any:
+        endings = (jax.tree_util.keystr(path[start:]) for start in range(len(path)))
+        return function(leaf, next((known[name] for name in endings if name in known), None))
+
+    return jax.tree_util.tree_map_with_path(visit, state)
 
 
 def decayed(params: Any) -> Any:

@@ -40,10 +40,14 @@ def read_base(base: str | pathlib.Path, shapes: Any) -> dict[str, Any]:
         return checkpoints.weights({name: shapes[name] for name in names}, ema=False)
 
 
-def take(config: ConfigDict, shapes: Any, fresh: bool) -> tuple[dict[str, Any], Any]:
-    """What a run reads of its base: what a `fresh` state starts with, and what stays frozen, None without adapters.
+def take(config: ConfigDict, shapes: Any, frozen: Any, fresh: bool) -> tuple[dict[str, Any], Any]:
+    """What a run reads of its base: what a state starts with, and what stays frozen, None without adapters.
 
-    Frozen kernels of blocks are kept in the dtype of activations: they are never used in another.
+    Args:
+      config: of the run.
+      shapes: see `step.base_shapes`.
+      frozen: see `step.frozen_shapes`.
+      fresh: whether the run starts; a continued one has the former already.
 
     Raises:
       ValueError: if there is no base, or it does not fit the model.
@@ -51,23 +55,10 @@ def take(config: ConfigDict, shapes: Any, fresh: bool) -> tuple[dict[str, Any], 
     if not config.model.base or not (fresh or config.lora.rank):
         return {}, None
     given = read_base(config.model.base, shapes)
-    if not config.lora.rank:
+    if frozen is None:
         return given, None
-    frozen = frozen_shapes(config, shapes)
     keep = jax.jit(lambda tree: jax.tree.map(lambda leaf, kept: leaf.astype(kept.dtype), tree, frozen))
     return given, keep({"dit": given.pop("dit")})
-
-
-def frozen_shapes(config: ConfigDict, shapes: Any) -> Any:
-    """What of a base's `shapes` stays frozen beside adapters, as it is kept; None without adapters."""
-    if not config.lora.rank:
-        return None
-
-    def kept(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        dtype = config.model.compute_dtype if leaf.ndim == 3 else leaf.dtype
-        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
-
-    return {"dit": jax.tree.map(kept, shapes["dit"])}
 
 
 def with_base(state: TrainState, given: dict[str, Any]) -> TrainState:
@@ -134,12 +125,12 @@ def latents(config: ConfigDict, mesh: Mesh | None = None) -> LatentCodec:
     return dataclasses.replace(codec, params=params)
 
 
-def latent_shapes(sizes: VAEConfig, mesh: Mesh | None = None, mask_scale: int = 1) -> LatentCodec:
+def latent_shapes(config: VAEConfig, mesh: Mesh | None = None, mask_scale: int = 1) -> LatentCodec:
     """An autoencoder whose parameters are shapes, sharded like parameters if there is a mesh."""
-    graphdef, shapes, axes = vae.abstract(sizes)
+    graphdef, shapes, axes = vae.abstract(config)
     if mesh is not None:
         shapes = jax.tree.map(_placed, shapes, meshes.sharding_of(mesh, axes, shapes))
-    return LatentCodec(sizes, graphdef, shapes, mask_scale)
+    return LatentCodec(config, graphdef, shapes, mask_scale)
 
 
 def vae_config(table: dict[str, Any]) -> VAEConfig:

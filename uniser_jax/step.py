@@ -82,6 +82,18 @@ def base_shapes(network: Network, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(_with_sharding, shapes, meshes.sharding_of(mesh, axes, shapes))
 
 
+def frozen_shapes(config: ConfigDict, network: Network, mesh: jax.sharding.Mesh) -> Any:
+    """What a step takes as `base`: kernels of blocks in the dtype of activations, in which they are used anyway."""
+    if network.base is None:
+        return None
+
+    def kept(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        dtype = jnp.dtype(config.model.compute_dtype) if leaf.ndim == 3 else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+
+    return jax.tree.map(kept, {"dit": base_shapes(network, mesh)["dit"]})
+
+
 def check(config: ConfigDict, mesh: jax.sharding.Mesh, latents: LatentCodec | None = None) -> None:
     """Checks that batch, heads, MLP and tokens spread evenly over the mesh, and that its devices have the kernel.
 
@@ -118,13 +130,10 @@ def state_shapes(network: Network, optimizer: optax.GradientTransformation, mesh
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     shardings = meshes.sharding_of(mesh, network.axes, network.shapes)
     params = jax.tree.map(_with_sharding, network.shapes, shardings)
-    opt_state = optax.tree_map_params(
-        optimizer,
-        _with_sharding,
+    opt_state = optim.per_parameter(
+        lambda leaf, of: _with_sharding(leaf, meshes.sharding_like(of, leaf.shape) if of else replicated),
         jax.eval_shape(optimizer.init, network.shapes),
-        shardings,
-        transform_non_params=lambda leaf: _with_sharding(leaf, replicated),
-        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+        params,
     )
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
     return TrainState(step, params, params, opt_state)
@@ -255,6 +264,4 @@ def mask_of(batch: Batch) -> Float32[Any, "b h w"]:
 
 
 def _with_sharding(leaf: Any, sharding: Any) -> Any:
-    if isinstance(leaf, optax.MaskedNode):  # a parameter that this part of the optimizer leaves to another
-        return leaf
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -32,7 +32,7 @@ from uniser_jax.feed import Feed
 from uniser_jax.metrics import Clock, MetricsWriter, Progress, log_to_terminal
 from uniser_jax.profiling import Profile
 from uniser_jax.samples import HeldOutLoss, SampleGrid
-from uniser_jax.step import base_shapes, build_network, check, init_state, make_step, state_shapes
+from uniser_jax.step import base_shapes, build_network, check, frozen_shapes, init_state, make_step, state_shapes
 from uniser_jax.types import TrainState
 from uniser_jax.watchdog import Watchdog
 
@@ -64,7 +64,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     facts = {"frozen": pretrained.digests_of(config)}
     with jax.set_mesh(mesh), Checkpoints(workdir, *saving, facts, heed_signals=True) as checkpoints:
         fresh = checkpoints.latest() is None
-        given, base = pretrained.take(config, base_shapes(network, mesh), fresh)
+        frozen = frozen_shapes(config, network, mesh)
+        given, base = pretrained.take(config, base_shapes(network, mesh), frozen, fresh)
         # Resuming always wins over starting: the same command must never overwrite a run.
         if fresh:
             state, record = init_state(network, optimizer, shapes, config.seed), {}

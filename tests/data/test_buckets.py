@@ -116,16 +116,23 @@ def test_one_square_bucket_is_none(photos) -> None:
 
 def test_a_crop_may_show_a_whole_photograph() -> None:
     photo = np.arange(80 * 120 * 3, dtype=np.uint8).reshape(80, 120, 3)
-    whole = Crop.sample(np.random.default_rng(0), (80, 120), 1.0, 1.5)
+    whole = Crop.sample(np.random.default_rng(0), 1.0, 1.5)
     np.testing.assert_array_equal(whole._replace(mirrored=False).cut(photo, (80, 120)), photo)
     for seed in range(50):
         shape = [(80, 120), (120, 80), (33, 500)][seed % 3]
-        crop = Crop.sample(np.random.default_rng(seed), shape, 0.35, 2 / 3)
-        short = min(shape[0], shape[1] * 1.5)
+        crop = Crop.sample(np.random.default_rng(seed), 0.35, 2 / 3)
         assert 0.35 - 1e-9 <= crop.side**2 <= 1
-        assert crop.top >= -1e-9
-        assert (crop.top + crop.side) * short <= shape[0] + 1e-6
-        assert (crop.left + crop.side) * short / 1.5 <= shape[1] + 1e-6
+        assert 0 <= crop.top < 1
+        assert 0 <= crop.left < 1
+        height = int(crop.side * min(shape[0], shape[1] * 1.5))
+        corners = np.zeros((*shape, 2), np.float32)
+        corners[..., 0], corners[..., 1] = np.indices(shape)
+        seen = crop._replace(mirrored=False).cut(
+            corners, (height, int(crop.side * min(shape[0], shape[1] * 1.5) / 1.5))
+        )
+        assert seen[-1, -1, 0] - seen[0, 0, 0] == height - 1  # all of it lies in the photograph
+        factor = crop.reduction(shape, (10, 7))
+        assert factor == 1 or height // factor >= 10 > height // (2 * factor) or factor == 8
 
 
 def test_headers_tell_shapes_wherever_photographs_lie(tmp_path: pathlib.Path) -> None:

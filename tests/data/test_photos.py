@@ -7,6 +7,7 @@ import pickle
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import skimage.data
@@ -47,6 +48,32 @@ def test_a_folder_is_searched_and_bad_files_are_named_once(folder: pathlib.Path,
     assert "skipped 3" in message
     for name in ("empty.jpg (empty)", "text.jpg (not an image)", "thin.png (11 x 1 px)"):
         assert name in message
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_a_jpeg_decoded_smaller_is_the_mean_of_its_pixels(factor: int) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(skimage.data.coffee()).save(buffer, "JPEG", quality=95)
+    whole, small = decode(buffer.getvalue()), decode(buffer.getvalue(), factor)
+    size = (whole.shape[1] // factor, whole.shape[0] // factor)
+    mean = cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
+    assert np.abs(mean.astype(int) - small).mean() < 1.5
+
+
+def test_only_upright_jpeg_files_are_decoded_smaller_and_none_smaller_than_any_may_be(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(400, "JPEG"))
+    (tmp_path / "b.jpg").write_bytes(encoded(400, "JPEG", exif=_turned()))
+    (tmp_path / "c.png").write_bytes(encoded(400))
+    opened = photos.Subset(open_photos(str(tmp_path), min_side=64), (0, 1, 2))
+    assert [min(opened.reduced(0, factor).shape[:2]) for factor in (1, 2, 4, 8)] == [400, 200, 100, 400]
+    for index in (1, 2):
+        np.testing.assert_array_equal(opened.reduced(index, 4), opened[index])
+
+
+def _turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
 
 
 def test_a_file_that_fails_at_decoding_has_a_stand_in(folder: pathlib.Path, caplog) -> None:

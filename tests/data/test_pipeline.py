@@ -1,8 +1,11 @@
 """The stream is a pure function of (seed, step)."""
 
+import dataclasses
 import itertools
+import pathlib
 import pickle
 
+import cv2
 import numpy as np
 import pytest
 
@@ -12,6 +15,7 @@ from uniser_jax.data.schedule import Schedule, Stage, fixed
 from uniser_jax.effects import light
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.layer import Scene
+from uniser_jax.effects.mixture import Mixture
 from uniser_jax.types import TASKS, Batch
 
 EXAMPLES = Examples(split(open_photos("samples"), 0.25, "train"), EditSampling(), fixed(32, 8), seed=5, colour=0.5)
@@ -92,6 +96,20 @@ def test_every_epoch_visits_all_photographs_in_a_new_order(monkeypatch: pytest.M
         examples.recipe(index)
     assert sorted(visited[:count]) == sorted(visited[count:]) == list(range(count))
     assert visited[:count] != visited[count:]
+
+
+def test_an_example_does_not_depend_on_what_was_decoded_before(tmp_path: pathlib.Path) -> None:
+    """Crops of one photograph ask for it at several sizes."""
+    for number, side in enumerate((210, 260)):
+        cv2.imwrite(str(tmp_path / f"{number}.jpg"), cv2.resize(EXAMPLES.photos[number], (side, side)))
+    families = EditSampling(mixture=Mixture(counts=(0, 1, 0, 0, 0), shadow=0, haze=0, flare=0, auxiliary=0))
+    examples = Examples(open_photos(str(tmp_path)), families, fixed(96, 4), seed=0)
+    in_order = [examples[index] for index in range(12)]
+    assert len({photo.shape for photo in examples.recent._kept.values()}) > 2
+    for index in range(12):
+        alone = dataclasses.replace(examples, recent=Recent())[index]
+        for one, two in zip(in_order[index], alone, strict=True):
+            np.testing.assert_array_equal(one, two)
 
 
 def test_seeds_and_indices_differ() -> None:

@@ -293,6 +293,22 @@ def test_black_bodies_run_from_red_to_blue() -> None:
     assert cold[0] < 1 < cold[2]
 
 
+def test_picks_are_as_likely_as_their_weights() -> None:
+    rng, weights = np.random.default_rng(0), (0.0, 3.0, 1.0, 0.0, 2.0)
+    counts = np.bincount([fields.pick(rng, weights) for _ in range(6_000)], minlength=5)
+    assert counts[0] == counts[3] == 0
+    np.testing.assert_allclose(counts / 6_000, np.array(weights) / 6, atol=0.02)  # three standard deviations
+
+
+def test_effects_meet_as_often_as_their_weights_say() -> None:
+    rng = np.random.default_rng(0)
+    mixture = Mixture(counts=(0, 1, 0, 0, 0), auxiliary=0.0, shadow=3.0, haze=0.0, reflection=1.0, flare=0.0)
+    drawn = [sample_effects(rng, mixture) for _ in range(2_000)]
+    assert np.mean([names == ("shadow",) for names in drawn]) == pytest.approx(0.75, abs=0.03)
+    several = dataclasses.replace(mixture, counts=(0, 0, 0, 0, 1.0))  # more than there are
+    assert sample_effects(rng, several) == ("shadow", "reflection")
+
+
 def test_fields_are_pure_and_in_range() -> None:
     noise = fields.fractal_noise(np.random.default_rng(0), (33, 70))
     np.testing.assert_array_equal(noise, fields.fractal_noise(np.random.default_rng(0), (33, 70)))

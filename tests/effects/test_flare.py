@@ -71,6 +71,19 @@ def test_any_shape(shape: tuple[int, int]) -> None:
         assert flare_of(seed, scene).render(scene).emission.shape == (*shape, 3)
 
 
+@pytest.mark.parametrize("shape", [(257, 64), (300, 301), (512, 200)])
+def test_a_layer_kept_in_fewer_rows_is_the_same_light_at_any_strength(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    radiance, strength = rng.random((*shape, 3), np.float32), rng.random(shape, np.float32)
+    layer = flare_of(3, Scene(radiance)).render(Scene(radiance))
+    assert len(layer.scattered) < shape[0]
+    light_of = cv2.resize(layer.scattered, shape[::-1])
+    np.testing.assert_allclose(layer.emission, light_of, atol=1e-5)
+    for s in (strength, 0.3):
+        spread = s[..., None] if isinstance(s, np.ndarray) else s
+        np.testing.assert_allclose(layer(radiance, s), radiance + spread * light_of, atol=1e-5)
+
+
 def test_scatter_equals_a_float64_reference() -> None:
     wings = Glare(falloff=2.0, core=0.02, bloom=(0.2, 0.03), veil=(0.1, 0.7))
     grain = Grain(pattern=6, share=0.7, turn=0.4, zoom=1.3, mirrored=True)
@@ -200,21 +213,22 @@ def test_lamps_stay_and_have_no_hard_edge() -> None:
     flare = plain(lamp=0.01, colours=((1.0, 0.7, 0.4),))
     scene = Scene(np.full((512, 512, 3), 0.05, np.float32))
     layer = flare.render(scene)
-    lamp = layer.lamp[256, 256:, 1]
+    lit = layer.lamp.onto(scene.radiance)
+    lamp = (lit - scene.radiance)[256, 256:, 1]
     assert lamp[0] > 5
     assert (np.diff(lamp) <= 0).all()
     assert 1 < (lamp > 1).sum() < 10
-    stored = light.encode(scene.radiance + layer.lamp)[256, 256:, 1].astype(int)
+    stored = light.encode(lit)[256, 256:, 1].astype(int)
     assert np.abs(np.diff(stored)).max() < 110  # a glow, no pasted disc
     assert (stored[60:] == stored[-1]).all()
     recipe = Recipe((("flare", dataclasses.asdict(flare)),), (1.0,), edit.Sensor(), "remove lens flare")
     _, target = Rendering(scene, recipe).pair("remove lens flare", np.full((512, 512), 255, np.uint8))
-    np.testing.assert_array_equal(target, light.encode(scene.radiance + layer.lamp))
+    np.testing.assert_array_equal(target, light.encode(lit))
 
 
 def test_a_lamp_on_a_highlight_adds_nothing() -> None:
     white = Scene(np.ones((64, 64, 3), np.float32))
-    assert not plain(lamp=0.02).render(white).lamp.any()
+    assert not plain(lamp=0.02).render(white).lamp.light.any()
 
 
 def test_flares_of_dark_photographs_are_small() -> None:

@@ -185,7 +185,7 @@ def test_the_same_look_at_any_size(kind: str) -> None:
     haze = drawn(kind, 4, small, scatter=1.0)
     seen = [haze.render(scene) for scene in (small, large)]
     one, two = (
-        layer(scene.radiance if layer.lamp is None else scene.radiance + layer.lamp, 1.0)
+        layer(scene.radiance if layer.lamp is None else layer.lamp.onto(scene.radiance), 1.0)
         for layer, scene in zip(seen, (small, large), strict=True)
     )
     assert np.abs(one - cv2.resize(two, (128, 128), interpolation=cv2.INTER_AREA)).mean() < 0.01
@@ -205,7 +205,7 @@ def test_a_night_is_dark_has_lamps_and_stays_in_the_target(seed: int) -> None:
     haze = drawn("night", seed)
     assert 1 <= len(haze.lamps) <= 8
     layer = haze.render(SCENE)
-    scene = SCENE.radiance + layer.lamp
+    scene = layer.lamp.onto(SCENE.radiance)
     assert scene.min() >= -1e-5
     assert np.median(scene) < 0.6 * np.median(SCENE.radiance)
     assert scene.max() > 1

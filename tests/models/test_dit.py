@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from uniser_jax.models.codec import PixelCodec
-from uniser_jax.models.dit import DiT
+from uniser_jax.models.dit import DiT, product
 from uniser_jax.models.presets import DiTConfig
 from uniser_jax.models.prompts import text_ids
 
@@ -144,7 +144,7 @@ def test_equals_the_specification(config: DiTConfig) -> None:
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", "full", "offload"])
 def test_rematerialisation_changes_no_gradient(remat: str) -> None:
     given = inputs(SMALL)
 
@@ -162,12 +162,26 @@ def test_bfloat16_stays_close_and_returns_float32() -> None:
     assert float(jnp.sqrt(jnp.mean((exact - rough) ** 2) / jnp.mean(exact**2))) < 0.05
 
 
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-6), ("bfloat16", 1e-5)])
+def test_a_kernel_learns_from_sums_that_are_not_rounded(dtype: str, error: float) -> None:
+    rng = np.random.default_rng(0)
+    x, g = (jnp.asarray(rng.normal(size=(2, 40, width)), dtype) for width in (24, 16))
+    kernel = jnp.asarray(rng.normal(size=(24, 16)), jnp.float32)
+    y, pull = jax.vjp(product, x, kernel)
+    into, learned = pull(g)
+    assert y.dtype == into.dtype == x.dtype
+    exact = np.einsum("bni,bno->io", *(np.asarray(a, np.float64) for a in (x, g)))
+    np.testing.assert_allclose(learned, exact, atol=error * np.abs(exact).max())
+    rounded = jax.vjp(lambda w: x @ w.astype(dtype), kernel)[1](g)[0]
+    assert np.abs(learned - exact).max() <= np.abs(rounded - exact).max()
+
+
 def test_initial_output_is_zero() -> None:
     assert not DiT(SMALL, rngs=nnx.Rngs(0))(**inputs(SMALL)).any()
 
 
 def test_unknown_remat_and_missing_guidance_are_refused() -> None:
-    with pytest.raises(ValueError, match="none, dots, full"):
+    with pytest.raises(ValueError, match="none, dots, full, offload"):
         DiT(SMALL, rngs=nnx.Rngs(0), remat="some")
     config = CONFIGS["guidance"]
     with pytest.raises(ValueError, match="guidance"):

@@ -13,7 +13,7 @@ import functools
 import hashlib
 import itertools
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any, NamedTuple, Self
 
 import cv2
@@ -71,8 +71,9 @@ class Examples:
         if reuse == 1:
             return [pair]
         drawn = self._drawn(index)
-        rngs = (np.random.default_rng((self.seed, drawn.pair, 2, view)) for view in range(reuse))
-        return [cut_view(rng, pair, drawn.shape) for rng in rngs]
+        rng = np.random.default_rng((self.seed, drawn.pair, 2))
+        mirrored = int(rng.integers(2))  # and every second view, so that neighbours always differ
+        return [cut_view(rng, pair, drawn.shape, (view + mirrored) % 2 == 1) for view in range(reuse)]
 
     def recipe(self, index: int) -> tuple[Scene, Recipe]:
         """What the edit at a global index is made of, for logs and replay."""
@@ -88,11 +89,13 @@ class Examples:
 
     def _view(self, rng: np.random.Generator, index: int, stops: float, shape: tuple[int, int]) -> Scene:
         """A part of a photograph, in linear light and other colours, with its depth if there is one."""
-        photo, depth = self.recent.get(index, self.photos.__getitem__), self.photos.depth(index)
         smallest = self.smallest
         if self.schedule.reuse > 1:  # the views are smaller than the pair: they are what must show so much
             shape, smallest = _enlarged(shape), min(1.0, smallest * _MARGIN**2)
-        crop = Crop.sample(rng, photo.shape[:2], smallest, shape[1] / shape[0])
+        crop = Crop.sample(rng, smallest, shape[1] / shape[0])
+        factor = crop.reduction(self.photos.shape(index), shape)
+        photo = self.recent.get((index, factor), lambda key: self.photos.reduced(*key))
+        depth = self.photos.depth(index)
         matrix = colour_matrix(rng, self.colour) if self.colour else None
         radiance = light.expand_highlights(crop.cut(photo, shape), stops, matrix)
         return Scene(radiance, depth=None if depth is None else crop.cut(depth, shape))
@@ -150,10 +153,10 @@ class Recent:
 
     def __init__(self, limit: int = 2**26, count: int = 8):
         self._limit, self._count, self._bytes = limit, count, 0
-        self._kept: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
+        self._kept: collections.OrderedDict[Hashable, np.ndarray] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, index: int, make: Callable[[int], np.ndarray]) -> np.ndarray:
+    def get(self, index: Hashable, make: Callable[[Any], np.ndarray]) -> np.ndarray:
         """The array of an index, made if it is not kept."""
         with self._lock:
             if index in self._kept:
@@ -171,38 +174,45 @@ class Recent:
 
 
 class Crop(NamedTuple):
-    """A part of a photograph, as shares of the largest part of its aspect, and whether it is mirrored."""
+    """A part of a photograph of any size.
+
+    Args:
+      top: 0 at the photograph's upper edge, 1 at its lower.
+      left: the same, across.
+      side: as a share of the largest part of its aspect.
+      mirrored: whether left and right are exchanged.
+      aspect: width over height.
+    """
 
     top: float
     left: float
     side: float
     mirrored: bool
-    aspect: float = 1.0  # width over height
+    aspect: float = 1.0
 
     @classmethod
-    def sample(
-        cls, rng: np.random.Generator, shape: tuple[int, int], smallest: float = 0.35, aspect: float = 1.0
-    ) -> Self:
+    def sample(cls, rng: np.random.Generator, smallest: float = 0.35, aspect: float = 1.0) -> Self:
         """Draws a part.
 
         Args:
           rng: source of place and size.
-          shape: (h, w) of the photograph.
           smallest: area of the part, at least, as a share of the largest of its aspect. Large parts are the rule, because
             haze and flare are recognised by the whole picture.
           aspect: of the part, width over height.
         """
         side = np.sqrt(rng.uniform(smallest, 1))
-        top, left = (
-            (length / whole - side) * rng.random() for length, whole in zip(shape, _largest(shape, aspect), strict=True)
-        )
-        return cls(float(top), float(left), float(side), bool(rng.random() < 0.5), aspect)
+        top, left = rng.random(2).tolist()
+        return cls(top, left, float(side), bool(rng.random() < 0.5), aspect)
+
+    def reduction(self, photo: tuple[int, int], shape: tuple[int, int]) -> int:
+        """How many times smaller a photograph of a shape may be decoded (1, 2, 4 or 8) and the part still fill `shape`."""
+        height = self.side * _largest(photo, self.aspect)[0]
+        return max(factor for factor in (1, 2, 4, 8) if factor == 1 or height // factor >= shape[0])
 
     def cut(self, image: Shaped[np.ndarray, "h w *c"], shape: tuple[int, int]) -> Shaped[np.ndarray, "k l *c"]:
         """The part, scaled to k x l = `shape` pixels."""
-        whole = _largest(image.shape[:2], self.aspect)
-        height, width = (max(1, int(self.side * length)) for length in whole)
-        top, left = (int(place * length) for place, length in zip((self.top, self.left), whole, strict=True))
+        height, width = (max(1, int(self.side * length)) for length in _largest(image.shape[:2], self.aspect))
+        top, left = int(self.top * (image.shape[0] - height)), int(self.left * (image.shape[1] - width))
         part = image[top : top + height, left : left + width]
         view = cv2.resize(part, shape[::-1], interpolation=_interpolation(height / shape[0]))
         return cv2.flip(view, 1) if self.mirrored else view
@@ -214,10 +224,10 @@ def _largest(shape: tuple[int, ...], aspect: float) -> tuple[float, float]:
     return height, height * aspect
 
 
-def cut_view(rng: np.random.Generator, pair: Edit, shape: tuple[int, int]) -> Edit:
-    """A part of a larger pair, mirrored or not; pixels stay as they are, so the target stays exact."""
+def cut_view(rng: np.random.Generator, pair: Edit, shape: tuple[int, int], mirrored: bool) -> Edit:
+    """A part of a larger pair; pixels stay as they are, so the target stays exact."""
     top, left = (int(rng.integers(n - k + 1)) for n, k in zip(pair.mask.shape, shape, strict=True))
-    step = -1 if rng.random() < 0.5 else 1
+    step = -1 if mirrored else 1
 
     def cut(image: np.ndarray) -> np.ndarray:
         return image[top : top + shape[0], left : left + shape[1]][:, ::step]
@@ -235,7 +245,7 @@ def random_crop(
     rng: np.random.Generator, photo: UInt8[np.ndarray, "h w c"], size: int, smallest: float = 0.35
 ) -> UInt8[np.ndarray, "s s c"]:
     """A random square part of a photograph; see `Crop`."""
-    return Crop.sample(rng, photo.shape[:2], smallest).cut(photo, (size, size))
+    return Crop.sample(rng, smallest).cut(photo, (size, size))
 
 
 def _interpolation(ratio: float) -> int:

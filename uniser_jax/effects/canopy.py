@@ -22,7 +22,7 @@ _DISCS = (3, 8, 16)  # radii in pixels of a tile
 
 def dapples(rng: np.random.Generator, shape: tuple[int, int]) -> Float32[np.ndarray, "h w"]:
     """How much of the sun one to three layers of leaves take, in [0, 1]."""
-    count = int(rng.choice([1, 2, 3], p=[0.35, 0.45, 0.2]))
+    count = 1 + fields.pick(rng, (0.35, 0.45, 0.2))
     zoom, disc = rng.uniform(0.7, 2.2), int(rng.integers(0, 2))
     finer = max(
         1, round(_TILE / (2 * zoom * min(shape)))

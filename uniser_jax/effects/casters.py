@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from uniser_jax.effects import fields
+
 Polygons = list[np.ndarray]  # each [n 2], or [k n 2] for k of n corners
 
 
@@ -161,7 +163,7 @@ def person(rng: np.random.Generator, size: float, angle: float) -> Cast:
     heading = np.array([np.cos(angle), np.sin(angle)])
     ground = Ground.at(rng, rng.normal(0, 0.16, 2) - 0.4 * size * heading, angle, size)
     forms = figure(rng)
-    for _ in range(int(rng.choice([0, 1, 2], p=[0.65, 0.25, 0.1]))):
+    for _ in range(fields.pick(rng, (0.65, 0.25, 0.1))):
         step = np.array([rng.choice([-1, 1]) * rng.uniform(0.25, 0.7), rng.normal(0, 0.15)])
         height = rng.uniform(0.55, 1.1)
         forms = forms + [form * height + step for form in figure(rng)]
@@ -171,7 +173,7 @@ def person(rng: np.random.Generator, size: float, angle: float) -> Cast:
 def photographer(rng: np.random.Generator, size: float, angle: float) -> Cast:
     """One's own shadow from beyond the edge of the frame, often with a camera at the eyes or an arm in the air."""
     poses = (("phone", "phone"), ("phone", "down"), ("raised", "phone"), ("raised", "raised"), ("away", "down"))
-    forms = figure(rng, poses[int(rng.choice(5, p=[0.4, 0.15, 0.1, 0.1, 0.25]))])
+    forms = figure(rng, poses[fields.pick(rng, (0.4, 0.15, 0.1, 0.1, 0.25))])
     if rng.random() < 0.4:
         forms.append(box(-0.045, 0.9, 0.045, rng.uniform(0.94, 0.99)) + [rng.normal(0, 0.03), 0])
     heading = np.array([np.cos(angle), np.sin(angle)])
@@ -262,7 +264,7 @@ def pole(rng: np.random.Generator, size: float, angle: float) -> Cast:
 def polygon(rng: np.random.Generator, size: float, angle: float) -> Cast:
     """One to three things with straight sides."""
     heading, forms = np.array([np.cos(angle), np.sin(angle)]), []
-    for _ in range(int(rng.choice([1, 2, 3], p=[0.7, 0.2, 0.1]))):
+    for _ in range(1 + fields.pick(rng, (0.7, 0.2, 0.1))):
         around = np.sort(rng.uniform(0, 2 * np.pi, 5))
         radii = rng.uniform(0.3, 0.6, (5, 1)) * rng.uniform(0.6, 1)
         forms.append(radii * np.stack([np.cos(around), np.sin(around)], -1) + [rng.normal(0, 0.3), 0.5])
@@ -328,7 +330,7 @@ def edge(rng: np.random.Generator, size: float, angle: float) -> Cast:
         peak, wide, tall = rng.uniform(-0.4, 0.4), rng.uniform(0.3, 0.9), rng.uniform(0.15, 0.5)
         line = np.array([[-3, level], [peak - wide, level], [peak, level + tall], [peak + wide, level], [3, level]])
     forms = [np.concatenate([line, [[3, -4], [-3, -4]]])]
-    for _ in range(int(rng.choice([0, 1, 2], p=[0.6, 0.25, 0.15]))):
+    for _ in range(fields.pick(rng, (0.6, 0.25, 0.15))):
         x, wide = rng.uniform(-0.6, 0.6), rng.uniform(0.03, 0.09)
         forms.append(box(x - wide, level - 0.3, x + wide, level + rng.uniform(0.1, 0.4)))
     if rng.random() < 0.2:

@@ -50,7 +50,7 @@ def reduce(image: np.ndarray, n: int) -> np.ndarray:
     h, w = image.shape[:2]
     if n == 1:
         return image
-    if h % n == w % n == 0 and image.ndim == 3 and image.flags.c_contiguous:
+    if h % n == w % n == 0 and n >= 8 and image.ndim == 3 and image.flags.c_contiguous:
         return _boxes(image, n)
     return cv2.resize(image, (max(2, round(w / n)), max(2, round(h / n))), interpolation=cv2.INTER_AREA)
 

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from uniser_jax.effects import light, masks
+from uniser_jax.effects import fields, light, masks
 from uniser_jax.effects.layer import Layer, Scene, see, support
 from uniser_jax.effects.mixture import FAMILIES, Families, Mixture
 from uniser_jax.effects.mixture import sample as sample_mixture
@@ -117,7 +117,7 @@ class Recipe:
     def from_json(cls, text: str) -> Self:
         """Reads what `to_json` wrote."""
         values = json.loads(text)
-        values["effects"] = tuple((name, dict(parameters)) for name, parameters in values["effects"])
+        values["effects"] = tuple((name, _tuples(parameters)) for name, parameters in values["effects"])
         values["strengths"] = tuple(values["strengths"])
         return cls(**values | {"sensor": Sensor(**_tuples(values["sensor"]))})
 
@@ -132,10 +132,12 @@ class Rendering:
 
     def __init__(self, scene: Scene, recipe: Recipe):
         self.scene, self.recipe = scene, recipe
-        self.layers: list[Layer] = [FAMILIES[name](**_tuples(values)).render(scene) for name, values in recipe.effects]
+        self.layers: list[Layer] = [FAMILIES[name](**values).render(scene) for name, values in recipe.effects]
         self.names = tuple(name for name, _ in recipe.effects)
-        lamps = [layer.lamp for layer in self.layers if layer.lamp is not None]
-        self.radiance = sum(lamps, scene.radiance)  # a lamp belongs to the scene, whatever is removed
+        self.radiance = scene.radiance
+        for layer in self.layers:
+            if layer.lamp is not None:  # it belongs to the scene, whatever is removed
+                self.radiance = layer.lamp.onto(self.radiance)
 
     def clean(self) -> UInt8[np.ndarray, "h w c"]:
         """The photograph without any effect, as the same camera takes it without noise."""
@@ -162,19 +164,25 @@ class Rendering:
             degraded = self.expose(strengths)
             return degraded, degraded
         first = asked.index(True)
-        a: Any = mask.astype(np.float32) / 255 if mask.min() < mask.max() else float(mask[0, 0]) / 255
-        without: list[Any] = [0.0 if ask else s for ask, s in zip(asked, strengths, strict=True)]
+        uneven = mask.min() < mask.max()
+        a = np.arange(256) / 255
+
+        def over_frame(share: np.ndarray) -> Any:  # jaxtyping would cost 30 us here, at each call
+            """What a share that depends on aM is, at each pixel or, where all are alike, everywhere."""
+            return cv2.LUT(mask, share.astype(np.float32)) if uneven else float(share[mask[0, 0]])
+
+        without = [0.0 if ask else s for ask, s in zip(asked, strengths, strict=True)]
         if task.startswith("add"):
-            after = [s * a if ask else s for ask, s in zip(asked, strengths, strict=True)]
+            after = [over_frame(s * a) if ask else s for ask, s in zip(asked, strengths, strict=True)]
             degraded, target = self._expose_both(first, without, after, 1.0)  # (2)
         elif self.recipe.target == "blend":
             degraded, clean = self._expose_both(first, strengths, without, 0.0)
-            share = np.asarray(a, np.float32)[..., None]
+            share = np.asarray(over_frame(a), np.float32)[..., None]
             target = np.round(share * clean + (1 - share) * degraded).astype(np.uint8)  # (3)
         else:
-            left = [s * (1 - a) if ask else s for ask, s in zip(asked, strengths, strict=True)]
-            degraded, target = self._expose_both(first, strengths, left, 1 - a)  # (1)
-        if isinstance(a, np.ndarray):  # scattered light and JPEG blocks reach across the edge of a mask
+            left = [over_frame(s * (1 - a)) if ask else s for ask, s in zip(asked, strengths, strict=True)]
+            degraded, target = self._expose_both(first, strengths, left, over_frame(1 - a))  # (1)
+        if uneven:  # scattered light and JPEG blocks reach across the edge of a mask
             target = cv2.copyTo(degraded, (mask == 0).view(np.uint8), target)
         return degraded, target
 
@@ -247,12 +255,11 @@ def sample(
     drawn = sample_mixture(rng, scene, sampling.mixture, sampling.families, effects)
     names = tuple(parameters.effect for parameters, _ in drawn)
     request = _sample_task(rng, sampling, names) if task is None else task
-    weights = np.array(sampling.mask_weights())
-    kind = str(rng.choice(masks.KINDS, p=weights / weights.sum()))
+    kind = masks.KINDS[fields.pick(rng, sampling.mask_weights())]
     if kind == "support" and not any(asked_for(request, names)):
         kind = "all"
     return Recipe(
-        effects=tuple((parameters.effect, dataclasses.asdict(parameters)) for parameters, _ in drawn),
+        effects=tuple((parameters.effect, dict(vars(parameters))) for parameters, _ in drawn),
         strengths=tuple(strength for _, strength in drawn),
         sensor=Sensor.sample(rng, sampling.noise, sampling.tone, sampling.jpeg),
         task=request,

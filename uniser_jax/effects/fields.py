@@ -1,4 +1,8 @@
-"""Random fields: fractal noise, soft shapes, blurs. Sizes are fractions of the image, so any resolution looks alike."""
+"""Random fields and draws: fractal noise, soft shapes, blurs. Sizes are fractions of the image: any resolution looks alike."""
+
+import bisect
+import itertools
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -11,6 +15,11 @@ Shape = tuple[int, int]
 def side(shape: Shape) -> float:
     """The length that fractions refer to: the side of a square of the same area, in pixels."""
     return float(np.sqrt(shape[0] * shape[1]))
+
+
+def pick(rng: np.random.Generator, weights: Sequence[float]) -> int:
+    """An index, as likely as its weight; a tenth of the price of `rng.choice`."""
+    return bisect.bisect(list(itertools.accumulate(weights[:-1])), rng.random() * sum(weights))
 
 
 def fractal_noise(

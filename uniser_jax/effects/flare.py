@@ -16,12 +16,13 @@ import dataclasses
 from typing import Any, ClassVar, Self
 
 import cv2
+import numba
 import numpy as np
 from jaxtyping import Float32
 
-from uniser_jax.effects import fields, ghosts, glare, light, pupil, sources, templates
+from uniser_jax.effects import depth, fields, ghosts, glare, kernels, light, pupil, sources, templates
 from uniser_jax.effects.glare import Glare, Grain
-from uniser_jax.effects.layer import LinearLayer, Scene
+from uniser_jax.effects.layer import Affine, Scene, Shine, Strength, per_pixel
 from uniser_jax.effects.sources import Rgb, Source
 
 Image = Float32[np.ndarray, "h w c"]
@@ -75,6 +76,56 @@ class FlareSampling:
                 raise ValueError(f"edit.families.flare.{name} = {value}: expected lowest and highest, above 0")
         if self.real and not self.layers:
             raise ValueError(f"edit.families.flare.real = {self.real}: expected a folder in edit.families.flare.layers")
+
+
+@dataclasses.dataclass(frozen=True)
+class FlareLayer:
+    """Equation (1), strength as in (3) of `layer`.
+
+    Args:
+      scattered: F, of all columns and as many rows or fewer, linear between them.
+      height: of the photograph, in pixels.
+      lamp: see layer.Layer.
+    """
+
+    effect: ClassVar[str] = "flare"
+    scattered: Float32[np.ndarray, "rows w c"]
+    height: int
+    lamp: Shine | None = None
+
+    def __call__(self, radiance: Image, strength: Strength) -> Image:
+        """Equation (1)."""
+        return _lit(np.ascontiguousarray(radiance), self.scattered, per_pixel(strength))
+
+    @property
+    def transmission(self) -> Float32[np.ndarray, "c"]:
+        """All of it."""
+        return np.ones(3, np.float32)
+
+    @property
+    def emission(self) -> Image:
+        """F at full size."""
+        return self(np.zeros((self.height, *self.scattered.shape[1:]), np.float32), 1.0)
+
+    def at(self, strength: Strength) -> Affine:
+        """The same as an affine map."""
+        s = strength[..., None] if isinstance(strength, np.ndarray) else np.float32(strength)
+        return Affine(self.transmission, s * self.emission)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _lit(radiance: Image, scattered: Image, strength: Float32[np.ndarray, "h w"]) -> Image:
+    """x + s F, F between its rows."""
+    h, w = radiance.shape[:2]
+    out, of_row = np.empty((h, 3 * w), np.float32), np.empty(3 * w, np.float32)
+    scene, light_of = radiance.reshape(h, 3 * w), scattered.reshape(len(scattered), 3 * w)
+    for i in range(h):
+        k, below, a = depth.between_rows(i, h, len(light_of))
+        kernels.per_value(strength, i, of_row)
+        behind, seen, here, there = scene[i], out[i], light_of[k], light_of[below]
+        for n in range(3 * w):
+            seen[n] = behind[n] + of_row[n] * (here[n] + a * (there[n] - here[n]))
+    return out.reshape(h, w, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +214,7 @@ class Flare:
             **body,
         )
 
-    def render(self, scene: Scene) -> LinearLayer:
+    def render(self, scene: Scene) -> FlareLayer:
         """The layer on one photograph.
 
         Raises:
@@ -175,10 +226,9 @@ class Flare:
         self._add_template(flare) if self.layer else self._add_lens(flare)
         lamp = self._lamps((h, w), scene) if self.lamp else None
         if self.mirror:
-            flare += self._mirrored(scene.radiance if lamp is None else scene.radiance + lamp, flare.shape[:2])
+            flare += self._mirrored(scene.radiance if lamp is None else lamp.onto(scene.radiance), flare.shape[:2])
         np.minimum(flare, _BRIGHTEST, out=flare)
-        emission = cv2.resize(flare, (w, h), interpolation=cv2.INTER_LINEAR) if half > 1 else flare
-        return LinearLayer("flare", np.ones(3, np.float32), emission, lamp)
+        return FlareLayer(depth.widen(flare, (h, w)), h, lamp)
 
     def _placed(self, shape: fields.Shape) -> list[tuple[np.ndarray, Any, Float32[np.ndarray, "c"]]]:
         """Of each source: where, in pixels; its parameters; its colour."""
@@ -216,11 +266,16 @@ class Flare:
         hue = np.random.default_rng(self.seed + 1).uniform((0.05, 0.7, 0.3), (0.35, 1.0, 0.9)).astype(np.float32)
         return ghosts.mirrored(np.minimum(3 * excess, 1), self.mirror * hue)
 
-    def _lamps(self, shape: fields.Shape, scene: Scene) -> Image:
+    def _lamps(self, shape: fields.Shape, scene: Scene) -> Shine:
         """Equation (4), where the photograph is not clipped already."""
-        lamp = np.zeros((*shape, 3), np.float32)
-        side = fields.side(shape)
-        for place, source, colour in self._placed(shape):
+        side, placed = fields.side(shape), self._placed(shape)
+        reach = 8 * max(self.lamp * side, 0.7)
+        low, high = (pick([place for place, _, _ in placed], 0) for pick in (np.min, np.max))
+        frame = [
+            int(np.clip(v, 0, n)) for v, n in zip((*(low - reach), *(high + reach + 1)), 2 * shape[::-1], strict=True)
+        ]
+        lamp = np.zeros((frame[3] - frame[1], frame[2] - frame[0], 3), np.float32)
+        for place, source, colour in placed:
             radius = max(self.lamp * side * np.sqrt(source[2]), 0.7)
             core = radius / np.sqrt(_PEAK ** (1 / _STEEP) - 1)
             left, top = (int(np.clip(v - 8 * radius, 0, n)) for v, n in zip(place, shape[::-1], strict=True))
@@ -233,14 +288,15 @@ class Flare:
             missing = 1 - min(1.0, float(scene.radiance[row, column].min()))
             far = (1 + (8 * radius / core) ** 2) ** -_STEEP
             bulb = _PEAK * missing * np.maximum((1 + r2) ** -_STEEP - far, 0)
-            lamp[top:bottom, left:right] += bulb[..., None].astype(np.float32) * (0.15 + 0.85 * colour)
-        return lamp
+            part = lamp[top - frame[1] : bottom - frame[1], left - frame[0] : right - frame[0]]
+            part += bulb[..., None].astype(np.float32) * (0.15 + 0.85 * colour)
+        return Shine(frame[1], frame[0], lamp)
 
 
 def _lights(rng: np.random.Generator, small: Image, sampling: FlareSampling) -> tuple[list[Source], float]:
     """The sources, and the radius of lamps to be added."""
     own, out = rng.random(2) < (sampling.own, sampling.outside)
-    count = int(rng.choice([1, 2, 3, 4], p=(0.65, 0.18, 0.1, 0.07)))
+    count = 1 + fields.pick(rng, (0.65, 0.18, 0.1, 0.07))
     found = sources.highlights(small, 4) if own else []
     if found:
         return found, 0.0
@@ -251,7 +307,7 @@ def _lights(rng: np.random.Generator, small: Image, sampling: FlareSampling) -> 
 
 def _scatter(rng: np.random.Generator, phone: bool) -> dict[str, Any]:
     """A small lens with finger marks scatters steeply and in rays, a large one wide and evenly."""
-    kind = int(rng.choice(4, p=_PHONE_KINDS if phone else _LENS_KINDS))
+    kind = fields.pick(rng, _PHONE_KINDS if phone else _LENS_KINDS)
     bloom, veil = (0.25, 0.03) if phone else (0.4, 0.35)
     low, high = (2.0, 3.0) if phone else (1.1, 2.3)
     return {

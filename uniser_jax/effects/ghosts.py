@@ -60,7 +60,7 @@ def lens(seed: int, count: int, blades: int, turn: float) -> Lens:
       turn: of the aperture, radians.
     """
     rng = np.random.default_rng(seed)
-    power, roundness = rng.uniform(0.5, 1.6), float(rng.choice([0.0, 0.35, 1.0], p=[0.3, 0.35, 0.35]))
+    power, roundness = rng.uniform(0.5, 1.6), (0.0, 0.35, 1.0)[fields.pick(rng, (0.3, 0.35, 0.35))]
     largest = 0.03 if rng.random() < 0.4 else 0.16  # some lenses string small ghosts like beads
     radius = np.exp(rng.uniform(np.log(0.006), np.log(largest), count))
     tint = coating_tint(rng.uniform(0.40, 0.75, (count, 2))) * np.minimum(1, (0.02 / radius) ** power)[:, None]

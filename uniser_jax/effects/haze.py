@@ -22,7 +22,7 @@ from uniser_jax.effects import airlight, depth, fields, haze_presets, light
 from uniser_jax.effects.airlight import Lamp
 from uniser_jax.effects.fields import Field
 from uniser_jax.effects.haze_presets import UniserLayer
-from uniser_jax.effects.layer import Scene, mean_light
+from uniser_jax.effects.layer import Scene, Shine, mean_light
 from uniser_jax.effects.medium import MediumLayer
 
 KINDS = ("fog", "haze", "smoke", "dust", "night")
@@ -271,7 +271,9 @@ class Haze:
             raise ValueError(f"haze kind {self.kind!r} is unknown; known: {', '.join(KINDS)}, uniser")
         tau = self._optical_depth(rng, scene, small)
         spectrum = (light.WAVELENGTHS / light.WAVELENGTHS[1]) ** -self.angstrom  # (5)
-        night = airlight.night(scene.radiance, self.dark, self.lamps) if self.kind == "night" else None
+        night = None
+        if self.kind == "night":
+            night = Shine(0, 0, airlight.night(scene.radiance, self.dark, self.lamps))
         veil = airlight.veil(small, self.luminance, self.kelvin, self.tint, self.sky)
         lit = airlight.field(small, veil, self.sun, self.glow, self.lamps)
         return MediumLayer("haze", tau, spectrum.astype(np.float32), lit, self.forward, self.spread, night)

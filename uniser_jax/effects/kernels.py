@@ -1,6 +1,7 @@
 """Inner loops over pixels, compiled by numba: one pass over memory, without Python's lock, so that threads run side by side.
 
-Arrays may be broadcast views (`np.broadcast_to`): a constant then costs no memory. Results are new arrays, float32 or uint8.
+Loops over contiguous rows are vectorised, those over broadcast views are not; nor are min and max, which numba makes mind NaN.
+Results are new arrays, float32 or uint8.
 Compiled code is cached on disk beside this file, or in numba's user cache where that cannot be written.
 """
 
@@ -17,14 +18,31 @@ _ONE, _ZERO = np.float32(1), np.float32(0)
 
 @_compiled
 def linear(radiance: Image, transmission: Image, emission: Image, strength: Plane) -> Image:
-    """x (1 - s (1 - T)) + s C: a layer whose strength obeys equation (3) of `layer`."""
+    """x (1 - s (1 - T)) + s C: a layer whose strength obeys equation (3) of `layer`; T and C may be broadcast views."""
     out = np.empty(radiance.shape, np.float32)
     for i in range(radiance.shape[0]):
+        strengths = row(strength, i, radiance.shape[1])
         for j in range(radiance.shape[1]):
-            s = strength[i, j]
+            s = strengths[j]
             for c in range(3):
                 out[i, j, c] = radiance[i, j, c] * (_ONE - s * (_ONE - transmission[i, j, c])) + s * emission[i, j, c]
     return out
+
+
+@_compiled
+def row(strength: Plane, i: int, width: int) -> Float32[np.ndarray, "w"]:
+    """Row i of strengths, or their only number in each place."""
+    return np.full(width, strength[0, 0]) if strength.size == 1 else strength[i]
+
+
+@_compiled
+def per_value(strength: Plane, i: int, out: Float32[np.ndarray, "3*w"]) -> None:
+    """The same for each channel."""
+    if strength.size == 1:
+        out[:] = strength[0, 0]
+    else:
+        for j in range(strength.shape[1]):
+            out[3 * j] = out[3 * j + 1] = out[3 * j + 2] = strength[i, j]
 
 
 @_compiled
@@ -77,7 +95,7 @@ def encode(
       offset: into the table.
       shot: see above.
       read: see above.
-      scale: k of each pixel.
+      scale: k of each pixel, or of all.
     """
     height, width = radiance.shape[0], 3 * radiance.shape[1]
     out = np.empty(radiance.shape, np.uint8)
@@ -85,19 +103,17 @@ def encode(
     spread, variance, slope = np.empty(width, np.float32), np.float32(read * read), np.float32(shot)
     count = np.float32(len(levels) - 1)
     for i in range(height):
-        row, stored = radiance[i].reshape(-1), out[i].reshape(-1)
+        light, stored = radiance[i].reshape(-1), out[i].reshape(-1)
         for j in range(width):
-            values[j] = row[j] * gains[j]
+            values[j] = light[j] * gains[j]
         if len(normal):
             start = (offset + i * width) % (len(normal) - width)
             noise = normal[start : start + width]
-            for j in range(radiance.shape[1]):
-                spread[3 * j] = spread[3 * j + 1] = spread[3 * j + 2] = scale[i, j]
+            per_value(scale, i, spread)
             for j in range(width):
-                sigma = np.sqrt(slope * min(max(values[j], _ZERO), _ONE) + variance)
-                values[j] += spread[j] * sigma * noise[j]
+                values[j] += spread[j] * np.sqrt(slope * _clipped(values[j]) + variance) * noise[j]
         for j in range(width):
-            values[j] = min(max(values[j], _ZERO), _ONE)
+            values[j] = _clipped(values[j])
             bins[j] = np.uint32(np.int32(values[j] * count))
         for j in range(width):
             level = levels[bins[j]]
@@ -110,23 +126,35 @@ def encode(
 
 
 @_compiled
+def _clipped(x: np.float32) -> np.float32:
+    """To [0, 1]."""
+    x = x if x > _ZERO else _ZERO
+    return x if x < _ONE else _ONE
+
+
+@_compiled
 def decode(
     stored: UInt8[np.ndarray, "h w c"], table: Float32[np.ndarray, "256"], matrix: Float32[np.ndarray, "c c"]
 ) -> tuple[Image, bool]:
     """matrix * table[stored], nothing below 0, and whether any pixel is white in every channel."""
-    out, white = np.empty(stored.shape, np.float32), False
+    h, w = stored.shape[:2]
+    out, values, white = np.empty((h, 3 * w), np.float32), np.empty(3 * w, np.float32), False
     m00, m01, m02 = matrix[0]
     m10, m11, m12 = matrix[1]
     m20, m21, m22 = matrix[2]
-    for i in range(stored.shape[0]):
-        for j in range(stored.shape[1]):
-            r, g, b = stored[i, j, 0], stored[i, j, 1], stored[i, j, 2]
-            white |= (r & g & b) == 255
-            x, y, z = table[r], table[g], table[b]
-            out[i, j, 0] = max(m00 * x + m01 * y + m02 * z, _ZERO)
-            out[i, j, 1] = max(m10 * x + m11 * y + m12 * z, _ZERO)
-            out[i, j, 2] = max(m20 * x + m21 * y + m22 * z, _ZERO)
-    return out, white
+    for i in range(h):
+        codes, mixed = stored[i].reshape(-1), out[i]
+        for n in range(3 * w):
+            values[n] = table[codes[n]]
+        for j in range(w):
+            x, y, z = values[3 * j], values[3 * j + 1], values[3 * j + 2]
+            red, green, blue = m00 * x + m01 * y + m02 * z, m10 * x + m11 * y + m12 * z, m20 * x + m21 * y + m22 * z
+            mixed[3 * j] = red if red > _ZERO else _ZERO
+            mixed[3 * j + 1] = green if green > _ZERO else _ZERO
+            mixed[3 * j + 2] = blue if blue > _ZERO else _ZERO
+        for j in range(w):
+            white |= (codes[3 * j] & codes[3 * j + 1] & codes[3 * j + 2]) == 255
+    return out.reshape(h, w, 3), white
 
 
 @_compiled

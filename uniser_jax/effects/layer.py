@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32
 
-from uniser_jax.effects import kernels, light
+from uniser_jax.effects import depth, kernels, light
 
 _SUPPORT_SIDE = 256
 
@@ -29,6 +29,20 @@ class Scene(NamedTuple):
     radiance: Float32[np.ndarray, "h w c"]
     other: Float32[np.ndarray, "h w c"] | None = None  # a second photograph, for what a window reflects
     depth: Float32[np.ndarray, "h w"] | None = None  # 0 near, 1 far, where the photograph comes with one
+
+
+class Shine(NamedTuple):
+    """Light that the cause of an effect adds to the scene itself, in a part of the frame."""
+
+    top: int
+    left: int
+    light: Float32[np.ndarray, "a b c"]
+
+    def onto(self, radiance: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w c"]:
+        """The scene with it; a new array."""
+        lit = radiance.copy()
+        lit[self.top : self.top + len(self.light), self.left : self.left + self.light.shape[1]] += self.light
+        return lit
 
 
 class Affine(NamedTuple):
@@ -61,8 +75,8 @@ class Layer(Protocol):
         ...
 
     @property
-    def lamp(self) -> Float32[np.ndarray, "h w c"] | None:
-        """Light that the effect's cause adds to the scene itself, and that no removal takes away."""
+    def lamp(self) -> Shine | None:
+        """Light that no removal takes away."""
         ...
 
 
@@ -74,19 +88,18 @@ class LinearLayer:
       effect: one of types.EFFECTS.
       transmission: T, [h w c] or broadcastable.
       emission: C, the same.
-      lamp: see Layer.
     """
 
     effect: str
     transmission: Float32[np.ndarray, "..."]
     emission: Float32[np.ndarray, "..."]
-    lamp: Float32[np.ndarray, "h w c"] | None = None
+    lamp: None = None
 
     def __call__(self, radiance: Float32[np.ndarray, "h w c"], strength: Strength) -> Float32[np.ndarray, "h w c"]:
         """Equation (1)."""
         shape = radiance.shape
         maps = np.broadcast_to(self.transmission, shape), np.broadcast_to(self.emission, shape)
-        return kernels.linear(radiance, *maps, per_pixel(strength, shape))
+        return kernels.linear(radiance, *maps, per_pixel(strength))
 
     def at(self, strength: Strength) -> Affine:
         """Equation (3)."""
@@ -107,15 +120,13 @@ def see(
 def support(layer: Layer, radiance: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w"]:
     """Where a layer visibly changes a scene: its true mask, in [0, 1].
 
-    A change of 0.05 of white's square root, about 12 of 255 levels, counts as full. Seen at up to 256 px: masks are soft.
+    A change of 0.05 of white's square root, about 12 of 255 levels, counts as full. Seen at up to about 256 px: masks are soft.
     """
     shape = radiance.shape[:2]
-    size = tuple(max(1, round(n * min(1.0, _SUPPORT_SIDE / max(shape)))) for n in shape[::-1])
-    before, after = (
-        np.sqrt(np.clip(cv2.resize(light_of, size, interpolation=cv2.INTER_AREA), 0, 1))
-        for light_of in (radiance, layer(radiance, 1.0))
-    )
-    return cv2.resize(np.clip(np.abs(after - before).max(-1) / 0.05, 0, 1), shape[::-1])
+    n = max(1, round(max(shape) / _SUPPORT_SIDE))
+    before, after = (np.sqrt(np.clip(depth.reduce(light_of, n), 0, 1)) for light_of in (radiance, layer(radiance, 1.0)))
+    changed = np.maximum.reduce(cv2.split(cv2.absdiff(after, before)))
+    return cv2.resize(np.minimum(changed * np.float32(20), 1), shape[::-1])
 
 
 def mean_light(radiance: Float32[np.ndarray, "h w c"]) -> float:
@@ -123,9 +134,13 @@ def mean_light(radiance: Float32[np.ndarray, "h w c"]) -> float:
     return float(cv2.mean(np.minimum(radiance, 1))[:3] @ light.LUMINANCE)
 
 
-def per_pixel(strength: Strength, shape: tuple[int, ...]) -> Float32[np.ndarray, "h w"]:
-    """A strength as a plane, without a copy."""
-    return np.broadcast_to(np.asarray(strength, np.float32), shape[:2])
+def per_pixel(strength: Strength) -> Float32[np.ndarray, "h w"]:
+    """A strength as kernels take it: contiguous, or 1 x 1 for one number."""
+    return (
+        np.ascontiguousarray(strength, np.float32)
+        if isinstance(strength, np.ndarray)
+        else np.full((1, 1), strength, np.float32)
+    )
 
 
 def _per_channel(strength: Strength) -> Any:

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Float64, Int16, UInt8
 
 from uniser_jax.effects import fields, kernels
 
-_WHITE, _NONE = np.ones(3, np.float32), np.zeros(0, np.float32)
+_WHITE, _NONE, _STILL = np.ones(3, np.float32), np.zeros(0, np.float32), np.zeros((1, 1), np.float32)
 _BINS = 65_536  # of a Curve; narrow, so that few hold the end of a level
 
 WAVELENGTHS = np.array([0.610, 0.550, 0.465])  # of red, green and blue, micrometres
@@ -65,8 +65,7 @@ def decode(srgb: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
 
 def encode(linear: Float32[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
     """The inverse of (1): clips to [0, 1], encodes and rounds, exactly; `encode(decode(x)) == x`."""
-    still = np.broadcast_to(np.float32(0), linear.shape[:2])
-    return kernels.encode(np.ascontiguousarray(linear, np.float32), _WHITE, *srgb(), _NONE, 0, 0.0, 0.0, still)
+    return kernels.encode(np.ascontiguousarray(linear, np.float32), _WHITE, *srgb(), _NONE, 0, 0.0, 0.0, _STILL)
 
 
 def luminance(linear: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w"]:
@@ -90,7 +89,7 @@ def expand_highlights(
     if matrix is None:
         linear, white = decode(photo), stops > 0
     else:
-        linear, white = kernels.decode(photo, _decoded(), matrix.astype(np.float32))
+        linear, white = kernels.decode(np.ascontiguousarray(photo), _decoded(), matrix.astype(np.float32))
     if stops <= 0 or not white:
         return linear
     inside = fields.blur(kernels.all_white(photo), 0.01 * fields.side(photo.shape[:2]))

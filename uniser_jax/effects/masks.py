@@ -99,7 +99,7 @@ def _polygon(rng: np.random.Generator, mask: Form, size: float) -> None:
 def _stroke(rng: np.random.Generator, mask: Form, size: float) -> None:
     """A brush of one width: a line that wanders, a scribble to and fro, loops that move on, or a few dabs."""
     h, w = mask.shape
-    manner = rng.choice(4, p=(0.4, 0.3, 0.2, 0.1))
+    manner = fields.pick(rng, (0.4, 0.3, 0.2, 0.1))
     brush, start = rng.uniform(0.02, 0.12), rng.uniform(0.15, 0.85, 2) * (w, h)
     if manner == 0:
         bend = np.cumsum(rng.normal(0, 0.08, 40)) + rng.normal(0, 0.06, 40)  # the bend itself drifts, as a wrist does
@@ -129,7 +129,7 @@ def _marked(rng: np.random.Generator, support: Float32[np.ndarray, "h w"], size:
     """What a person marks who sees an effect: painted over with a coarse hand, or enclosed as a whole."""
     level = rng.uniform(0.1, 0.5) * max(float(support.max()), 1e-3)
     seen = (support > level).astype(np.uint8)
-    manner = rng.choice(4, p=(0.6, 0.1, 0.15, 0.15))
+    manner = fields.pick(rng, (0.6, 0.1, 0.15, 0.15))
     if manner == 0:  # the outline strays by up to a few percent of the side, small parts are passed over
         coarse = fields.blur(seen.astype(np.float32), rng.uniform(0.01, 0.04) * size)
         stray = cv2.resize(rng.uniform(0.1, 0.6, (7, 7)).astype(np.float32), seen.shape[::-1])

@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from uniser_jax.effects import fields
+from uniser_jax.effects import fields, kernels
 
 Plane = Float32[np.ndarray, "h w"]
 Points = Float32[np.ndarray, "n 2"]
@@ -172,12 +172,20 @@ def shaded(
     strength: Plane,
 ) -> Float32[np.ndarray, "h w c"]:
     """x (1 - s sum_i m_i d_i): each light's matte takes that light's share."""
-    out, one = np.empty(radiance.shape, np.float32), np.float32(1)
-    for y in range(radiance.shape[0]):
-        for x in range(radiance.shape[1]):
-            for c in range(3):
-                taken = coverage[0, y, x] * loss[0, c]
-                for n in range(1, coverage.shape[0]):
-                    taken += coverage[n, y, x] * loss[n, c]
-                out[y, x, c] = radiance[y, x, c] * (one - strength[y, x] * taken)
-    return out
+    h, w = radiance.shape[:2]
+    out, one = np.empty((h, 3 * w), np.float32), np.float32(1)
+    left, share = np.empty(3 * w, np.float32), np.empty(w, np.float32)
+    for y in range(h):
+        strengths, scene, seen = kernels.row(strength, y, w), radiance[y].reshape(-1), out[y]
+        left[:] = one
+        for n in range(len(coverage)):
+            matte, (red, green, blue) = coverage[n, y], loss[n]
+            for x in range(w):
+                share[x] = strengths[x] * matte[x]
+            for x in range(w):
+                left[3 * x] -= share[x] * red
+                left[3 * x + 1] -= share[x] * green
+                left[3 * x + 2] -= share[x] * blue
+        for k in range(3 * w):
+            seen[k] = scene[k] * left[k]
+    return out.reshape(h, w, 3)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from uniser_jax.effects import depth, fields, kernels
-from uniser_jax.effects.layer import Affine, Strength, per_pixel
+from uniser_jax.effects.layer import Affine, Shine, Strength, per_pixel
 
 _NARROW, _WIDE = 0.25, 4.0  # optical depths between which (4) is followed, on a stack of two blurs
 _LOWEST = np.float32(-24)  # of exponents: e^-24 is black
@@ -46,12 +46,12 @@ class MediumLayer:
     airlight: Float32[np.ndarray, "..."]
     forward: float = 0.0
     spread: float = 0.0
-    lamp: Float32[np.ndarray, "h w c"] | None = None
+    lamp: Shine | None = None
 
     def __call__(self, radiance: Float32[np.ndarray, "h w c"], strength: Strength) -> Float32[np.ndarray, "h w c"]:
         """Equation (2); G acts on the light that arrives at the layer."""
         radiance = np.ascontiguousarray(radiance)
-        s, airlight = per_pixel(strength, radiance.shape), depth.widen(self.veil(), radiance.shape)
+        s, airlight = per_pixel(strength), depth.widen(self.veil(), radiance.shape)
         if not self.forward:
             return _through(radiance, airlight, self.optical_depth, s, self.spectrum)
         scattered = depth.widen(self.scattered(radiance, strength), radiance.shape)
@@ -108,7 +108,7 @@ def _through(
     direct = np.empty(3 * w, np.float32)
     for i in range(h):
         k, below, a = depth.between_rows(i, h, len(veils))
-        _exponents(optical_depth[i], strength[i], spectrum, direct)
+        _exponents(optical_depth[i], kernels.row(strength, i, w), spectrum, direct)
         scene, seen, veil, next_veil = behind[i], out[i], veils[k], veils[below]
         for n in range(3 * w):
             direct[n] = _exp(direct[n])
@@ -136,7 +136,7 @@ def _through_forward(
     for i in range(h):
         k, below, a = depth.between_rows(i, h, len(veils))
         m, under, b = depth.between_rows(i, h, len(blurs))
-        _exponents(optical_depth[i], strength[i], spectrum, direct)
+        _exponents(optical_depth[i], kernels.row(strength, i, w), spectrum, direct)
         scene, seen, veil, next_veil, soft, next_soft = (
             behind[i],
             out[i],

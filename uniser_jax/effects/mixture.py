@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from uniser_jax.effects import fields
 from uniser_jax.effects.flare import Flare, FlareSampling
 from uniser_jax.effects.haze import Haze, HazeSampling
 from uniser_jax.effects.layer import Scene
@@ -75,12 +76,15 @@ class Mixture:
 
 def sample_effects(rng: np.random.Generator, mixture: Mixture) -> tuple[str, ...]:
     """Draws which effects meet, in physical order."""
-    weights = np.array(mixture.weights())
-    count = min(int(rng.choice(5, p=mixture.counts)), int((weights > 0).sum()))
+    left = {name: weight for name, weight in zip(EFFECTS[:4], mixture.weights(), strict=True) if weight > 0}
+    count = min(fields.pick(rng, mixture.counts), len(left))
     if count == 1 and rng.random() < mixture.auxiliary:
         return ("occlusion",)
-    chosen = rng.choice(4, size=count, replace=False, p=weights / weights.sum())
-    return tuple(EFFECTS[index] for index in sorted(chosen))
+    chosen = []
+    for _ in range(count):  # without replacement
+        chosen.append(list(left)[fields.pick(rng, tuple(left.values()))])
+        del left[chosen[-1]]
+    return tuple(name for name in EFFECTS if name in chosen)
 
 
 def sample(

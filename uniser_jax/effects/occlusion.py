@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from uniser_jax.effects import fields
+from uniser_jax.effects import fields, kernels
 from uniser_jax.effects.layer import Affine, Scene, Strength, per_pixel
 
 Image = Float32[np.ndarray, "h w c"]
@@ -91,7 +91,7 @@ class PatchLayer:
         """Equation (1)."""
         shape = radiance.shape
         maps = np.broadcast_to(self.filtered, shape), np.broadcast_to(self.added, shape)
-        return _patched(radiance, frost(radiance, self.sigma), self.coverage, *maps, per_pixel(strength, shape))
+        return _patched(radiance, frost(radiance, self.sigma), self.coverage, *maps, per_pixel(strength))
 
     def at(self, strength: Strength) -> Affine:
         """(1) as an affine map per pixel; of a frosted patch for the scene that it was rendered on, as B sees neighbours."""
@@ -138,7 +138,7 @@ class Occlusion:
     def sample(cls, rng: np.random.Generator, scene: Scene, sampling: OcclusionSampling = OcclusionSampling()) -> Self:
         """Alpha from 0.2 to 1, blur from 0.6 to 3 % of the side."""
         material, form, texture = (
-            str(rng.choice(names, p=np.array(weights) / sum(weights)))
+            names[fields.pick(rng, weights)]
             for names, weights in (
                 (MATERIALS, sampling.materials),
                 (FORMS, sampling.forms),
@@ -223,8 +223,9 @@ def _patched(radiance: Image, spread: Image, coverage: Plane, filtered: Image, a
     """Equation (1)."""
     out = np.empty(radiance.shape, np.float32)
     for i in range(radiance.shape[0]):
+        strengths = kernels.row(strength, i, radiance.shape[1])
         for j in range(radiance.shape[1]):
-            a = strength[i, j] * coverage[i, j]
+            a = strengths[j] * coverage[i, j]
             for c in range(3):
                 x = radiance[i, j, c]
                 out[i, j, c] = x + a * (filtered[i, j, c] * spread[i, j, c] + added[i, j, c] - x)

@@ -12,6 +12,7 @@ import numba
 import numpy as np
 from jaxtyping import Float32
 
+from uniser_jax.effects import kernels
 from uniser_jax.effects.layer import Affine, Strength, per_pixel
 
 Image = Float32[np.ndarray, "h w c"]
@@ -52,7 +53,7 @@ class PaneLayer:
         h, w = radiance.shape[:2]
         rows = np.ascontiguousarray(radiance).reshape(h, 3 * w)
         maps = self.near, self.far, self.through, self.seen
-        return _behind_glass(rows, *maps, self.margin, *self.shift, per_pixel(strength, (h, w))).reshape(h, w, 3)
+        return _behind_glass(rows, *maps, self.margin, *self.shift, per_pixel(strength)).reshape(h, w, 3)
 
     def at(self, strength: Strength) -> Affine:
         """(1) as images."""
@@ -117,8 +118,7 @@ def _behind_glass(
             near[k], near[k + 1], far[k], far[k + 1], through[k], through[k + 1]
         )  # fmt: skip
         first, above, below = seen[i + margin, 3 * margin :], seen[i + top, 3 * left :], seen[i + top + 1, 3 * left :]
-        for j in range(strength.shape[1]):
-            of_row[3 * j] = of_row[3 * j + 1] = of_row[3 * j + 2] = strength[i, j]
+        kernels.per_value(strength, i, of_row)
         for j in range(width):
             second = a * above[j] + b * above[j + 3] + c * below[j] + d * below[j + 3]
             f, g = near_0[j] + t * (near_1[j] - near_0[j]), far_0[j] + t * (far_1[j] - far_0[j])

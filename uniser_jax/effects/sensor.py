@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from uniser_jax.effects import kernels, light
+from uniser_jax.effects.layer import per_pixel
 
 _NORMALS = 2**21  # of the noise table; more than the values of a 512 px photograph, so that none repeats within one
 
@@ -82,7 +83,7 @@ class Sensor:
           noise_scale: what remains of the noise, per pixel; 0 is a noise-free file.
         """
         curve = light.srgb() if self.bias == self.gain == 0.5 else tone_curve(self.bias, self.gain)
-        noisy = (self.shot or self.read) and np.any(noise_scale)
+        noisy = (self.shot or self.read) and (isinstance(noise_scale, np.ndarray) or noise_scale > 0)
         stored = kernels.encode(
             np.ascontiguousarray(radiance, np.float32),
             self.gains(),
@@ -91,7 +92,7 @@ class Sensor:
             offset=self.seed,
             shot=self.shot,
             read=self.read,
-            scale=np.broadcast_to(np.asarray(noise_scale, np.float32), radiance.shape[:2]),
+            scale=per_pixel(noise_scale),
         )
         return _compressed(stored, self.jpeg) if self.jpeg else stored
 
@@ -124,7 +125,7 @@ def _normals() -> Float32[np.ndarray, "n"]:
 
 
 def _compressed(stored: UInt8[np.ndarray, "h w c"], quality: int) -> UInt8[np.ndarray, "h w c"]:
-    done, data = cv2.imencode(".jpg", stored[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(stored, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise OSError(f"JPEG of quality {quality} failed")
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB))

@@ -14,6 +14,7 @@ real pairs, see docs/effects/shadow.md. Sources: Planck's law; Barrow & Tenenbau
 """
 
 import dataclasses
+import functools
 from typing import ClassVar, Self
 
 import cv2
@@ -84,8 +85,8 @@ class ShadowSampling:
 
     def draw_shape(self, rng: np.random.Generator) -> str:
         """One of SHAPES."""
-        weights = np.array([getattr(self, group) for group in _GROUPS])
-        group = list(_GROUPS.values())[int(rng.choice(len(_GROUPS), p=weights / weights.sum()))]
+        weights = [getattr(self, group) for group in _GROUPS]
+        group = list(_GROUPS.values())[fields.pick(rng, weights)]
         return group[int(rng.integers(len(group)))]
 
 
@@ -105,7 +106,7 @@ class ShadowLayer:
 
     def __call__(self, radiance: Float32[np.ndarray, "h w c"], strength: Strength) -> Float32[np.ndarray, "h w c"]:
         """The light behind the layer."""
-        return mattes.shaded(radiance, self.coverage, self.loss, per_pixel(strength, radiance.shape))
+        return mattes.shaded(np.ascontiguousarray(radiance), self.coverage, self.loss, per_pixel(strength))
 
     @property
     def transmission(self) -> Float32[np.ndarray, "h w c"]:
@@ -119,7 +120,7 @@ class ShadowLayer:
 
     def at(self, strength: Strength) -> Affine:
         """The same as an affine map."""
-        s = per_pixel(strength, self.coverage.shape[1:])[..., None]
+        s = per_pixel(strength)[..., None]
         return Affine(1 - s * (1 - self.transmission), s * self.emission)
 
 
@@ -215,7 +216,7 @@ class Shadow:
     ) -> Float32[np.ndarray, "h w"]:
         """m of one light, turned against the first one's by `turn`; bent over `relief`, if any, in [-1, 1]."""
         parts = [self._cast(index, shape, turn, relief) for index in range(len(self.shapes))]
-        whole = np.max(parts, 0) if len(parts) > 1 else parts[0]
+        whole = functools.reduce(np.maximum, parts)
         return np.clip(whole, 0, 1, out=whole)  # filters round
 
     def _cast(
@@ -284,7 +285,7 @@ def _daylight(rng: np.random.Generator) -> dict:
 
 def _lamps(rng: np.random.Generator) -> dict:
     """One to three lamps, or a window, and what the walls send back; any tint."""
-    count = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
+    count = 1 + fields.pick(rng, (0.5, 0.35, 0.15))
     share, kelvin = rng.uniform(0.15, 0.6), rng.uniform(2_700, 6_500)
     powers = rng.dirichlet(np.full(count, 2.0)) * (1 - share)
     turns = np.concatenate([[0], rng.choice([-1, 1], count - 1) * rng.uniform(0.3, 1.2, count - 1)])

@@ -90,7 +90,7 @@ def outside(rng: np.random.Generator, count: int) -> list[Source]:
     for _ in range(count):
         distance, along = rng.uniform(0.01, 0.2), rng.uniform(0, 1)
         places = ((along, -distance), (-distance, along), (1 + distance, along), (along, 1 + distance))
-        x, y = places[int(rng.choice(4, p=(0.5, 0.22, 0.22, 0.06)))]
+        x, y = places[fields.pick(rng, (0.5, 0.22, 0.22, 0.06))]
         share = float(rng.uniform(0.3, 1)) if sources else 1.0
         sources.append(Source(float(x), float(y), share, 0.0, lamp_colour(rng)))
     return sources

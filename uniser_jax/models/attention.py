@@ -106,7 +106,15 @@ def _on_shards(
 
 
 def _xla(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
-    return jax.nn.dot_product_attention(q, k, v, mask=None if seen is None else seen[:, None, None])
+    """Heads before tokens for both products: one transposition of each operand, none of the weights or their gradient."""
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    batch = ((0, 1), (0, 1))
+    logits = jax.lax.dot_general(q, k, (((3,), (3,)), batch), preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    if seen is not None:
+        logits = jnp.where(seen[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, -1).astype(v.dtype)
+    out = jax.lax.dot_general(weights, v, (((3,), (2,)), batch), preferred_element_type=jnp.float32)
+    return out.astype(q.dtype).swapaxes(1, 2)
 
 
 def _chunked(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
