@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
+from jax.interpreters import partial_eval
 from ml_collections import ConfigDict
 
 from uniser_jax import optim
@@ -79,7 +80,9 @@ def of_step(
     state, batch, latents, base = jax.tree.map(_shape, (state, batch, latents, base))
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):  # what a mesh computes twice counts once
         network, optimizer = build_network(plain.model, plain.lora), optim.optimizer(config.optim, config.steps)
-        jaxpr = jax.make_jaxpr(make_step(plain, network, optimizer, state))(state, batch, latents, base)
+        closed = jax.make_jaxpr(make_step(plain, network, optimizer, state))(state, batch, latents, base)
+    # Gradients of what is not trained are traced too, and dropped by the compiler.
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     encode, update = count(jaxpr, "encode"), count(jaxpr, "optimizer")
     return StepFlops(count(jaxpr) - encode - update, encode, update)
 
