@@ -34,14 +34,15 @@ def cells() -> dict[str, Cell]:
         "l": {"v5e": "4x8", "v5p": "2x2x4", "v6e": "4x4"},
         "xl": {"v5e": "8x8", "v5p": "4x4x2", "v6e": "4x8"},
         "klein-4b": {"v5e": "16x16", "v5p": "4x4x4", "v6e": "8x8"},
+        "klein-4b-lora": {"v5e": "4x8", "v5p": "2x2x2", "v6e": "2x4"},
     }
     for side in (512, 1024):
-        for size in ("klein-4b", "xl", "l", "b"):
+        for size in reversed(pods):
             for chip, shape in pods[size].items():
                 overrides = ["--config.model.remat=full"] if side == 1024 and size in ("b", "l") else []
-                if size == "klein-4b":
-                    config = f"configs/klein.py:image={side}"
-                    overrides += ["--config.batch_size=256"] if chip == "v5e" else []
+                if size.startswith("klein"):
+                    config = f"configs/klein.py:image={side}" + (",lora" if size.endswith("lora") else "")
+                    overrides += ["--config.batch_size=256"] if (size, chip) == ("klein-4b", "v5e") else []
                 else:
                     config = f"configs/pixel.py:size={size},image={side}"
                 found[f"{size}-{side}-{chip}"] = Cell(config, f"{chip}:{shape}", tuple(overrides))
@@ -82,7 +83,16 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         peak += "" if r["fits"] else f" of {r['hbm'] / _GIB:.1f}: does not fit"
         flops = f"{r['flops'] / 1e12:,.0f}" + (f" + {r['encode_flops'] / 1e12:,.0f}" if r["encode_flops"] else "")
         row = (size, side, r["topology"], mesh, batch, r["remat"], r["attention"], f"{r['tokens']:,}", flops)
-        lines.append(" | ".join([*row, f"{r['state'] / _GIB:.2f}", peak, f"{r['compile_cpu_seconds'] / 60:.0f}"]))
+        lines.append(
+            " | ".join(
+                [
+                    *row,
+                    f"{r['state'] / _GIB:.2f}",
+                    peak,
+                    f"{r['compile_cpu_seconds'] / 60:.1f}" if "compile_cpu_seconds" in r else "?",
+                ]
+            )
+        )
     return "".join(f"| {line} |\n" for line in lines)
 
 
@@ -110,7 +120,7 @@ def main() -> None:
 
 def _order(name: str) -> tuple[int, int, str]:
     size, side, chip = name.rsplit("-", 2)
-    return ("b", "l", "xl", "klein-4b").index(size), int(side), chip
+    return ("b", "l", "xl", "klein-4b", "klein-4b-lora").index(size), int(side), chip
 
 
 if __name__ == "__main__":

@@ -58,6 +58,16 @@ def test_a_step_in_pixel_space_is_the_closed_formula(size) -> None:
     assert counted(config).encode == counted(config).optimizer == 0
 
 
+def test_a_mesh_changes_no_count() -> None:
+    config = schema.read("configs/tiny.py")
+    mesh = meshes.make_mesh({"fsdp": 2, "sequence": 2, "tensor": 2})
+    network, optimizer = build_network(config.model), optim.optimizer(config.optim, config.steps)
+    state, batch = state_shapes(network, optimizer, mesh), batch_shapes(config.batch_size, config.data.size)
+    with jax.set_mesh(mesh):  # as in the loop of a run
+        found = flops.counter(config, state)(batch)
+    assert found == counted(config).model
+
+
 def test_a_step_of_klein_is_the_closed_formula_and_encoding_is_its_own_figure() -> None:
     config = schema.read("configs/klein.py")
     graphdef, shapes, _ = vae.abstract(VAEConfig())

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -35,7 +35,7 @@ from uniser_jax.models.attention import choose
 from uniser_jax.models.codec import LatentCodec
 from uniser_jax.models.presets import preset
 from uniser_jax.models.vae import VAEConfig
-from uniser_jax.types import EFFECTS, Batch
+from uniser_jax.types import EFFECTS, Batch, TrainState
 
 _GIB = 2**30
 _TPUS = ("v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
@@ -95,8 +95,8 @@ class Report:
     encode_flops: int
     hbm: float
     state: int
-    compile_seconds: float
-    compile_cpu_seconds: float
+    compile_seconds: float = 0.0
+    compile_cpu_seconds: float = 0.0
     arguments: int | None = None
     temporaries: int | None = None
     peak: int | None = None
@@ -151,54 +151,54 @@ def compile_step(config: ConfigDict, devices: Sequence[jax.Device], topology: st
     step.check(config, mesh, latents)
     network, optimizer = step.build_network(config.model, config.lora), optim.optimizer(config.optim, config.steps)
     state, batch = step.state_shapes(network, optimizer, mesh), batch_shapes(config, mesh)
-    base = step.frozen_shapes(config, network, mesh)
-    counted = flops.of_step(config, state, batch, latents, base)
+    arguments = state, batch, latents, step.frozen_shapes(config, network, mesh)
+    report = describe(config, mesh, *arguments, topology)
+    with jax.set_mesh(mesh):
+        lowered = step.make_step(config, network, optimizer, state).lower(*arguments)
+        began = time.monotonic(), time.process_time()
+        try:
+            found = _fits(lowered.compile())
+        except jax.errors.JaxRuntimeError as error:
+            found = _too_large(error)
+    seconds, cpu_seconds = time.monotonic() - began[0], time.process_time() - began[1]
+    report = dataclasses.replace(report, compile_seconds=seconds, compile_cpu_seconds=cpu_seconds, **found)
+    if report.fits:
+        return report
+    needed = report.needed or report.peak or 0
+    return dataclasses.replace(report, needed=needed, remedies=remedies(config, mesh, report, needed))
+
+
+def describe(
+    config: ConfigDict,
+    mesh: Mesh,
+    state: TrainState,
+    batch: Batch,
+    latents: LatentCodec | None,
+    base: Any,
+    topology: str,
+) -> Report:
+    """What is known of a step before it is compiled, from the shapes of its arguments."""
     batch_size, height, width, _ = batch.input.shape
     tokens = step.tokens(config, (height, width), latents) + config.model.prompt_length
     dtype, head_dim = jnp.dtype(config.model.compute_dtype), preset(config.model.preset).attention_head_dim
-    kind = devices[0].device_kind
-    report = Report(
+    device, counted = mesh.devices.flat[0], flops.of_step(config, state, batch, latents, base)
+    return Report(
         topology=topology,
-        chip=kind,
-        chips=len(devices),
+        chip=device.device_kind,
+        chips=mesh.size,
         mesh={axis: length for axis, length in mesh.shape.items() if length > 1},
         batch_size=batch_size,
         accumulate=config.optim.accumulate,
-        attention=choose(config.model.attention, devices[0].platform, dtype, head_dim, tokens),
+        attention=choose(config.model.attention, device.platform, dtype, head_dim, tokens),
         remat=config.model.remat,
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(network.shapes)),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         frozen=sum(leaf.size for leaf in jax.tree.leaves((latents, base))),
         tokens=tokens,
         flops=counted.model,
         encode_flops=counted.encode,
-        hbm=CHIPS[kind].hbm if kind in CHIPS else math.inf,
+        hbm=CHIPS[device.device_kind].hbm if device.device_kind in CHIPS else math.inf,
         state=meshes.bytes_per_chip(state),
-        compile_seconds=0.0,
-        compile_cpu_seconds=0.0,
     )
-    began = time.monotonic(), time.process_time()
-
-    def timed(report: Report, **found: Any) -> Report:
-        seconds, cpu_seconds = time.monotonic() - began[0], time.process_time() - began[1]
-        return dataclasses.replace(report, compile_seconds=seconds, compile_cpu_seconds=cpu_seconds, **found)
-
-    with jax.set_mesh(mesh):
-        lowered = step.make_step(config, network, optimizer, state).lower(state, batch, latents, base)
-        try:
-            compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            return timed(report, **_too_large(error, config, mesh, report))
-    memory = compiled.memory_analysis()
-    report = timed(
-        report,
-        arguments=memory.argument_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        peak=memory.peak_memory_in_bytes,
-        buffers=tuple(hlo.largest_buffers(compiled.as_text(), 6)),
-    )
-    if not report.fits:
-        report = dataclasses.replace(report, needed=report.peak, remedies=remedies(config, mesh, report))
-    return report
 
 
 def batch_shapes(config: ConfigDict, mesh: Mesh) -> Batch:
@@ -233,8 +233,8 @@ def latents_of(config: ConfigDict, mesh: Mesh) -> LatentCodec | None:
     return pretrained.latent_shapes(sizes, mesh, config.model.mask_scale)
 
 
-def remedies(config: ConfigDict, mesh: Mesh, report: Report) -> tuple[str, ...]:
-    """Overrides that make a step smaller, those that cost least first."""
+def remedies(config: ConfigDict, mesh: Mesh, report: Report, needed: float) -> tuple[str, ...]:
+    """Overrides that make a step smaller than the bytes that it needs, those that cost least first."""
     found = []
     copies = mesh.shape["slice"] * mesh.shape["data"]
     whole = f"--config.mesh.data=1 --config.mesh.fsdp=-1 (one copy of the state over all chips, not {copies})"
@@ -248,8 +248,9 @@ def remedies(config: ConfigDict, mesh: Mesh, report: Report) -> tuple[str, ...]:
     rows = math.prod(mesh.shape[axis] for axis in ("slice", "data", "fsdp"))
     per_chip = report.batch_size // (rows * config.optim.accumulate)
     if per_chip > 1:
-        least = next(k for k in range(2, per_chip + 1) if per_chip % k == 0)
-        found.append(f"--config.optim.accumulate={config.optim.accumulate * least} (smaller microbatches)")
+        parts = [k for k in range(2, per_chip + 1) if per_chip % k == 0]
+        enough = [k for k in parts if needed <= k * report.hbm] or parts[-1:]  # activations shrink as their batch does
+        found.append(f"--config.optim.accumulate={config.optim.accumulate * enough[0]} (smaller microbatches)")
     else:
         found.append("--config.mesh.sequence=2 (the tokens of an image over two chips)")
     if mesh.shape["data"] > 1 and whole not in found:
@@ -317,14 +318,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if report.fits else 1
 
 
-def _too_large(error: Exception, config: ConfigDict, mesh: Mesh, report: Report) -> Mapping[str, Any]:
-    """What a failed compilation tells: how much it would have needed."""
+def _fits(compiled: Any) -> dict[str, Any]:
+    """What a compiled program tells of its memory."""
+    memory = compiled.memory_analysis()
+    return {
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "peak": memory.peak_memory_in_bytes,
+        "buffers": tuple(hlo.largest_buffers(compiled.as_text(), 6)),
+    }
+
+
+def _too_large(error: Exception) -> dict[str, Any]:
+    """What a failed compilation tells: how much it would have needed.
+
+    Raises:
+      ValueError: if it failed for another reason.
+    """
     found = _TOO_LARGE.search(str(error))
     if found is None:
         raise ValueError(f"the compiler failed: {str(error).splitlines()[0]}") from error
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     needed, hbm = (float(found[k]) * units[found[k + 1]] for k in (1, 3))
-    return {"needed": needed, "hbm": hbm, "remedies": remedies(config, mesh, report)}
+    return {"needed": needed, "hbm": hbm}
 
 
 def _gib(size: float | None) -> str:

@@ -78,11 +78,11 @@ def of_step(
     plain = ConfigDict(config.to_dict())
     plain.model.remat, plain.model.attention, plain.optim.accumulate = "none", "xla", 1
     state, batch, latents, base = jax.tree.map(_shape, (state, batch, latents, base))
-    step = make_step(plain, build_network(plain.model, plain.lora), optim.optimizer(config.optim, config.steps), state)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):  # what a mesh computes twice counts once
-        jaxpr = jax.make_jaxpr(step)(state, batch, latents, base).jaxpr
-    # A custom gradient is one of all arguments; the compiler drops those that nobody asks for, so they do not count.
-    jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+        network, optimizer = build_network(plain.model, plain.lora), optim.optimizer(config.optim, config.steps)
+        closed = jax.make_jaxpr(make_step(plain, network, optimizer, state))(state, batch, latents, base)
+    # Gradients of what is not trained are traced too, and dropped by the compiler.
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     encode, update = count(jaxpr, "encode"), count(jaxpr, "optimizer")
     return StepFlops(count(jaxpr) - encode - update, encode, update)
 
