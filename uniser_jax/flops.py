@@ -77,8 +77,10 @@ def of_step(
     plain = ConfigDict(config.to_dict())
     plain.model.remat, plain.model.attention, plain.optim.accumulate = "none", "xla", 1
     state, batch, latents, base = jax.tree.map(_shape, (state, batch, latents, base))
-    step = make_step(plain, build_network(plain.model, plain.lora), optim.optimizer(config.optim, config.steps), state)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):  # what a mesh computes twice counts once
+        step = make_step(
+            plain, build_network(plain.model, plain.lora), optim.optimizer(config.optim, config.steps), state
+        )
         jaxpr = jax.make_jaxpr(step)(state, batch, latents, base)
     encode, update = count(jaxpr, "encode"), count(jaxpr, "optimizer")
     return StepFlops(count(jaxpr) - encode - update, encode, update)
