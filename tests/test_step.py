@@ -12,7 +12,12 @@ from uniser_jax import config as schema
 from uniser_jax import mesh as meshes
 from uniser_jax import optim
 from uniser_jax.diffusion.flow import Flow
+from uniser_jax.models import uniser, vae
+from uniser_jax.models.codec import LatentCodec
+from uniser_jax.models.presets import preset
+from uniser_jax.models.vae import VAEConfig
 from uniser_jax.step import (
+    Network,
     accumulated_gradient,
     batch_loss,
     build_network,
@@ -160,3 +165,40 @@ def test_only_white_masks_are_left_out_and_they_at_random() -> None:
     seen = np.asarray(draw_mask_seen(jax.random.key(0), mask, 0.25))
     assert seen[::2].all()
     assert 0.7 < seen[1::2].mean() < 0.8
+
+
+def test_the_autoencoder_leaves_nothing_for_the_backward_pass() -> None:
+    """What a gradient keeps of a batch that is encoded inside the step is what it keeps of ready latents."""
+    config = VAEConfig(block_out_channels=(8, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4)
+    graphdef, weights, _ = vae.abstract(config)
+    latents = LatentCodec(config, graphdef, weights)
+    settings = {"prompt_length": 4, "conditioning": "references"}
+    graph, params, axes = uniser.abstract(preset("tiny"), latents.tokens, **settings)
+    network, flow = Network(graph, params, axes, latents.tokens, None), Flow()  # type: ignore[arg-type]
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), np.uint8)
+    batch = Batch(
+        images,
+        images,
+        jax.ShapeDtypeStruct((2, 64, 64), np.uint8),
+        jax.ShapeDtypeStruct((2,), np.int32),
+        jax.ShapeDtypeStruct((2, len(EFFECTS)), np.float32),
+    )
+    t, latent = jax.ShapeDtypeStruct((2,), np.float32), jax.ShapeDtypeStruct(latents.shape(images.shape), np.float32)
+
+    def encoded(params, latents, batch, t, noise):
+        return batch_loss(network, flow, params, batch, t, noise, latents=latents)[0]
+
+    def ready(params, latent, task, t):
+        predict = functools.partial(uniser.apply, network.graphdef, params)
+        return flow.loss(predict, t, latent, latent, latent, latent, task).mean()
+
+    def kept(loss, *given) -> list:
+        def residuals(params, *given):
+            return jax.tree.leaves(jax.vjp(lambda p: loss(p, *given), params)[1])
+
+        shapes = [leaf.shape for leaf in jax.eval_shape(residuals, params, *given)]
+        return sorted(shape for shape in shapes if len(shape) > 2)
+
+    inside, outside = kept(encoded, latents, batch, t, latent), kept(ready, latent, batch.task, t)
+    assert len(inside) > 20
+    assert inside == outside

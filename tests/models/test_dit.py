@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from uniser_jax import mesh as meshes
 from uniser_jax.models.codec import PixelCodec
 from uniser_jax.models.dit import DiT, product
 from uniser_jax.models.presets import DiTConfig
@@ -153,6 +156,27 @@ def test_rematerialisation_changes_no_gradient(remat: str) -> None:
         return jax.jit(jax.grad(lambda s: (nnx.merge(graphdef, s)(**given) ** 2).mean()))(state)
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient("none"), gradient(remat))
+
+
+def test_offload_keeps_block_inputs_in_the_host_memory_of_a_tpu(tpu_devices) -> None:
+    given, mesh = inputs(SMALL), meshes.make_mesh({"data": 2, "fsdp": 2}, tpu_devices("v5e:2x2"))
+    rows = {name: jnp.repeat(given[name], 4, 0) for name in ("tokens", "context", "t")}
+
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: DiT(SMALL, rngs=nnx.Rngs(0), remat="offload")))
+
+    def gradient(state, rows):
+        ids = {name: given[name] for name in ("image_ids", "text_ids")}
+        return jax.grad(lambda s: (nnx.merge(graphdef, s)(**rows, **ids) ** 2).mean())(state)
+
+    placed = [
+        jax.tree.map(lambda x, s=sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree)
+        for tree, sharding in ((nnx.to_pure_dict(state), NamedSharding(mesh, P())), (rows, meshes.batch_sharding(mesh)))
+    ]
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(gradient).lower(*placed).compile()
+    tokens = len(given["image_ids"]) + len(given["text_ids"])
+    numbers = (SMALL.num_layers + SMALL.num_single_layers) * 2 * tokens * SMALL.width  # 2 rows on each chip
+    assert compiled.memory_analysis().host_temp_size_in_bytes >= 4 * numbers
 
 
 def test_bfloat16_stays_close_and_returns_float32() -> None:

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import signal
 import threading
 from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any, NamedTuple, Self
@@ -315,8 +316,14 @@ def batches(
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _start_worker)
     return _flat(iter(stream), start_step % reuse)
+
+
+def _start_worker(*_: int) -> None:
+    """In a process of its own: Ctrl-C reaches all processes of a terminal, but it is the trainer who ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
 
 
 def _flat(groups: Any, skipped: int) -> Generator[Batch]:
