@@ -3,13 +3,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PHOTOS ?= samples
 RUN ?= runs/demo
+PYTEST_ARGS ?= -n 2 --dist=loadfile
 
 .PHONY: demo test lint aot install install-dev clean
 
 demo: install  ## render, train, evaluate and restore: the whole path, about eight minutes on two cores
 	$(BIN)/python -m uniser_jax.demo --config=configs/tiny.py --workdir=$(RUN) --config.data.photos=$(PHOTOS)
 
-test: install-dev  ## all tests
+test: install-dev  ## all tests, in two processes
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: install-dev  ## format, lint and types
