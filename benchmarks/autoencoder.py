@@ -24,6 +24,7 @@ from uniser_jax.evaluation.metrics import psnr
 from uniser_jax.models import vae
 from uniser_jax.models.codec import LatentCodec
 from uniser_jax.models.vae import VAE, VAEConfig
+from uniser_jax.step import to_float, to_uint8
 
 CONFIG = VAEConfig(block_out_channels=(16, 16, 32), layers_per_block=1, latent_channels=32, norm_num_groups=8)
 SIDE, CROP, BATCH, RATE, HOLDOUT = 64, 32, 16, 3e-3, 0.1
@@ -50,7 +51,7 @@ def train_autoencoder(photos: Photos, steps: int) -> Any:
     rng = np.random.default_rng(0)
     for number in range(1, steps + 1):
         crops = [random_crop(rng, photos[int(rng.integers(len(photos)))], CROP) for _ in range(BATCH)]
-        images = jnp.asarray(np.stack(crops) / np.float32(127.5) - 1)
+        images = to_float(np.stack(crops))
         params, opt_state, loss = step(params, opt_state, images)
         if number % 50 == 0:
             sys.stdout.write(f"autoencoder {number}: {10 * np.log10(4 / float(loss)):.1f} dB\n")
@@ -65,19 +66,19 @@ def measure(codec: LatentCodec, photos: Photos, count: int) -> None:
     through = jax.jit(lambda images: codec.decode(codec.encode(images)))
 
     def reconstruct(photo: np.ndarray) -> np.ndarray:
-        return np.asarray(through(photo[None] / np.float32(127.5) - 1))[0]
+        return np.asarray(through(to_float(photo[None])))[0]
 
-    def to_uint8(image: np.ndarray) -> np.ndarray:
-        return np.round(np.clip((image + 1) * 127.5, 0, 255)).astype(np.uint8)
+    def levels(image: np.ndarray) -> np.ndarray:
+        return np.asarray(to_uint8(image))
 
     items = list(benchmarks.rendered_edits(photos, SIDE, count, 7))
-    bound = benchmarks.ceiling(lambda photo: to_uint8(reconstruct(photo)), items)
+    bound = benchmarks.ceiling(lambda photo: levels(reconstruct(photo)), items)
     sys.stdout.write("| effect | input | perfect, as decoded | perfect, compensated |\n|---|--:|--:|--:|\n")
     for effect, scores in bound.items():
         gains = [
             psnr(
                 item.target,
-                to_uint8(item.input / np.float32(127.5) - 1 + reconstruct(item.target) - reconstruct(item.input)),
+                levels(to_float(item.input) + reconstruct(item.target) - reconstruct(item.input)),
             )
             for item in items
             if item.effect == effect

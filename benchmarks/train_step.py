@@ -14,6 +14,7 @@ matrix product rate of the same dtype that a step reaches; the JSON has memory t
 import argparse
 import ctypes
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -36,7 +37,7 @@ from flax import nnx
 
 from convert import mapping
 from uniser_jax import config as schema
-from uniser_jax import optim
+from uniser_jax import flops, optim
 from uniser_jax.evaluation.tables import write
 from uniser_jax.models.codec import PixelCodec
 from uniser_jax.models.dit import DiT
@@ -116,7 +117,7 @@ def measure(case: Case, remat: str, turns: int, compiled: bool) -> dict[str, Any
         contenders["torch.compile"] = theirs(case, params, compiled=True)
     check_agreement(case.dtype, contenders)
     rate = matmul_rate(case.dtype)
-    work = forward_flops(case.config, *case.tokens.shape[:2])
+    work = forward_flops(case)
     result: dict[str, Any] = {"dtype": case.dtype, "tokens": case.tokens.shape[1], "batch": len(case.tokens)}
     result |= {"forward_flop": work, "step_flop": 3 * work, "matmul_flop_per_s": rate, "seconds": {}, "ratios": {}}
     result["facts"] = {name: contender.facts for name, contender in contenders.items()}
@@ -156,6 +157,11 @@ def random_params(config: DiTConfig) -> Any:
     return jax.device_get(params)
 
 
+def predict(graphdef: nnx.GraphDef, case: Case, params: Any, tokens: Any, context: Any, t: Any) -> Any:
+    """Our model's answer."""
+    return nnx.merge(graphdef, params)(tokens, context, t, case.ids, text_ids(CONTEXT))
+
+
 def ours(case: Case, params: Any, remat: str) -> Contender:
     """The model of this repository under `jax.jit`, state donated."""
     graphdef = nnx.graphdef(
@@ -163,12 +169,11 @@ def ours(case: Case, params: Any, remat: str) -> Contender:
     )
     optimizer = optim.optimizer(optimizer_config(), 10**6)
 
-    def predict(params: Any, tokens: Any, context: Any, t: Any) -> Any:
-        return nnx.merge(graphdef, params)(tokens, context, t, case.ids, text_ids(CONTEXT))
+    call = functools.partial(predict, graphdef, case)
 
     def update(state: Any, tokens: Any, context: Any, t: Any, target: Any) -> Any:
         params, moments = state
-        loss = lambda params: jnp.mean((predict(params, tokens, context, t) - target) ** 2)  # noqa: E731
+        loss = lambda params: jnp.mean((call(params, tokens, context, t) - target) ** 2)  # noqa: E731
         value, gradient = jax.value_and_grad(loss)(params)
         updates, moments = optimizer.update(gradient, moments, params)
         return (optax.apply_updates(params, updates), moments), (value, optax.tree.norm(gradient))
@@ -176,7 +181,7 @@ def ours(case: Case, params: Any, remat: str) -> Contender:
     state = jax.device_put((params, optimizer.init(params)))
     inputs, target = jax.device_put(((case.tokens, case.context, case.t), case.target))
     start = time.perf_counter()
-    forward = jax.jit(predict).lower(state[0], *inputs).compile()
+    forward = jax.jit(call).lower(state[0], *inputs).compile()
     between = time.perf_counter()
     step = jax.jit(update, donate_argnums=0).lower(state, *inputs, target).compile()
     facts = {"forward_compile_s": between - start, "step_compile_s": time.perf_counter() - between}
@@ -296,14 +301,11 @@ def take_turns(
     return wall, cpu
 
 
-def forward_flops(config: DiTConfig, batch: int, tokens: int) -> float:
-    """Multiplications and additions of one forward pass: matrix products and full attention, nothing recomputed."""
-    d, m, n, total = config.width, config.mlp_width, tokens, tokens + CONTEXT
-    block = total * (4 * d * d + 3 * d * m) + 2 * total**2 * d
-    ends = n * d * (config.in_channels + (config.out_channels or config.in_channels))
-    ends += CONTEXT * d * config.joint_attention_dim
-    once = (6 + 6 + 3 + 2 + 1) * d * d + config.timestep_guidance_channels * d
-    return 2.0 * batch * ((config.num_layers + config.num_single_layers) * block + ends + once)
+def forward_flops(case: Case) -> int:
+    """Of one forward pass: matrix products and full attention; chunks and their padding are a matter of the kernel."""
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: DiT(case.config, rngs=nnx.Rngs(0), kernel="xla")))
+    call = functools.partial(predict, graphdef, case)
+    return flops.count(jax.make_jaxpr(call)(nnx.to_pure_dict(params), case.tokens, case.context, case.t))
 
 
 def keep_memory() -> None:

@@ -24,7 +24,7 @@ def run(commands: Sequence[Sequence[str]], devices: int = 4, seconds: float = 48
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = f"--xla_force_host_platform_device_count={devices}"
-    shared = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    shared = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "UNISER_LOCAL_DEVICES": str(devices)}
     if len(commands) > 1:
         shared |= {"UNISER_PROCESSES": str(len(commands)), "UNISER_COORDINATOR": f"127.0.0.1:{port}"}
     with contextlib.ExitStack() as stack:

@@ -22,8 +22,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from launch.report import Panel, read_curve
+from uniser_jax.metrics import CLOCK
+
 ROOT = pathlib.Path(__file__).parent.parent
-CLOCK = ("step_seconds", "steps_per_second", "images_per_second", "data_wait", "tflops_per_chip", "mfu", "goodput")
 TINY = (
     "--config.batch_size=8",
     "--config.data.size=24",
@@ -122,9 +124,6 @@ def soak(folder: pathlib.Path, kills: int, steps: int, seed: int = 0) -> dict[st
 
 def plot(folder: pathlib.Path, resumed: Sequence[int]) -> np.ndarray:
     """The loss of the uninterrupted run as a line, of the killed one as rings, and the steps it continued from."""
-    sys.path.insert(0, str(ROOT))
-    from launch.report import Panel, read_curve
-
     whole, killed = (read_curve(folder / name, "loss") for name in ("whole", "killed"))
     title = f"loss: line uninterrupted; rings killed {len(resumed)} times, continued at the gray lines"
     panel = Panel(title, [step for step, _ in whole], [loss for _, loss in whole], linear_x=True)

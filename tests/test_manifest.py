@@ -42,7 +42,7 @@ class Fake:
 
 def write(workdir: pathlib.Path, step: int) -> dict:
     mesh = meshes.make_mesh({"data": 4, "fsdp": 2})
-    manifest.write(workdir, CONFIG, mesh, Fake("a", "b"), step)
+    manifest.write(workdir, CONFIG, mesh, manifest.describe(Fake("a", "b")), step)
     return status.read_manifest(workdir)
 
 

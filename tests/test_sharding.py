@@ -2,10 +2,7 @@
 
 import functools
 import itertools
-import os
 import pathlib
-import socket
-import subprocess
 import sys
 
 import jax
@@ -14,6 +11,7 @@ import optax
 import pytest
 from jax.experimental import multihost_utils
 
+from tests import processes
 from uniser_jax import config as schema
 from uniser_jax import hosts, optim
 from uniser_jax import mesh as meshes
@@ -24,7 +22,6 @@ from uniser_jax.models.presets import DiTConfig
 from uniser_jax.step import Network, batch_loss, init_state, make_step, state_shapes
 from uniser_jax.types import EFFECTS, TASKS, Batch
 
-ROOT = pathlib.Path(__file__).parent.parent
 NANO = DiTConfig(
     num_layers=1,
     num_single_layers=1,
@@ -112,32 +109,8 @@ def test_a_ring_gives_the_same_loss_and_gradients(unsharded) -> None:
 
 
 def test_two_processes_of_four_devices_give_the_same_loss_and_gradients(unsharded, tmp_path: pathlib.Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": str(ROOT),
-        "UNISER_PROCESSES": "2",
-        "UNISER_COORDINATOR": f"127.0.0.1:{port}",
-        "UNISER_LOCAL_DEVICES": "4",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path)],
-            env=environment | {"UNISER_PROCESS": str(index)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        for index in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=240)[1].decode() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors
+    for code, error in processes.run([[__file__, str(tmp_path)]] * 2, seconds=240):
+        assert code == 0, error
     for name in TWO_PROCESSES:
         saved = list(np.load(tmp_path / f"{name}.npz").values())
         assert_equal((saved[0], saved[1:]), unsharded)

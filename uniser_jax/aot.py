@@ -214,12 +214,7 @@ def batch_shapes(config: ConfigDict, mesh: Mesh) -> Batch:
 
 def heaviest(config: ConfigDict) -> tuple[int, int, int]:
     """Examples, height and width of the batch with the most pixels, over all stages and buckets."""
-    batches = [
-        (stage.batch_size, *sides)
-        for stage in schema.schedule(config).stages
-        for sides in schema.shapes(config, stage.size)
-    ]
-    return max(batches, key=math.prod)
+    return max(schema.batch_shapes(config), key=math.prod)
 
 
 def latents_of(config: ConfigDict, mesh: Mesh) -> LatentCodec | None:
@@ -245,8 +240,7 @@ def remedies(config: ConfigDict, mesh: Mesh, report: Report, needed: float) -> t
         found.append(f"--config.model.attention={chosen} (never holds all weights of attention)")
     if config.model.remat in ("none", "dots"):
         found.append("--config.model.remat=full (computes each block again: a third more FLOPs)")
-    rows = math.prod(mesh.shape[axis] for axis in ("slice", "data", "fsdp"))
-    per_chip = report.batch_size // (rows * config.optim.accumulate)
+    per_chip = report.batch_size // (meshes.rows_of(mesh) * config.optim.accumulate)
     if per_chip > 1:
         parts = [k for k in range(2, per_chip + 1) if per_chip % k == 0]
         enough = [k for k in parts if needed <= k * report.hbm] or parts[-1:]  # activations shrink as their batch does

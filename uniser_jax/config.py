@@ -213,8 +213,7 @@ def validate(config: ConfigDict) -> None:
                 f"config.data.stages: {tuple(stage)} is (first step, size, batch_size): expected a size in multiples of"
                 f" {multiple(config)} and a batch in multiples of config.optim.accumulate = {config.optim.accumulate}"
             )
-    for text in config.data.buckets:
-        aspect(text)
+    aspects(config)
     if config.model.codec not in ("pixels", "latents"):
         raise ValueError(f"config.model.codec = {config.model.codec!r}: expected pixels or latents")
     if config.model.drop_mask and config.model.conditioning != "references":
@@ -256,13 +255,26 @@ def schedule(config: ConfigDict) -> Schedule:
     return made
 
 
+def batch_shapes(config: ConfigDict) -> list[tuple[int, int, int]]:
+    """(examples, h, w) of all global batches of a run."""
+    return [(stage.batch_size, *sides) for stage in schedule(config).stages for sides in shapes(config, stage.size)]
+
+
 def shapes(config: ConfigDict, size: int) -> list[tuple[int, int]]:
     """(h, w) in pixels of all batches of a stage with `size`."""
     if not config.data.buckets:
         return [(size, size)]
-    aspects = tuple(aspect(text) for text in config.data.buckets)
-    buckets = Buckets(aspects, ((),) * len(aspects), multiple(config))
-    return [buckets.shape(bucket, size) for bucket in range(len(aspects))]
+    buckets = Buckets(aspects(config), ((),) * len(config.data.buckets), multiple(config))
+    return [buckets.shape(bucket, size) for bucket in range(len(config.data.buckets))]
+
+
+def aspects(config: ConfigDict) -> tuple[float, ...]:
+    """Width over height of each bucket.
+
+    Raises:
+      ValueError: if one is no aspect.
+    """
+    return tuple(map(aspect, config.data.buckets))
 
 
 def multiple(config: ConfigDict) -> int:

@@ -1,6 +1,7 @@
 """`run.json` beside the checkpoints: what ran, on what, from which code and data, with which command."""
 
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -9,6 +10,8 @@ import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -20,7 +23,9 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 _SAMPLED = 8  # photographs whose pixels count in the fingerprint
 
 
-def write(workdir: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, photos: Photos, step: int) -> float:
+def write(
+    workdir: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, photographs: Mapping[str, Any], step: int
+) -> float:
     """Writes the manifest, whole or not at all, on process 0; a continued run keeps its first start and counts on.
 
     Returns when that was, by the wall clock; other processes do not know and say now.
@@ -29,7 +34,7 @@ def write(workdir: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, ph
       workdir: the run folder.
       config: of the run.
       mesh: what it trains on.
-      photos: what it trains with.
+      photographs: what it trains with, see `describe`.
       step: where it continues from.
     """
     time = datetime.datetime.now(datetime.UTC)
@@ -47,7 +52,7 @@ def write(workdir: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, ph
         "processes": jax.process_count(),
         "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
         "mesh": dict(mesh.shape),
-        "photographs": {"count": len(photos), "fingerprint": fingerprint(photos)},
+        "photographs": dict(photographs),
         "git": revision(),
         "code": code(),
         "versions": versions(),
@@ -58,6 +63,11 @@ def write(workdir: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, ph
     temporary.write_text(json.dumps(manifest, indent=2) + "\n")
     os.replace(temporary, workdir / status.MANIFEST)
     return datetime.datetime.fromisoformat(manifest["first_started"]).timestamp()
+
+
+def describe(photos: Photos) -> dict[str, Any]:
+    """How many photographs, and their fingerprint."""
+    return {"count": len(photos), "fingerprint": fingerprint(photos)}
 
 
 def fingerprint(photos: Photos) -> str:
@@ -73,6 +83,7 @@ def fingerprint(photos: Photos) -> str:
     return digest.hexdigest()[:16]
 
 
+@functools.cache
 def code() -> str:
     """A digest of this package's files: two hosts with the same revision may still run different code."""
     root = pathlib.Path(__file__).parent

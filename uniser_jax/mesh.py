@@ -152,6 +152,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec("batch"))
 
 
+def rows_of(mesh: Mesh) -> int:
+    """Into how many parts a mesh splits the rows of a batch."""
+    return _size(mesh, spec("batch")[0])
+
+
 def batch_part(mesh: Mesh, process: int) -> tuple[int, int]:
     """Which of how many equal parts of each batch a process loads.
 
@@ -160,7 +165,7 @@ def batch_part(mesh: Mesh, process: int) -> tuple[int, int]:
     Raises:
       ValueError: if processes share some of their rows only.
     """
-    rows = mesh.devices.reshape(_size(mesh, spec("batch")[0]), -1)
+    rows = mesh.devices.reshape(rows_of(mesh), -1)
     held: dict[int, dict[int, None]] = {}  # rows of each process, in order
     for row, devices in enumerate(rows):
         for device in devices:
@@ -180,7 +185,7 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
     Raises:
       ValueError: if it does not.
     """
-    rows = _size(mesh, spec("batch")[0])
+    rows = rows_of(mesh)
     if batch_size % (rows * accumulate):
         raise ValueError(
             f"batch_size = {batch_size} does not divide over slice * data * fsdp = {rows} devices"

@@ -52,7 +52,7 @@ def take(config: ConfigDict, shapes: Any, frozen: Any, fresh: bool) -> tuple[dic
     Raises:
       ValueError: if there is no base, or it does not fit the model.
     """
-    if not config.model.base or not (fresh or config.lora.rank):
+    if not config.model.base or not (fresh or frozen):
         return {}, None
     given = read_base(config.model.base, shapes)
     if frozen is None:
@@ -93,14 +93,14 @@ def digests_of(config: ConfigDict) -> dict[str, str]:
     }
 
 
-def check_frozen(record: Mapping[str, Any], config: ConfigDict) -> None:
-    """Checks that the base is the one that a checkpoint was trained with.
+def check_frozen(record: Mapping[str, Any], config: ConfigDict, digests: Mapping[str, str]) -> None:
+    """Checks that the base, of these digests, is the one that a checkpoint was trained with.
 
     Raises:
       ValueError: if it is another.
     """
     trained_with = record.get("frozen", {})
-    for item, digest in digests_of(config).items():
+    for item, digest in digests.items():
         if trained_with.get(item, digest) != digest:
             raise ValueError(
                 f"config.model.base = {config.model.base!r} is not this run's base: the digest of its {item} is {digest},"

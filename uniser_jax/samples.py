@@ -14,14 +14,14 @@ from ml_collections import ConfigDict
 
 from uniser_jax import config as schema
 from uniser_jax import mesh as meshes
-from uniser_jax.data.pipeline import Examples, batches
+from uniser_jax.data.pipeline import Examples, batches, stack
 from uniser_jax.data.schedule import fixed
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.diffusion.sampler import restore
 from uniser_jax.effects import gallery
 from uniser_jax.models import lora, uniser
 from uniser_jax.models.codec import LatentCodec
-from uniser_jax.step import Network, batch_loss, mask_of, to_float, to_uint8
+from uniser_jax.step import Network, batch_loss, draw_noise, mask_of, to_float, to_uint8
 from uniser_jax.types import TASKS, Batch
 
 _ROWS = 6
@@ -46,8 +46,7 @@ class SampleGrid:
         latents: LatentCodec | None = None,
         base: Any = None,
     ):
-        edits = [held_out[index] for index in range(_ROWS)]
-        self._batch = Batch(*(np.stack(leaves) for leaves in zip(*edits, strict=True)))
+        self._batch = stack([held_out[index] for index in range(_ROWS)])
         flow = schema.build(Flow, config.flow)
 
         def restored(params: Any, batch: Batch, latents: LatentCodec | None, base: Any) -> Any:
@@ -106,8 +105,7 @@ class HeldOutLoss:
         flow = schema.build(Flow, config.flow)
 
         def loss(params: Any, batch: Batch, latents: LatentCodec | None, base: Any) -> Any:
-            shape = latents.shape(batch.target.shape) if latents else batch.target.shape
-            t, noise = flow.draw(jax.random.key(config.evaluation.seed), shape)
+            t, noise = draw_noise(flow, jax.random.key(config.evaluation.seed), batch, latents)
             return batch_loss(network, flow, params, batch, t, noise, latents=latents, base=base)[0]
 
         self._loss = jax.jit(loss, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

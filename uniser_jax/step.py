@@ -108,12 +108,11 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh, latents: LatentCodec | No
     size, model = preset(config.model.preset), config.model
     dtype, platform = jnp.dtype(model.compute_dtype), mesh.devices.flat[0].platform
     meshes.check_divides(mesh, "tensor", attention_heads=size.num_attention_heads, MLP_features=size.mlp_width)
-    for stage in schema.schedule(config).stages:
-        meshes.check_batch(mesh, stage.batch_size, config.optim.accumulate)
-        for shape in schema.shapes(config, stage.size):
-            image_tokens = tokens(config, shape, latents)
-            meshes.check_divides(mesh, "sequence", image_tokens=image_tokens, prompt_tokens=model.prompt_length)
-            choose(model.attention, platform, dtype, size.attention_head_dim, image_tokens + model.prompt_length)
+    for batch_size, *sides in schema.batch_shapes(config):
+        meshes.check_batch(mesh, batch_size, config.optim.accumulate)
+        image_tokens = tokens(config, (sides[0], sides[1]), latents)
+        meshes.check_divides(mesh, "sequence", image_tokens=image_tokens, prompt_tokens=model.prompt_length)
+        choose(model.attention, platform, dtype, size.attention_head_dim, image_tokens + model.prompt_length)
 
 
 def tokens(config: ConfigDict, shape: tuple[int, int], latents: LatentCodec | None = None) -> int:
@@ -161,7 +160,7 @@ def make_step(config: ConfigDict, network: Network, optimizer: optax.GradientTra
         state: TrainState, batch: Batch, latents: LatentCodec | None = None, base: Any = None
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        t, noise = flow.draw(key, latents.shape(batch.target.shape) if latents else batch.target.shape)
+        t, noise = draw_noise(flow, key, batch, latents)
         loss = functools.partial(batch_loss, network, flow, latents=latents, base=base)
         data: tuple[Any, ...] = (batch, t, noise)
         if config.model.drop_mask:
@@ -181,6 +180,11 @@ def make_step(config: ConfigDict, network: Network, optimizer: optax.GradientTra
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     replicated = shapes.step.sharding
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
+
+
+def draw_noise(flow: Flow, key: jax.Array, batch: Batch, latents: LatentCodec | None = None) -> tuple[Any, Any]:
+    """Times and noise for a batch, or for its latents if there is a codec."""
+    return flow.draw(key, latents.shape(batch.target.shape) if latents else batch.target.shape)
 
 
 def draw_mask_seen(key: jax.Array, mask: UInt8[Any, "b h w"], share: float) -> Bool[Any, "b"]:

@@ -23,7 +23,7 @@ from uniser_jax import config as schema
 from uniser_jax import flops, hosts, manifest, optim, pretrained
 from uniser_jax import mesh as meshes
 from uniser_jax.checkpoint import Checkpoints
-from uniser_jax.data.buckets import Buckets, aspect
+from uniser_jax.data.buckets import Buckets
 from uniser_jax.data.photos import open_photos, split
 from uniser_jax.data.pipeline import Examples, batches
 from uniser_jax.data.schedule import fixed
@@ -56,7 +56,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     optimizer = optim.optimizer(config.optim, config.steps)
     shapes = state_shapes(network, optimizer, mesh)
     examples, held_out = open_examples(config)
-    hosts.agree({"set of photographs": manifest.fingerprint(examples.photos), "stream": examples.fingerprint()})
+    photographs = manifest.describe(examples.photos)
+    hosts.agree({"set of photographs": photographs["fingerprint"], "stream": examples.fingerprint()})
     latents = pretrained.latents(config, mesh) if config.model.codec == "latents" else None
     check(config, mesh, latents)
 
@@ -64,8 +65,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     facts = {"frozen": pretrained.digests_of(config)}
     with jax.set_mesh(mesh), Checkpoints(workdir, *saving, facts, heed_signals=True) as checkpoints:
         fresh = checkpoints.latest() is None
-        frozen = frozen_shapes(config, network, mesh)
-        given, base = pretrained.take(config, base_shapes(network, mesh), frozen, fresh)
+        given, base = pretrained.take(config, base_shapes(network, mesh), frozen_shapes(config, network, mesh), fresh)
         # Resuming always wins over starting: the same command must never overwrite a run.
         if fresh:
             state, record = init_state(network, optimizer, shapes, config.seed), {}
@@ -73,7 +73,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         else:
             state = checkpoints.restore(shapes, config.checkpoint.on_corrupt)
             record = checkpoints.record(int(state.step))
-            pretrained.check_frozen(record, config)
+            pretrained.check_frozen(record, config, facts["frozen"])
             report_changes(record["config"], config)
         start = int(state.step)
         step = make_step(config, network, optimizer, shapes)
@@ -91,7 +91,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         )
         if process == 0:
             logging.info("what lies on each chip:\n%s", meshes.table(shapes))
-        clock = Clock(manifest.write(workdir, config, mesh, examples.photos, start), record.get("clock"))
+        clock = Clock(manifest.write(workdir, config, mesh, photographs, start), record.get("clock"))
         peak = flops.peak(mesh.devices.flat[0].device_kind)
         earlier = config.optim.max_skipped, record.get("pending", ())
         progress = Progress(start, config.steps, examples.schedule.indices, *earlier, clock, mesh.size, peak)
@@ -107,10 +107,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
                     state, metrics = step(state, batch, latents, base)
                 profile.done(number, metrics)
                 progress.add(metrics, waited, flops_of(batch))
-                last, report, score = number == config.steps, {}, None
-                if number % config.log_every == 0 or last:
-                    report = progress.report(number)
-                if config.checkpoint.best and (last or checkpoints.due(number)):
+                last = number == config.steps
+                due, score = last or checkpoints.due(number), None
+                report = progress.report(number) if last or number % config.log_every == 0 else {}
+                if config.checkpoint.best and due:
                     with progress.aside():
                         report["held_out_loss"] = score = held_out_loss(state.ema)
                 if report:
@@ -120,7 +120,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
                         writer.image(number, "held out", grid.write(workdir / "samples", number, state.ema))
                 stop = checkpoints.preempted(number)
                 # Last of all: what a step has logged must lie before what its checkpoint continues from.
-                if stop or last or checkpoints.due(number):
+                if stop or due:
                     with progress.aside():
                         checkpoints.save(number, state, config, progress.record, score, force=True)
                 if stop:
@@ -140,7 +140,7 @@ def open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
     ours, others = (split(photos, data.holdout, part) for part in ("train", "holdout"))
     schedule, buckets = schema.schedule(config), None
     if data.buckets:
-        buckets = Buckets.of(ours, [aspect(text) for text in data.buckets], schema.multiple(config))
+        buckets = Buckets.of(ours, schema.aspects(config), schema.multiple(config))
         buckets.report(data.size, config.batch_size)
     training = Examples(ours, sampling, schedule, config.seed, data.colour, data.smallest, buckets)
     held_out = Examples(others, sampling, fixed(data.size), config.evaluation.seed)

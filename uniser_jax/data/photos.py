@@ -224,8 +224,10 @@ class Files(Encoded):
 
     def nbytes(self, index: int) -> int:
         """Of the file; 0 if it has gone."""
-        path = pathlib.Path(self.paths[index])
-        return path.stat().st_size if path.exists() else 0
+        try:
+            return pathlib.Path(self.paths[index]).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
 
     def open(self, index: int) -> IO[bytes]:
         """The file."""

@@ -16,10 +16,9 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Array, Bool, Float
 
 from uniser_jax import mesh as meshes
-from uniser_jax.models.ring import ring
+from uniser_jax.models.ring import from_chunks, ring, to_chunks
 
 KERNELS = ("auto", "xla", "chunked", "splash", "cudnn", "ring")
-_CHUNK = 512  # queries at a time
 _LONG = 1024  # keys from which n * m weights in memory cost more than tiles do; below, XLA's fusions are as good
 _BLOCKS = (256, 384, 512)  # sides of splash's tiles, in multiples of the TPU's 128 lanes
 _PARTIAL = 16  # gradients of the queries that splash's fused backward pass may hold at once, one per tile of keys
@@ -118,18 +117,11 @@ def _xla(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
 
 
 def _chunked(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
-    b, n, h, d = q.shape
-    chunk = min(_CHUNK, n)
-    queries = jnp.moveaxis(
-        _pad(q, chunk).reshape(b, -1, chunk, h, d), 1, 0
-    )  # padded queries are dropped, keys never are
-
     @functools.partial(jax.checkpoint, prevent_cse=False)  # a scan body is never merged with its recomputation
     def one(_: None, query: Array) -> tuple[None, Array]:
         return None, _xla(query, k, v, seen)
 
-    _, out = jax.lax.scan(one, None, queries)
-    return jnp.moveaxis(out, 0, 1).reshape(b, -1, h, d)[:, :n]
+    return from_chunks(jax.lax.scan(one, None, to_chunks(q))[1], q.shape[1])
 
 
 def _splash(q: Array, k: Array, v: Array, seen: Array | None) -> Array:

@@ -41,7 +41,7 @@ def ring(
 
 def _forward(q: Array, k: Array, v: Array, seen: Array, axis: str | None) -> tuple[Array, Array]:
     """Equations (1) to (3): out [b n h d] and L [c b h n], by chunks."""
-    queries = _split(q)
+    queries = to_chunks(q)
     shape = (*queries.shape[:2], queries.shape[3], queries.shape[2])  # c b h n
     sums = jnp.full(shape, _LOW), jnp.zeros(shape), jnp.zeros((*shape, q.shape[-1]))
 
@@ -55,7 +55,7 @@ def _forward(q: Array, k: Array, v: Array, seen: Array, axis: str | None) -> tup
     (sums, keys), _ = jax.lax.scan(step, (sums, (k, v, seen)), length=_size(axis) - 1)
     m, l, o = absorb(sums, keys)  # noqa: E741
     out = jnp.swapaxes(o / l[..., None], 2, 3).astype(q.dtype)
-    return _join(out, q.shape[1]), m + jnp.log(l)
+    return from_chunks(out, q.shape[1]), m + jnp.log(l)
 
 
 def _merge(q: Array, m: Array, l: Array, o: Array, k: Array, v: Array, seen: Array) -> tuple[Array, Array, Array]:  # noqa: E741
@@ -76,8 +76,8 @@ def _fwd(q: Array, k: Array, v: Array, seen: Array, axis: str | None) -> tuple[A
 def _bwd(axis: str | None, saved: Any, dout: Array) -> tuple[Array, Array, Array, None]:
     """Equations (4) and (5)."""
     q, k, v, seen, out, L = saved
-    D = jnp.einsum("cbnhd,cbnhd->cbhn", *(_split(x).astype(jnp.float32) for x in (dout, out)))
-    queries = _split(q), _split(dout), L, D
+    D = jnp.einsum("cbnhd,cbnhd->cbhn", *(to_chunks(x).astype(jnp.float32) for x in (dout, out)))
+    queries = to_chunks(q), to_chunks(dout), L, D
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         dq, (k, v, seen, dk, dv) = carry
@@ -86,7 +86,7 @@ def _bwd(axis: str | None, saved: Any, dout: Array) -> tuple[Array, Array, Array
 
     zeros = jnp.zeros(queries[0].shape), (k, v, seen, jnp.zeros(k.shape), jnp.zeros(v.shape))
     (dq, (_, _, _, dk, dv)), _ = jax.lax.scan(step, zeros, length=_size(axis))
-    return _join(dq, q.shape[1]).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+    return from_chunks(dq, q.shape[1]).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
 def _pull(carry: Any, chunk: Any, *, k: Array, v: Array, seen: Array) -> tuple[Any, Array]:
@@ -104,15 +104,16 @@ def _scores(q: Array, k: Array, seen: Array) -> Array:
     return jnp.where(seen[:, None, None], s, _LOW)
 
 
-def _split(x: Array) -> Array:
-    """[b n h d] to chunks [c b n' h d]; padded queries are dropped by `_join`, and no gradient comes from there."""
+def to_chunks(x: Array) -> Array:
+    """[b n h d] to chunks [c b n' h d]; padded queries are dropped by `from_chunks`, and no gradient comes from there."""
     b, n = x.shape[:2]
     chunk = min(_CHUNK, n)
     padded = jnp.pad(x, ((0, 0), (0, -n % chunk), (0, 0), (0, 0)))
     return jnp.moveaxis(padded.reshape(b, -1, chunk, *x.shape[2:]), 1, 0)
 
 
-def _join(x: Array, n: int) -> Array:
+def from_chunks(x: Array, n: int) -> Array:
+    """The inverse, for n queries."""
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :n]
 

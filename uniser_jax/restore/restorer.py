@@ -168,7 +168,7 @@ def read_run(checkpoints: Checkpoints, ema: bool = True, step: int | None = None
     """
     record = checkpoints.record(step)
     config = schema.from_json(json.dumps(record["config"]))
-    pretrained.check_frozen(record, config)
+    pretrained.check_frozen(record, config, pretrained.digests_of(config))
     network = build_network(config.model, config.lora)
     params = checkpoints.weights(network.shapes, ema, step)
     if not config.lora.rank:
