@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from uniser_jax.data.decoding import Reduction, whole
 from uniser_jax.data.photos import Photos, folder, samples
 from uniser_jax.data.pipeline import Examples, Recent, batches, random_crop
 from uniser_jax.data.schedule import fixed
@@ -165,12 +166,12 @@ class _Timed:
         return len(self._photos)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.reduced(index, 1)
+        return self.reduced(index, whole)
 
-    def reduced(self, index: int, factor: int) -> np.ndarray:
+    def reduced(self, index: int, reduction: Reduction) -> np.ndarray:
         """Timed."""
         start = time.process_time()
-        pixels = self._photos.reduced(index, factor)
+        pixels = self._photos.reduced(index, reduction)
         self.seconds += time.process_time() - start
         return pixels
 

@@ -102,6 +102,7 @@ class Sensor:
         return np.exp2(np.array([self.exposure + red, self.exposure, self.exposure + blue])).astype(np.float32)
 
 
+@functools.lru_cache(maxsize=8)  # input and target share it
 def tone_curve(bias: float, gain: float) -> light.Curve:
     """Equation (3) behind the clipping, as a table."""
     halves = (np.arange(255) + 0.5) / 255
