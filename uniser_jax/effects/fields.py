@@ -58,6 +58,11 @@ def smoothstep(x: Field, low: float, high: float) -> Field:
     return u * u * (3 - 2 * u)
 
 
+def widen(small: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Enlarges a small image along its rows only; `kernels.between_rows` goes on, so that no full image is stored."""
+    return small if small.shape[1] == shape[1] else cv2.resize(small, (shape[1], small.shape[0]))
+
+
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur, sigma in pixels; a wide one is done on a smaller image, at a constant price."""
     if sigma < 0.3:

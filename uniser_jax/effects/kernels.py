@@ -46,25 +46,52 @@ def per_value(strength: Plane, i: int, out: Float32[np.ndarray, "3*w"]) -> None:
 
 
 @_compiled
-def all_white(stored: UInt8[np.ndarray, "h w c"]) -> Plane:
-    """1 where every channel of a stored image is 255, else 0."""
-    out = np.empty(stored.shape[:2], np.float32)
-    for i in range(stored.shape[0]):
-        for j in range(stored.shape[1]):
-            out[i, j] = (stored[i, j, 0] & stored[i, j, 1] & stored[i, j, 2]) == 255
+def between_rows(i: int, h: int, rows: int) -> tuple[int, int, np.float32]:
+    """Where row i of h lies among fewer rows, as cv2.resize has it: row above, row below, share of the latter."""
+    y = max((i + 0.5) * rows / h - 0.5, 0.0)
+    above = min(int(y), rows - 1)
+    return above, min(above + 1, rows - 1), np.float32(y - above)
+
+
+@_compiled
+def white_share(stored: UInt8[np.ndarray, "h w c"], n: int) -> Plane:
+    """How much of each square of n pixels is 255 in every channel; the last row and column may be cut."""
+    h, w = stored.shape[:2]
+    rows, columns = (h + n - 1) // n, (w + n - 1) // n
+    out, count = np.empty((rows, columns), np.float32), np.empty(w, np.int32)
+    for i in range(rows):
+        high = min(n, h - i * n)
+        count[:] = 0
+        for k in range(i * n, i * n + high):
+            codes = stored[k].reshape(-1)
+            for j in range(w):
+                count[j] += (codes[3 * j] & codes[3 * j + 1] & codes[3 * j + 2]) == 255
+        for j in range(columns):
+            wide = min(n, w - j * n)
+            out[i, j] = count[j * n : j * n + wide].sum() / np.float32(high * wide)
     return out
 
 
 @_compiled
 def lift(radiance: Image, stored: UInt8[np.ndarray, "h w c"], inside: Plane, gain: Float32[np.ndarray, "c"]) -> None:
-    """Adds gain max(2 inside - 1, 0)^2 where all channels are 255, in place.
+    """Adds gain max(2 inside - 1, 0)^2 where all channels are 255, in place; rows of `inside` are interpolated.
 
     `inside` is their blurred share: 1/2 at a straight edge, where nothing is added; a step would show under any shadow.
     """
-    for i in range(stored.shape[0]):
+    h = len(stored)
+    half, two = np.float32(0.5), np.float32(2)
+    grows = np.zeros(len(inside), np.bool_)
+    for k in range(len(inside)):
+        for j in range(inside.shape[1]):
+            grows[k] |= inside[k, j] > half
+    for i in range(h):
+        k, below, a = between_rows(i, h, len(inside))
+        if not (grows[k] or grows[below]):
+            continue
         for j in range(stored.shape[1]):
-            if (stored[i, j, 0] & stored[i, j, 1] & stored[i, j, 2]) == 255 and inside[i, j] > np.float32(0.5):
-                share = np.float32(2) * inside[i, j] - _ONE
+            share = inside[k, j] + a * (inside[below, j] - inside[k, j])
+            if share > half and (stored[i, j, 0] & stored[i, j, 1] & stored[i, j, 2]) == 255:
+                share = two * share - _ONE
                 for c in range(3):
                     radiance[i, j, c] += gain[c] * share * share
 

@@ -16,6 +16,8 @@ from uniser_jax.effects import fields, kernels
 _WHITE, _NONE, _STILL = np.ones(3, np.float32), np.zeros(0, np.float32), np.zeros((1, 1), np.float32)
 _BINS = 65_536  # of a Curve; narrow, so that few hold the end of a level
 
+_RAMP = 0.01  # of an image side: the edge over which highlights grow
+
 WAVELENGTHS = np.array([0.610, 0.550, 0.465])  # of red, green and blue, micrometres
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of linear Rec. 709
 
@@ -92,7 +94,9 @@ def expand_highlights(
         linear, white = kernels.decode(np.ascontiguousarray(photo), _decoded(), matrix.astype(np.float32))
     if stops <= 0 or not white:
         return linear
-    inside = fields.blur(kernels.all_white(photo), 0.01 * fields.side(photo.shape[:2]))
+    sigma = _RAMP * fields.side(photo.shape[:2])
+    n = max(1, int(sigma / 1.25))  # so soft a mask is as good on cells of n pixels
+    inside = fields.widen(fields.blur(kernels.white_share(photo, n), sigma / n), photo.shape)
     gain = (2**stops - 1) * (_WHITE if matrix is None else matrix.sum(1))
     kernels.lift(linear, photo, inside, gain.astype(np.float32))
     return linear

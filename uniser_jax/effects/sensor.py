@@ -13,8 +13,8 @@ import dataclasses
 import functools
 from typing import Self
 
-import cv2
 import numpy as np
+import simplejpeg
 from jaxtyping import Float32, Float64, UInt8
 
 from uniser_jax.effects import kernels, light
@@ -126,7 +126,4 @@ def _normals() -> Float32[np.ndarray, "n"]:
 
 
 def _compressed(stored: UInt8[np.ndarray, "h w c"], quality: int) -> UInt8[np.ndarray, "h w c"]:
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(stored, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise OSError(f"JPEG of quality {quality} failed")
-    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB))
+    return simplejpeg.decode_jpeg(simplejpeg.encode_jpeg(stored, quality, "RGB", "420"), "RGB")
