@@ -22,7 +22,7 @@ from uniser_jax.types import Batch, TrainState
 
 
 class Chip(NamedTuple):
-    """One device as jax shows it: peak dense bfloat16 FLOP/s, and bytes of HBM; `topologies.memory` says how many are usable."""
+    """One device as jax shows it: peak dense bfloat16 FLOP/s, and bytes of HBM; `topologies.memory` says how many it gives."""
 
     peak: float
     hbm: float
