@@ -129,33 +129,35 @@ def compile_step(config: ConfigDict, devices: Sequence[jax.Device], topology: st
         return report
     needed = report.needed or report.peak or 0
     total = CHIPS[report.chip].hbm if report.chip in CHIPS else report.hbm
-    short = remedies.Shortage(needed, report.hbm, report.state, report.tokens, report.attention, total)
+    encoding = bool(report.buffers) and report.buffers[0][2].startswith("encode")
+    short = remedies.Shortage(needed, report.hbm, report.state, report.tokens, report.attention, encoding, total)
     return dataclasses.replace(report, needed=needed, remedies=remedies.suggest(config, mesh, short))
 
 
 def compilable(config: ConfigDict, mesh: Mesh, latents: LatentCodec | None) -> tuple[ConfigDict, tuple[str, ...]]:
-    """A config whose attention can be compiled here, and what to know of it: `auto` on GPUs takes cuDNN, which may be missing.
+    """The config as it can be compiled here, and what is not as it will be on the chips.
 
     Raises:
-      ValueError: if the config insists on cuDNN and it is missing.
+      ValueError: if the config insists on cuDNN, whose attention takes its library to compile, and it is missing.
     """
     model, platform = config.model, mesh.devices.flat[0].platform
-    dtype, head_dim, keys = (
-        jnp.dtype(model.compute_dtype),
-        preset(model.preset).attention_head_dim,
-        _keys(config, latents),
-    )
-    if choose(model.attention, platform, dtype, head_dim, keys) != "cudnn":
+    if platform != "gpu":
         return config, ()
-    if topologies.has_cudnn():
-        return config, ("cuDNN takes a workspace of its own, which is known on a GPU only and not in these sizes",)
-    command = topologies.install("nvidia-cudnn-cu12")
-    if model.attention == "cudnn":
-        raise ValueError(f"attention kernel 'cudnn' cannot be compiled without cuDNN: {command}")
-    config = config.copy_and_resolve_references()
-    config.model.attention = choose("auto", "cpu", dtype, head_dim, keys)
-    note = f"a run takes attention cudnn; cuDNN is not here, so {config.model.attention} was compiled, which needs more memory"
-    return config, (f"{note}: {command}",)
+    notes = ["products are cuBLAS's; with a GPU to time them, XLA may prefer kernels of its own"]
+    dtype, head_dim = jnp.dtype(model.compute_dtype), preset(model.preset).attention_head_dim
+    kernel, install = choose(model.attention, "gpu", dtype, head_dim, _keys(config, latents)), "nvidia-cudnn-cu12"
+    if kernel == "cudnn" and topologies.has_cudnn():
+        notes.append("cuDNN's workspace is known on a GPU only, and is not in these sizes")
+    elif kernel == "cudnn":
+        if model.attention == "cudnn":
+            raise ValueError(
+                f"attention kernel 'cudnn' cannot be compiled without cuDNN: {topologies.install(install)}"
+            )
+        config = config.copy_and_resolve_references()
+        config.model.attention = choose("auto", "cpu", dtype, head_dim, _keys(config, latents))
+        instead = f"attention {config.model.attention}, which needs more memory than the cudnn of a run"
+        notes.append(f"cuDNN is not here: this is {instead}; {topologies.install(install)}")
+    return config, tuple(notes)
 
 
 def describe(
@@ -283,8 +285,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compiled(lowered: Any, platform: str) -> dict[str, Any]:
     """What the compiler tells of a program's memory, whether it fits or not."""
     with tempfile.TemporaryDirectory() as folder:
-        # libtpu refuses what does not fit, and says no more than how large it is; its dump then has the program.
-        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if platform == "tpu" else {}
+        options = {
+            # libtpu refuses what does not fit, and says no more than how large it is; its dump then has the program.
+            "tpu": {"xla_dump_to": folder, "xla_dump_hlo_as_text": True},
+            "gpu": {
+                "xla_gpu_enable_triton_gemm": False
+            },  # tiles are chosen by timing them; untimed, some products have none
+        }.get(platform, {})
         try:
             compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:

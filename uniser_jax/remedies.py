@@ -26,6 +26,7 @@ class Shortage(NamedTuple):
       state: of what is needed, parameters, average and optimizer.
       tokens: per example, with those of the prompt.
       attention: the kernel that runs there.
+      encoding: whether what is largest encodes images to latents, which no remat policy changes.
       total: the HBM there is; above `hbm` where jax leaves some of it alone.
     """
 
@@ -34,6 +35,7 @@ class Shortage(NamedTuple):
     state: float
     tokens: int
     attention: str
+    encoding: bool
     total: float
 
 
@@ -70,7 +72,8 @@ def _of_activations(config: ConfigDict, mesh: Mesh, short: Shortage) -> Iterator
     if short.attention == "xla" and short.tokens > 256:
         chosen = "chunked" if config.model.attention == "auto" else "auto"
         yield f"--config.model.attention={chosen} (never holds all weights of attention)"
-    yield from _remat(config, mesh, short)
+    if not short.encoding:
+        yield from _remat(config, mesh, short)
     if per_chip > 1:
         parts = [k for k in range(2, per_chip + 1) if per_chip % k == 0]
         over = max(short.needed - short.state, 0) / max(
