@@ -29,7 +29,7 @@ def largest_buffers(text: str, count: int) -> list[tuple[int, str, str]]:
     fused = set(_FUSED.findall(text))
     found: dict[str, tuple[int, str, str]] = {}
     starts = [*_COMPUTATION.finditer(text)]
-    for start, end in zip(starts, [*(s.start() for s in starts[1:]), len(text)], strict=True):
+    for start, end in zip(starts, [*(s.start() for s in starts[1:]), len(text)], strict=False):
         if start[1] in fused:
             continue
         for line in text[start.start() : end].splitlines():
