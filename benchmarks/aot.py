@@ -34,14 +34,12 @@ def cells() -> dict[str, Cell]:
         "b": {"v5e": "4x4", "v5p": "2x2x2", "v6e": "2x4", "h100": "8"},
         "l": {"v5e": "4x8", "v5p": "2x2x4", "v6e": "4x4", "h100": "8"},
         "xl": {"v5e": "8x8", "v5p": "4x4x2", "v6e": "4x8", "h100": "8"},
-        "klein-4b": {"v5e": "16x16", "v5p": "4x4x4", "v6e": "8x8"},
-        "klein-4b-lora": {"v5e": "4x8", "v5p": "2x2x2", "v6e": "2x4"},
+        "klein-4b": {"v5e": "16x16", "v5p": "4x4x4", "v6e": "8x8", "h100": "2x8"},
+        "klein-4b-lora": {"v5e": "4x8", "v5p": "2x2x2", "v6e": "2x4", "h100": "8"},
     }
     for side in (512, 1024):
         for size in reversed(pods):
             for chip, shape in pods[size].items():
-                if chip == "h100" and side > 512:
-                    continue  # the table shows GPUs at one size
                 overrides = ["--config.model.remat=full"] if side == 1024 and size in ("b", "l") else []
                 if size.startswith("klein"):
                     config = f"configs/klein.py:image={side}" + (",lora" if size.endswith("lora") else "")
