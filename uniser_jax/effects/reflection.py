@@ -220,9 +220,9 @@ class Reflection:
         if total <= 2e-9:
             return 0.0
         if self.lamps:  # they clip whatever the gain: it is the room that must be seen
-            total = float(np.minimum(light_of, _quantile(light_of, 0.95)).mean())
-        visible = _quantile((2 * root + _VISIBLE) * _VISIBLE / light_of, 0.05)
-        overwhelming = _quantile((2 * root + _OVERWHELMING) * _OVERWHELMING / light_of, 0.5)
+            total = float(np.minimum(light_of, fields.quantile(light_of, 0.95)).mean())
+        visible = fields.quantile((2 * root + _VISIBLE) * _VISIBLE / light_of, 0.05)
+        overwhelming = fields.quantile((2 * root + _OVERWHELMING) * _OVERWHELMING / light_of, 0.5)
         mean = max(float(behind.mean()), 1e-4) / total
         return min(max(self.energy * mean, visible), overwhelming, _MOST * mean)
 
@@ -366,11 +366,6 @@ def _glass(rng: np.random.Generator, tinted: bool) -> tuple[float, float, float]
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-
-
-def _quantile(values: Float32[np.ndarray, "n"], share: float) -> float:
-    place = int(share * (len(values) - 1))
-    return float(np.partition(values, place)[place])
 
 
 def _shift(x: float, y: float) -> Float64[np.ndarray, "3 3"]:

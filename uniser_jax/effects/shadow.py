@@ -303,7 +303,7 @@ def _blob(rng: np.random.Generator, shape: tuple[int, int], size: float) -> Floa
     """Where fractal noise is high: foliage, clouds, things without a name."""
     small = (-(-shape[0] // 2), -(-shape[1] // 2))
     noise = fields.fractal_noise(rng, small, 0.25 + size, 5, rng.uniform(0.3, 0.6))
-    level = float(np.quantile(noise[::4, ::4], 1 - rng.uniform(0.2, 0.55)))
+    level = fields.quantile(noise[::4, ::4], 1 - rng.uniform(0.2, 0.55))
     steep = cv2.resize((noise - np.float32(level)) * np.float32(0.5 * fields.side(shape) ** 0.5 + 20), shape[::-1])
     return np.clip(steep + 0.5, 0, 1, out=steep)
 
@@ -319,6 +319,6 @@ def _attached(
         height, cv2.CV_32F, 0, 1
     )
     turned = -slope  # a surface that falls away along the light's way is turned from it
-    level, spread = float(np.quantile(turned, rng.uniform(0.45, 0.75))), float(turned.std()) + 1e-6
+    level, spread = fields.quantile(turned, rng.uniform(0.45, 0.75)), float(turned.std()) + 1e-6
     soft = rng.uniform(0.35, 1.2) * spread
     return cv2.resize(fields.smoothstep(turned, level - soft, level + soft), shape[::-1])
