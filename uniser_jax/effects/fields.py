@@ -52,6 +52,12 @@ def fractal_noise(
     return cv2.resize(np.clip((total - np.float32(low)) / np.float32(reach), 0, 1), shape[::-1])
 
 
+def quantile(values: Float32[np.ndarray, "*shape"], share: float) -> float:
+    """The value below which about such a share lies; a tenth of the price of `np.quantile`, which interpolates."""
+    place = int(share * (values.size - 1))
+    return float(np.partition(values, place, None)[place])
+
+
 def smoothstep(x: Field, low: float, high: float) -> Field:
     """0 below `low`, 1 above `high`, a cubic between."""
     u = np.clip((x - low) / (high - low), 0, 1)

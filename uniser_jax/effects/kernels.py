@@ -7,10 +7,15 @@ Compiled code is cached on disk beside this file, or in numba's user cache where
 
 import numba
 import numpy as np
-from jaxtyping import Float32, Int16, UInt8
+from jaxtyping import Float32, UInt8, UInt32
 
 Image = Float32[np.ndarray, "h w c"]
 Plane = Float32[np.ndarray, "h w"]
+# From linear light in [0, 1] to a stored level: of each of n equal bins, and of white, the lowest level there in 8 bits, and
+# where in the bin it ends, in 24, in PARTS of the bin.
+Curve = UInt32[np.ndarray, "n+1"]
+
+PARTS = 2**23
 
 _compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 _ONE, _ZERO = np.float32(1), np.float32(0)
@@ -100,8 +105,7 @@ def lift(radiance: Image, stored: UInt8[np.ndarray, "h w c"], inside: Plane, gai
 def encode(
     radiance: Image,
     gain: Float32[np.ndarray, "c"],
-    levels: Int16[np.ndarray, "n"],
-    ends: Float32[np.ndarray, "256"],
+    curve: Curve,
     normal: Float32[np.ndarray, "m"],
     offset: int,
     shot: float,
@@ -110,14 +114,13 @@ def encode(
 ) -> UInt8[np.ndarray, "h w c"]:
     """The level of gain x + k sigma e, sigma^2 = shot * clip(gain x) + read^2, of a contiguous image.
 
-    A row at a time, values first: flat loops without look-ups are vectorised. Indices are unsigned, because numba lets signed
-    ones count from the end, and pays for it.
+    A row at a time, values first: flat loops without look-ups are vectorised, and the one look-up has no branch. Indices are
+    unsigned, because numba lets signed ones count from the end, and pays for it.
 
     Args:
       radiance: x.
       gain: of each channel.
-      levels: see `light.Curve`.
-      ends: see `light.Curve`.
+      curve: from light to levels.
       normal: e, a table of normal numbers longer than a row; empty for no noise.
       offset: into the table.
       shot: see above.
@@ -126,9 +129,10 @@ def encode(
     """
     height, width = radiance.shape[0], 3 * radiance.shape[1]
     out = np.empty(radiance.shape, np.uint8)
-    gains, values, bins = _repeated(gain, width), np.empty(width, np.float32), np.empty(width, np.uint32)
-    spread, variance, slope = np.empty(width, np.float32), np.float32(read * read), np.float32(shot)
-    count = np.float32(len(levels) - 1)
+    gains, values, spread = _repeated(gain, width), np.empty(width, np.float32), np.empty(width, np.float32)
+    bins, parts, entries = np.empty(width, np.uint32), np.empty(width, np.int32), np.empty(width, np.uint32)
+    variance, slope = np.float32(read * read), np.float32(shot)
+    count, each = np.float32(len(curve) - 1), np.float32(PARTS)
     for i in range(height):
         light, stored = radiance[i].reshape(-1), out[i].reshape(-1)
         for j in range(width):
@@ -140,15 +144,15 @@ def encode(
             for j in range(width):
                 values[j] += spread[j] * np.sqrt(slope * _clipped(values[j]) + variance) * noise[j]
         for j in range(width):
-            values[j] = _clipped(values[j])
-            bins[j] = np.uint32(np.int32(values[j] * count))
+            place = _clipped(values[j]) * count
+            whole = np.int32(place)
+            bins[j] = np.uint32(whole)
+            parts[j] = np.int32((place - np.float32(whole)) * each)
         for j in range(width):
-            level = levels[bins[j]]
-            if level < 0:
-                level = -level - 1
-                while values[j] > ends[np.uint8(level)]:
-                    level += 1
-            stored[j] = np.uint8(level)
+            entries[j] = curve[bins[j]]
+        for j in range(width):
+            ended = parts[j] > np.int32(entries[j] >> np.uint32(8))
+            stored[j] = np.uint8(np.int32(entries[j] & np.uint32(255)) + np.int32(ended))
     return out
 
 

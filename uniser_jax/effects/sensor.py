@@ -87,7 +87,7 @@ class Sensor:
         stored = kernels.encode(
             np.ascontiguousarray(radiance, np.float32),
             self.gains(),
-            *curve,
+            curve,
             normal=_normals() if noisy else _normals()[:0],
             offset=self.seed,
             shot=self.shot,
@@ -103,10 +103,10 @@ class Sensor:
 
 
 @functools.lru_cache(maxsize=8)  # input and target share it
-def tone_curve(bias: float, gain: float) -> light.Curve:
+def tone_curve(bias: float, gain: float) -> kernels.Curve:
     """Equation (3) behind the clipping, as a table."""
     halves = (np.arange(255) + 0.5) / 255
-    return light.Curve.from_halves(light.expand(schlick_bias(schlick_gain(halves, 1 - gain), 1 - bias)))
+    return light.to_curve(light.expand(schlick_bias(schlick_gain(halves, 1 - gain), 1 - bias)))
 
 
 def schlick_bias(x: Float64[np.ndarray, "n"], b: float) -> Float64[np.ndarray, "n"]:
