@@ -284,6 +284,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compiled(lowered: Any, platform: str) -> dict[str, Any]:
     """What the compiler tells of a program's memory, whether it fits or not."""
+    # A compilation cache takes programs for devices that are not here, and cannot give them back.
+    cached = "jax_persistent_cache_min_compile_time_secs"
+    seconds = getattr(jax.config, cached)
+    jax.config.update(cached, math.inf)
     with tempfile.TemporaryDirectory() as folder:
         options = {
             # libtpu refuses what does not fit, and says no more than how large it is; its dump then has the program.
@@ -296,6 +300,8 @@ def _compiled(lowered: Any, platform: str) -> dict[str, Any]:
             compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             return _too_large(error, pathlib.Path(folder))
+        finally:
+            jax.config.update(cached, seconds)
     memory = compiled.memory_analysis()
     return {
         "arguments": memory.argument_size_in_bytes,
