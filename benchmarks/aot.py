@@ -1,8 +1,9 @@
-"""Compiles presets for TPU topologies that are not here, and writes the table of docs/scale.md.
+"""Compiles presets for TPU topologies and GPUs that are not here, and writes the table of docs/scale.md.
 
     python -m benchmarks.aot [--only=xl-512-v5e,...] [--out=docs/scale.md]
 
 A cell is one process of minutes; its result is kept as JSON in runs/aot, so an interrupted table goes on where it was.
+Cells whose compiler is not installed are skipped, with a line that says what to install.
 """
 
 import argparse
@@ -30,11 +31,11 @@ def cells() -> dict[str, Cell]:
     """All cells by name, in the order in which they are compiled: 512 px first, for all sizes and chips."""
     found: dict[str, Cell] = {}
     pods = {  # what one would run each size on
-        "b": {"v5e": "4x4", "v5p": "2x2x2", "v6e": "2x4"},
-        "l": {"v5e": "4x8", "v5p": "2x2x4", "v6e": "4x4"},
-        "xl": {"v5e": "8x8", "v5p": "4x4x2", "v6e": "4x8"},
-        "klein-4b": {"v5e": "16x16", "v5p": "4x4x4", "v6e": "8x8"},
-        "klein-4b-lora": {"v5e": "4x8", "v5p": "2x2x2", "v6e": "2x4"},
+        "b": {"v5e": "4x4", "v5p": "2x2x2", "v6e": "2x4", "h100": "8"},
+        "l": {"v5e": "4x8", "v5p": "2x2x4", "v6e": "4x4", "h100": "8"},
+        "xl": {"v5e": "8x8", "v5p": "4x4x2", "v6e": "4x8", "h100": "8"},
+        "klein-4b": {"v5e": "16x16", "v5p": "4x4x4", "v6e": "8x8", "h100": "2x8"},
+        "klein-4b-lora": {"v5e": "4x8", "v5p": "2x2x2", "v6e": "2x4", "h100": "8"},
     }
     for side in (512, 1024):
         for size in reversed(pods):
@@ -108,8 +109,12 @@ def main() -> None:
         if not path.exists() and (not arguments.only or name in arguments.only.split(",")):
             sys.stdout.write(f"{name}: {' '.join((*cell[:2], *cell.overrides))}\n")
             sys.stdout.flush()
+            result = compile_cell(cell)
+            if "pip install" in result.get("error", ""):
+                sys.stdout.write(f"{name}: skipped; {result['error']}\n")
+                continue
             temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(compile_cell(cell)) + "\n")
+            temporary.write_text(json.dumps(result) + "\n")
             os.replace(temporary, path)
     paths = {name: RESULTS / f"{name}.json" for name in sorted(cells(), key=_order)}
     results = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}

@@ -31,6 +31,8 @@ LEVELS = {
     "step": 5,
     "hlo": 0,
     "flops": 6,
+    "topologies": 7,
+    "remedies": 4,
     "aot": 8,
     "samples": 6,
     "train": 7,

@@ -1,6 +1,7 @@
 """Compiles the real training step of a config for chips that are not there, and says what it needs and whether it fits.
 
     uniser aot --config=configs/klein.py --topology=v5e:16x16 --config.optim.accumulate=2
+    uniser aot --config=configs/pixel.py:size=xl --topology=h100:8
 
 The compiler is that of the pod, so its answer is too: a step that does not fit fails here, in minutes and for nothing.
 Exit codes: 0 it fits, 1 it does not, 2 a mistake in the command or the config.
@@ -8,12 +9,11 @@ Exit codes: 0 it fits, 1 it does not, 2 a mistake in the command or the config.
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import math
-import os
-import re
+import pathlib
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,12 +21,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from uniser_jax import config as schema
-from uniser_jax import flops, hlo, optim, pretrained, step
+from uniser_jax import flops, hlo, optim, pretrained, remedies, step, topologies
 from uniser_jax import mesh as meshes
 from uniser_jax.checkpoint import has_checkpoint
 from uniser_jax.flops import CHIPS
@@ -38,16 +37,7 @@ from uniser_jax.models.vae import VAEConfig
 from uniser_jax.types import EFFECTS, Batch, TrainState
 
 _GIB = 2**30
-_TPUS = ("v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
-_PAIRED = ("v4", "v5p")  # two cores that run as one device
-# libtpu reads these when it is loaded: there is no TPU host to ask, and two compilations may run side by side.
-_NO_TPU = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}
-_TOO_LARGE = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
+_LARGEST = 6  # buffers in a report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +66,10 @@ class Report:
       needed: the compiler's total where it does not fit.
       compile_seconds: by the clock of this machine.
       compile_cpu_seconds: of all its cores.
+      host_temporaries: what `offload` keeps in the host's memory.
       buffers: the largest, as (bytes, shape, what for).
       remedies: what to change where it does not fit.
+      notes: what is not as it will be on the chips.
     """
 
     topology: str
@@ -101,42 +93,15 @@ class Report:
     temporaries: int | None = None
     peak: int | None = None
     needed: float | None = None
+    host_temporaries: int | None = None
     buffers: tuple[tuple[int, str, str], ...] = ()
     remedies: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
         """Whether the step runs in the memory of a chip."""
         return self.peak is not None and self.peak <= self.hbm
-
-
-def devices_of(topology: str, slices: int = 1) -> Sequence[jax.Device]:
-    """The devices of a TPU topology, as jax would show them there.
-
-    Args:
-      topology: `v5e:16x16`, `v5p:4x4x4`, ...: generation and chips along each direction of the torus.
-      slices: how many of them, joined by the data-centre network.
-
-    Raises:
-      ValueError: if there is no such topology, or no compiler for it.
-    """
-    generation, _, shape = topology.partition(":")
-    if generation not in _TPUS or not re.fullmatch(r"\d+(x\d+)+", shape):
-        raise ValueError(f"topology {topology!r}: expected one of {', '.join(_TPUS)} and a shape, as in v5e:16x16")
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("compiling for TPUs takes their compiler, libtpu: pip install 'uniser-jax[tpu]'")
-    for name, value in _NO_TPU.items():
-        os.environ.setdefault(name, value)
-    sides = [int(side) for side in shape.split("x")]
-    settings: dict[str, Any] = {"num_slices": slices}
-    if generation in _PAIRED:
-        settings |= {"chip_config_name": "megacore", "wrap": tuple(side % 4 == 0 for side in sides)}
-    if math.prod(sides) == 1:
-        settings["chips_per_host_bounds"] = (1, 1, 1)
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **settings).devices
-    except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"topology {topology!r}: {str(error).splitlines()[0]}") from None
 
 
 def compile_step(config: ConfigDict, devices: Sequence[jax.Device], topology: str = "") -> Report:
@@ -149,23 +114,50 @@ def compile_step(config: ConfigDict, devices: Sequence[jax.Device], topology: st
     mesh = meshes.make_mesh(config.mesh.to_dict(), devices)
     latents = latents_of(config, mesh)
     step.check(config, mesh, latents)
+    config, notes = compilable(config, mesh, latents)
     network, optimizer = step.build_network(config.model, config.lora), optim.optimizer(config.optim, config.steps)
     state, batch = step.state_shapes(network, optimizer, mesh), batch_shapes(config, mesh)
     arguments = state, batch, latents, step.frozen_shapes(config, network, mesh)
-    report = describe(config, mesh, *arguments, topology)
+    report = dataclasses.replace(describe(config, mesh, *arguments, topology), notes=notes)
     with jax.set_mesh(mesh):
         lowered = step.make_step(config, network, optimizer, state).lower(*arguments)
         began = time.monotonic(), time.process_time()
-        try:
-            found = _fits(lowered.compile())
-        except jax.errors.JaxRuntimeError as error:
-            found = _too_large(error)
+        found = _compiled(lowered, mesh.devices.flat[0].platform)
     seconds, cpu_seconds = time.monotonic() - began[0], time.process_time() - began[1]
     report = dataclasses.replace(report, compile_seconds=seconds, compile_cpu_seconds=cpu_seconds, **found)
     if report.fits:
         return report
     needed = report.needed or report.peak or 0
-    return dataclasses.replace(report, needed=needed, remedies=remedies(config, mesh, report, needed))
+    total = CHIPS[report.chip].hbm if report.chip in CHIPS else report.hbm
+    encoding = bool(report.buffers) and report.buffers[0][2].startswith("encode")
+    short = remedies.Shortage(needed, report.hbm, report.state, report.tokens, report.attention, encoding, total)
+    return dataclasses.replace(report, needed=needed, remedies=remedies.suggest(config, mesh, short))
+
+
+def compilable(config: ConfigDict, mesh: Mesh, latents: LatentCodec | None) -> tuple[ConfigDict, tuple[str, ...]]:
+    """The config as it can be compiled here, and what is not as it will be on the chips.
+
+    Raises:
+      ValueError: if the config insists on cuDNN, whose attention takes its library to compile, and it is missing.
+    """
+    model, platform = config.model, mesh.devices.flat[0].platform
+    if platform != "gpu":
+        return config, ()
+    notes = ["products are cuBLAS's; with a GPU to time them, XLA may prefer kernels of its own"]
+    dtype, head_dim = jnp.dtype(model.compute_dtype), preset(model.preset).attention_head_dim
+    kernel, install = choose(model.attention, "gpu", dtype, head_dim, _keys(config, latents)), "nvidia-cudnn-cu12"
+    if kernel == "cudnn" and topologies.has_cudnn():
+        notes.append("cuDNN's workspace is known on a GPU only, and is not in these sizes")
+    elif kernel == "cudnn":
+        if model.attention == "cudnn":
+            raise ValueError(
+                f"attention kernel 'cudnn' cannot be compiled without cuDNN: {topologies.install(install)}"
+            )
+        config = config.copy_and_resolve_references()
+        config.model.attention = choose("auto", "cpu", dtype, head_dim, _keys(config, latents))
+        instead = f"attention {config.model.attention}, which needs more memory than the cudnn of a run"
+        notes.append(f"cuDNN is not here: this is {instead}; {topologies.install(install)}")
+    return config, tuple(notes)
 
 
 def describe(
@@ -178,8 +170,7 @@ def describe(
     topology: str,
 ) -> Report:
     """What is known of a step before it is compiled, from the shapes of its arguments."""
-    batch_size, height, width, _ = batch.input.shape
-    tokens = step.tokens(config, (height, width), latents) + config.model.prompt_length
+    batch_size, tokens = batch.input.shape[0], _keys(config, latents)
     dtype, head_dim = jnp.dtype(config.model.compute_dtype), preset(config.model.preset).attention_head_dim
     device, counted = mesh.devices.flat[0], flops.of_step(config, state, batch, latents, base)
     return Report(
@@ -196,7 +187,7 @@ def describe(
         tokens=tokens,
         flops=counted.model,
         encode_flops=counted.encode,
-        hbm=CHIPS[device.device_kind].hbm if device.device_kind in CHIPS else math.inf,
+        hbm=topologies.memory(device.device_kind),
         state=meshes.bytes_per_chip(state),
     )
 
@@ -228,30 +219,6 @@ def latents_of(config: ConfigDict, mesh: Mesh) -> LatentCodec | None:
     return pretrained.latent_shapes(sizes, mesh, config.model.mask_scale)
 
 
-def remedies(config: ConfigDict, mesh: Mesh, report: Report, needed: float) -> tuple[str, ...]:
-    """Overrides that make a step smaller than the bytes that it needs, those that cost least first."""
-    found = []
-    copies = mesh.shape["slice"] * mesh.shape["data"]
-    whole = f"--config.mesh.data=1 --config.mesh.fsdp=-1 (one copy of the state over all chips, not {copies})"
-    if mesh.shape["data"] > 1 and report.state > report.hbm / 4:
-        found.append(whole)
-    if report.attention == "xla" and report.tokens > 256:
-        chosen = "chunked" if config.model.attention == "auto" else "auto"
-        found.append(f"--config.model.attention={chosen} (never holds all weights of attention)")
-    if config.model.remat in ("none", "dots"):
-        found.append("--config.model.remat=full (computes each block again: a third more FLOPs)")
-    per_chip = report.batch_size // (meshes.rows_of(mesh) * config.optim.accumulate)
-    if per_chip > 1:
-        parts = [k for k in range(2, per_chip + 1) if per_chip % k == 0]
-        enough = [k for k in parts if needed <= k * report.hbm] or parts[-1:]  # activations shrink as their batch does
-        found.append(f"--config.optim.accumulate={config.optim.accumulate * enough[0]} (smaller microbatches)")
-    else:
-        found.append("--config.mesh.sequence=2 (the tokens of an image over two chips)")
-    if mesh.shape["data"] > 1 and whole not in found:
-        found.append(whole)
-    return (*found, "more chips, or chips with more HBM")
-
-
 def to_text(report: Report) -> str:
     """A report as lines of name and value."""
     r, chips = report, f"{report.chips} x {report.chip}"
@@ -275,33 +242,36 @@ def to_text(report: Report) -> str:
         share = f", {r.peak / r.hbm:.0%}" if r.chip in CHIPS else ""
         sizes = f"{_gib(r.arguments)} arguments, {_gib(r.temporaries)} temporaries, {_gib(r.peak)} at the peak{share}"
         lines.append(("HBM per chip", sizes))
+    if r.host_temporaries:
+        lines.append(("host memory", f"{_gib(r.host_temporaries)} for each chip"))
     lines.append(("compile", f"{r.compile_seconds:.0f} s, {r.compile_cpu_seconds:.0f} s of CPU"))
     lines += [("largest", f"{size / 2**20:8,.1f} MiB  {shape}  {what}".rstrip()) for size, shape, what in r.buffers]
+    lines += [("note", note) for note in r.notes] + [("change", remedy) for remedy in r.remedies]
     text = "".join(f"{name:<13} {value}\n" for name, value in lines)
     return text + verdict(report) + "\n"
 
 
 def verdict(report: Report) -> str:
-    """One line: it fits, or by how much it does not and what to change."""
+    """One line: it fits, or by how much it does not."""
     if report.fits or report.needed is None:
         return f"fits {report.topology}"
     over = f"{_gib(report.needed)} per chip, {_gib(report.needed - report.hbm)} more than {_gib(report.hbm)}"
-    return f"does not fit {report.topology}: needs {over}; change " + ", or ".join(report.remedies)
+    return f"does not fit {report.topology}: needs {over}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser("uniser aot", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", required=True, help="configs/NAME.py, as for uniser train")
-    parser.add_argument("--topology", required=True, help="v5e:16x16, v5p:4x4x4, v6e:16x16, ...")
-    parser.add_argument("--slices", type=int, default=1, help="how many of them, on the mesh axis `slice`")
+    parser.add_argument("--topology", required=True, help="v5e:16x16, v5p:4x4x4, v6e:16x16, h100:8, h100:4x8, ...")
+    parser.add_argument("--slices", type=int, default=1, help="how many TPU pods, on the mesh axis `slice`")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     known, overrides = parser.parse_known_args(argv)
     log_to_terminal(verbose=False)
     jax.config.update("jax_platforms", "cpu")  # whatever accelerator there is, it is not needed
     try:
         config = schema.read(known.config, overrides)
-        report = compile_step(config, devices_of(known.topology, known.slices), known.topology)
+        report = compile_step(config, topologies.devices_of(known.topology, known.slices), known.topology)
     except ValueError as error:
         sys.stderr.write(f"uniser aot: {error}\n")
         return 2
@@ -312,29 +282,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if report.fits else 1
 
 
-def _fits(compiled: Any) -> dict[str, Any]:
-    """What a compiled program tells of its memory."""
+def _compiled(lowered: Any, platform: str) -> dict[str, Any]:
+    """What the compiler tells of a program's memory, whether it fits or not."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {
+            # libtpu refuses what does not fit, and says no more than how large it is; its dump then has the program.
+            "tpu": {"xla_dump_to": folder, "xla_dump_hlo_as_text": True},
+            "gpu": {
+                "xla_gpu_enable_triton_gemm": False
+            },  # tiles are chosen by timing them; untimed, some products have none
+        }.get(platform, {})
+        try:
+            compiled = lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            return _too_large(error, pathlib.Path(folder))
     memory = compiled.memory_analysis()
     return {
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "peak": memory.peak_memory_in_bytes,
-        "buffers": tuple(hlo.largest_buffers(compiled.as_text(), 6)),
+        "host_temporaries": memory.host_temp_size_in_bytes,
+        "buffers": tuple(hlo.largest_buffers(compiled.as_text(), _LARGEST)),
     }
 
 
-def _too_large(error: Exception) -> dict[str, Any]:
-    """What a failed compilation tells: how much it would have needed.
+def _too_large(error: Exception, dump: pathlib.Path) -> dict[str, Any]:
+    """What a failed compilation tells: how much it would have needed, and for what.
 
     Raises:
       ValueError: if it failed for another reason.
     """
-    found = _TOO_LARGE.search(str(error))
+    found = hlo.shortage(str(error))
     if found is None:
         raise ValueError(f"the compiler failed: {str(error).splitlines()[0]}") from error
-    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    needed, hbm = (float(found[k]) * units[found[k + 1]] for k in (1, 3))
-    return {"needed": needed, "hbm": hbm}
+    programs = sorted(dump.glob("*.after_optimizations.txt"), key=lambda path: path.stat().st_size)
+    buffers = hlo.largest_buffers(programs[-1].read_text(), _LARGEST) if programs else []
+    buffers = buffers or hlo.allocations(str(error), _LARGEST)
+    return {"needed": found[0], "hbm": found[1], "buffers": tuple(buffers)}
+
+
+def _keys(config: ConfigDict, latents: LatentCodec | None) -> int:
+    """Tokens of the heaviest example, with those of the prompt."""
+    _, height, width = heaviest(config)
+    return step.tokens(config, (height, width), latents) + config.model.prompt_length
 
 
 def _gib(size: float | None) -> str:

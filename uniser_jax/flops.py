@@ -22,7 +22,7 @@ from uniser_jax.types import Batch, TrainState
 
 
 class Chip(NamedTuple):
-    """One device as jax shows it: peak dense bfloat16 FLOP/s, and bytes of HBM that programs may use."""
+    """One device as jax shows it: peak dense bfloat16 FLOP/s, and bytes of HBM; `topologies.memory` says how many it gives."""
 
     peak: float
     hbm: float
@@ -31,8 +31,8 @@ class Chip(NamedTuple):
 _GIB = 2**30
 
 # By `device_kind`. TPUs: peaks from docs.cloud.google.com/tpu/docs/v4, v5e, v5p-training, v6e, tpu7x, HBM as libtpu 0.0.42
-# compiles for; a TPU7x shows each half as a device. GPUs: NVIDIA's data sheets, without sparsity; XLA takes 3/4 of their
-# memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise. A kind that is not here has no MFU rather than another's.
+# compiles for; a TPU7x shows each half as a device. GPUs: NVIDIA's data sheets, without sparsity, and HBM as their driver
+# shows it. A kind that is not here has no MFU rather than another's.
 CHIPS = {
     "TPU v4": Chip(275e12, 30.75 * _GIB),
     "TPU v5 lite": Chip(197e12, 15.75 * _GIB),
@@ -40,12 +40,12 @@ CHIPS = {
     "TPU v5p": Chip(459e12, 95.74 * _GIB),
     "TPU v6 lite": Chip(918e12, 31.25 * _GIB),
     "TPU7x": Chip(2307e12 / 2, 94.75 * _GIB),
-    "NVIDIA A100-SXM4-40GB": Chip(312e12, 40 * _GIB),
-    "NVIDIA A100-SXM4-80GB": Chip(312e12, 80 * _GIB),
-    "NVIDIA H100 80GB HBM3": Chip(989.4e12, 80 * _GIB),
-    "NVIDIA H100 PCIe": Chip(756e12, 80 * _GIB),
-    "NVIDIA H200": Chip(989.4e12, 141e9),
-    "NVIDIA B200": Chip(2250e12, 180e9),
+    "NVIDIA A100-SXM4-40GB": Chip(312e12, 39.42 * _GIB),
+    "NVIDIA A100-SXM4-80GB": Chip(312e12, 79.25 * _GIB),
+    "NVIDIA H100 80GB HBM3": Chip(989.4e12, 79.11 * _GIB),
+    "NVIDIA H100 PCIe": Chip(756e12, 79.11 * _GIB),
+    "NVIDIA H200": Chip(989.4e12, 141.0 * _GIB),
+    "NVIDIA B200": Chip(2250e12, 178.36 * _GIB),
 }
 
 

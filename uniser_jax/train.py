@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import optax
 from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from uniser_jax import config as schema
@@ -32,7 +34,16 @@ from uniser_jax.feed import Feed
 from uniser_jax.metrics import Clock, MetricsWriter, Progress, log_to_terminal
 from uniser_jax.profiling import Profile
 from uniser_jax.samples import HeldOutLoss, SampleGrid
-from uniser_jax.step import base_shapes, build_network, check, frozen_shapes, init_state, make_step, state_shapes
+from uniser_jax.step import (
+    Network,
+    base_shapes,
+    build_network,
+    check,
+    frozen_shapes,
+    init_state,
+    make_step,
+    state_shapes,
+)
 from uniser_jax.types import TrainState
 from uniser_jax.watchdog import Watchdog
 
@@ -64,17 +75,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     saving = config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every, config.checkpoint.best
     facts = {"frozen": pretrained.digests_of(config)}
     with jax.set_mesh(mesh), Checkpoints(workdir, *saving, facts, heed_signals=True) as checkpoints:
-        fresh = checkpoints.latest() is None
-        given, base = pretrained.take(config, base_shapes(network, mesh), frozen_shapes(config, network, mesh), fresh)
-        # Resuming always wins over starting: the same command must never overwrite a run.
-        if fresh:
-            state, record = init_state(network, optimizer, shapes, config.seed), {}
-            state = pretrained.with_base(state, given)
-        else:
-            state = checkpoints.restore(shapes, config.checkpoint.on_corrupt)
-            record = checkpoints.record(int(state.step))
-            pretrained.check_frozen(record, config, facts["frozen"])
-            report_changes(record["config"], config)
+        state, base, record = start_or_continue(config, network, optimizer, mesh, checkpoints, facts["frozen"])
         start = int(state.step)
         step = make_step(config, network, optimizer, shapes)
         grid = SampleGrid(config, network, held_out, latents, base)
@@ -130,6 +131,33 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         if checkpoints.interrupted:
             raise KeyboardInterrupt
     return state
+
+
+def start_or_continue(
+    config: ConfigDict,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    frozen: dict[str, str],
+) -> tuple[TrainState, Any, dict[str, Any]]:
+    """The state that a run goes on from, the base of its adapters if any, and the record of its last checkpoint.
+
+    Resuming always wins over starting: the same command must never overwrite a run.
+
+    Args:
+      frozen: digests of what is not trained, see `pretrained.digests_of`.
+    """
+    fresh, shapes = checkpoints.latest() is None, state_shapes(network, optimizer, mesh)
+    given, base = pretrained.take(config, base_shapes(network, mesh), frozen_shapes(config, network, mesh), fresh)
+    if fresh:
+        state = init_state(network, optimizer, shapes, config.seed)
+        return pretrained.with_base(state, given), base, {}
+    state = checkpoints.restore(shapes, config.checkpoint.on_corrupt)
+    record = checkpoints.record(int(state.step))
+    pretrained.check_frozen(record, config, frozen)
+    report_changes(record["config"], config)
+    return state, base, record
 
 
 def open_examples(config: ConfigDict) -> tuple[Examples, Examples]:

@@ -14,7 +14,8 @@ import skimage.data
 from PIL import Image
 
 from uniser_jax.data import photos
-from uniser_jax.data.photos import decode, decode_depth, open_photos, split
+from uniser_jax.data.decoding import decode, decode_depth
+from uniser_jax.data.photos import open_photos, split
 
 RNG = np.random.default_rng(0)
 
@@ -54,7 +55,7 @@ def test_a_folder_is_searched_and_bad_files_are_named_once(folder: pathlib.Path,
 def test_a_jpeg_decoded_smaller_is_the_mean_of_its_pixels(factor: int) -> None:
     buffer = io.BytesIO()
     Image.fromarray(skimage.data.coffee()).save(buffer, "JPEG", quality=95)
-    whole, small = decode(buffer.getvalue()), decode(buffer.getvalue(), factor)
+    whole, small = decode(buffer.getvalue()), decode(buffer.getvalue(), lambda shape: factor)
     size = (whole.shape[1] // factor, whole.shape[0] // factor)
     mean = cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
     assert np.abs(mean.astype(int) - small).mean() < 1.5
@@ -65,9 +66,10 @@ def test_only_upright_jpeg_files_are_decoded_smaller_and_none_smaller_than_any_m
     (tmp_path / "b.jpg").write_bytes(encoded(400, "JPEG", exif=_turned()))
     (tmp_path / "c.png").write_bytes(encoded(400))
     opened = photos.Subset(open_photos(str(tmp_path), min_side=64), (0, 1, 2))
-    assert [min(opened.reduced(0, factor).shape[:2]) for factor in (1, 2, 4, 8)] == [400, 200, 100, 400]
+    sides = [min(opened.reduced(0, lambda shape, factor=factor: factor).shape[:2]) for factor in (1, 2, 4, 8)]
+    assert sides == [400, 200, 100, 400]
     for index in (1, 2):
-        np.testing.assert_array_equal(opened.reduced(index, 4), opened[index])
+        np.testing.assert_array_equal(opened.reduced(index, lambda shape: 4), opened[index])
 
 
 def _turned() -> Image.Exif:
@@ -104,7 +106,7 @@ def test_a_file_that_fails_at_decoding_has_a_stand_in(folder: pathlib.Path, capl
     ],
 )
 def test_every_kind_becomes_rgb(mode: str, format: str, options: dict) -> None:
-    pixels = photos.decode(encoded(70, format, mode, **options))
+    pixels = decode(encoded(70, format, mode, **options))
     assert pixels.shape == (70, 80, 3)
     assert pixels.dtype == np.uint8
 
@@ -113,13 +115,13 @@ def test_sixteen_bits_are_scaled_and_nan_is_black(tmp_path: pathlib.Path) -> Non
     deep = np.full((70, 70), 65_535, np.uint16)
     deep[0, 0] = 32_768
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    pixels = photos.decode((tmp_path / "deep.png").read_bytes())
+    pixels = decode((tmp_path / "deep.png").read_bytes())
     assert (pixels[1, 1] == 255).all()
     assert (pixels[0, 0] == 128).all()
     real = np.full((70, 70), 0.5, np.float32)
     real[0, 0] = np.nan
     Image.fromarray(real).save(tmp_path / "real.tiff")
-    pixels = photos.decode((tmp_path / "real.tiff").read_bytes())
+    pixels = decode((tmp_path / "real.tiff").read_bytes())
     assert (pixels[1, 1] == 128).all()
     assert (pixels[0, 0] == 0).all()
 
@@ -129,7 +131,7 @@ def test_photographs_stand_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     Image.fromarray(np.zeros((70, 90, 3), np.uint8)).save(buffer, "JPEG", exif=exif)
-    assert photos.decode(buffer.getvalue()).shape == (90, 70, 3)
+    assert decode(buffer.getvalue()).shape == (90, 70, 3)
 
 
 def test_the_samples_are_photographs() -> None:
@@ -194,7 +196,7 @@ def test_array_record(tmp_path: pathlib.Path) -> None:
     opened = open_photos(f"array_record:{tmp_path}/*.array_record")
     assert len(opened) == 3
     for index, image in enumerate(images):
-        np.testing.assert_array_equal(opened[index], photos.decode(image))
+        np.testing.assert_array_equal(opened[index], decode(image))
     broken = tmp_path / "broken.array_record"
     broken.write_bytes((tmp_path / "photos.array_record").read_bytes()[:-40])
     with pytest.raises(ValueError, match="cannot be read"):
@@ -227,7 +229,7 @@ def test_tfds_without_tensorflow(tmp_path: pathlib.Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(tfds, "builder", lambda name: tfds.builder_from_directory(builder.data_dir))
     opened = open_photos("tfds:tiny_photos:train")
     found = {opened[index].shape for index in range(len(opened))}
-    assert found == {photos.decode(image).shape for image in images}
+    assert found == {decode(image).shape for image in images}
     assert "tensorflow" not in sys.modules
     with pytest.raises(ValueError, match="no feature 'picture'"):
         open_photos("tfds:tiny_photos:train:picture")

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from uniser_jax.data.photos import open_photos, split
+from uniser_jax.data.photos import Encoded, open_photos, split
 from uniser_jax.data.pipeline import Examples, Recent, batches, colour_matrix, random_crop
 from uniser_jax.data.schedule import Schedule, Stage, fixed
 from uniser_jax.effects import light
@@ -88,7 +88,7 @@ def test_every_epoch_visits_all_photographs_in_a_new_order(monkeypatch: pytest.M
     monkeypatch.setattr(
         Examples,
         "_view",
-        lambda self, rng, index, *_: visited.append(index) or Scene(np.zeros((8, 8, 3), np.float32)),
+        lambda self, rng, drawn, photo, stops: visited.append(photo) or Scene(np.zeros((8, 8, 3), np.float32)),
     )
     quiet = EditSampling().__class__(mixture=type(EXAMPLES.sampling.mixture)(reflection=0.0))
     examples = Examples(EXAMPLES.photos, quiet, fixed(8))
@@ -98,14 +98,18 @@ def test_every_epoch_visits_all_photographs_in_a_new_order(monkeypatch: pytest.M
     assert visited[:count] != visited[count:]
 
 
-def test_an_example_does_not_depend_on_what_was_decoded_before(tmp_path: pathlib.Path) -> None:
-    """Crops of one photograph ask for it at several sizes."""
+def test_a_window_reflects_what_was_decoded_for_the_example_before_and_shows_it_alone_too(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number, side in enumerate((210, 260)):
         cv2.imwrite(str(tmp_path / f"{number}.jpg"), cv2.resize(EXAMPLES.photos[number], (side, side)))
     families = EditSampling(mixture=Mixture(counts=(0, 1, 0, 0, 0), shadow=0, haze=0, flare=0, auxiliary=0))
     examples = Examples(open_photos(str(tmp_path)), families, fixed(96, 4), seed=0)
+    decoded: list[int] = []
+    reduced = Encoded.reduced
+    monkeypatch.setattr(Encoded, "reduced", lambda self, *args: decoded.append(args[0]) or reduced(self, *args))
     in_order = [examples[index] for index in range(12)]
-    assert len({photo.shape for photo in examples.recent._kept.values()}) > 2
+    assert len(decoded) <= 12 + 6  # not 24: only the first of an epoch reflects a part that none has shown yet
     for index in range(12):
         alone = dataclasses.replace(examples, recent=Recent())[index]
         for one, two in zip(in_order[index], alone, strict=True):
@@ -150,19 +154,18 @@ def test_varied_colours_keep_grays_neutral_but_for_white_balance() -> None:
 def test_what_was_made_a_moment_ago_is_kept_within_bounds() -> None:
     recent, made = Recent(limit=100), []
 
-    def make(index: int) -> np.ndarray:
-        made.append(index)
-        return np.full(40, index, np.uint8)
+    def get(recent: Recent, index: int) -> np.ndarray:
+        return recent.get(index, lambda: made.append(index) or np.full(40, index, np.uint8))
 
     for index in (0, 1, 0, 1, 2, 1, 0):
-        assert (recent.get(index, make) == index).all()
+        assert (get(recent, index) == index).all()
     assert made == [0, 1, 2, 0]
     few = Recent(count=2)
     for index in (0, 1, 2, 0):
-        few.get(index, make)
+        get(few, index)
     assert made == [0, 1, 2, 0, 0, 1, 2, 0]
-    assert (recent.get(5, lambda index: np.full(1_000, index, np.uint8)) == 5).all()  # one alone may be larger
-    pickle.loads(pickle.dumps(recent)).get(7, make)
+    assert (recent.get(5, lambda: np.full(1_000, 5, np.uint8)) == 5).all()  # one alone may be larger
+    get(pickle.loads(pickle.dumps(recent)), 7)
     assert made[-1] == 7
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from uniser_jax.data import photos
+from uniser_jax.data import decoding
 
 _COLUMNS = ("effect", "set", "id", "kind", "input", "gt")
 
@@ -67,7 +67,7 @@ def load(entry: Entry) -> RealPair:
     decoded = []
     for file in files:
         try:
-            decoded.append(photos.decode(file.read_bytes()))
+            decoded.append(decoding.decode(file.read_bytes()))
         except (OSError, ValueError) as error:
             raise ValueError(f"{file}: {str(error).splitlines()[0]}") from None
     sizes = {image.shape[:2] for image in decoded}

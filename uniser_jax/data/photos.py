@@ -10,19 +10,17 @@ import functools
 import hashlib
 import importlib.util
 import io
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import IO, Any, Protocol
 
-import cv2
-import numpy as np
 from absl import logging
-from jaxtyping import Float32, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
+
+from uniser_jax.data.decoding import MAX_PIXELS, ORIENTATION, Depth, Pixels, Reduction, decode, decode_depth, whole
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
-_ORIENTATION = 0x0112  # EXIF
-_MAX_PIXELS = 150_000_000  # more is a decompression bomb, not a photograph
 # Those of scikit-image's data folder that are photographs and lie in its wheel.
 _SAMPLES = (
     "astronaut.png",
@@ -38,18 +36,8 @@ _SAMPLES = (
     "rocket.jpg",
 )
 
-_REDUCED = {
-    1: cv2.IMREAD_COLOR_RGB,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
-
 # PHOTO_depth.png beside a photograph is its depth: gray, 8 or 16 bit, larger is farther, 0 is unknown.
 _DEPTH = "_depth.png"
-
-Pixels = UInt8[np.ndarray, "h w c"]
-Depth = Float32[np.ndarray, "h w"]
 
 
 class Photos(Protocol):
@@ -59,8 +47,8 @@ class Photos(Protocol):
 
     def __getitem__(self, index: int) -> Pixels: ...
 
-    def reduced(self, index: int, factor: int) -> Pixels:
-        """The photograph, 1, 2, 4 or 8 times smaller if it can be decoded so in less time, else as it is."""
+    def reduced(self, index: int, reduction: Reduction) -> Pixels:
+        """The photograph, as much smaller as it may be if it can be decoded so in less time, else as it is."""
         ...
 
     def name(self, index: int) -> str:
@@ -127,9 +115,10 @@ def folder(path: str, min_side: int = 64) -> Photos:
     if bad:
         _warn_skipped([f"{pathlib.Path(file).name} ({reason})" for file, reason in bad.items()])
     good = tuple(file for file in files if file not in bad)
+    depths = frozenset(str(file) for file in found if _is_depth_of(file, stems))
     if not good:
         raise ValueError(f"{path!r} holds no photograph of at least {min_side} px ({len(files)} files looked at)")
-    return Files(paths=good, min_side=min_side, skipped=len(bad))
+    return Files(paths=good, depths=depths, min_side=min_side, skipped=len(bad))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,7 +148,7 @@ class Encoded:
         """(h, w) in pixels, upright; (1, 1) of what cannot be read, for another will stand in for it."""
         try:
             with self.open(index) as file, Image.open(file) as image:
-                turned = image.getexif().get(_ORIENTATION, 1) >= 5
+                turned = image.getexif().get(ORIENTATION, 1) >= 5
                 return image.size if turned else image.size[::-1]
         except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError):
             return 1, 1
@@ -178,9 +167,9 @@ class Encoded:
 
     def __getitem__(self, index: int) -> Pixels:
         """The photograph at its full size; see `reduced`."""
-        return self.reduced(index, 1)
+        return self.reduced(index, whole)
 
-    def reduced(self, index: int, factor: int) -> Pixels:
+    def reduced(self, index: int, reduction: Reduction) -> Pixels:
         """The photograph (see Photos), or the next one that can be decoded.
 
         Raises:
@@ -189,11 +178,11 @@ class Encoded:
         for offset in range(len(self)):
             candidate = (index + offset) % len(self)
             try:
-                pixels = decode(self.read(candidate), factor)
+                pixels = decode(self.read(candidate), reduction)
                 if min(pixels.shape[:2]) >= self.min_side:
                     return pixels
-                if factor > 1:
-                    return self.reduced(index, 1)  # only the whole tells whether it is too small
+                if reduction is not whole:
+                    return self.reduced(index, whole)  # only the whole tells whether it is too small
                 reason = f"{pixels.shape[1]} x {pixels.shape[0]} px"
             except (OSError, ValueError, RuntimeError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -209,10 +198,12 @@ class Files(Encoded):
       min_side: see Encoded.
       skipped: see Encoded.
       paths: of the files.
+      depths: of the maps that lie beside them.
       cached: whether decoded photographs stay in memory; for a handful.
     """
 
     paths: tuple[str, ...]
+    depths: frozenset[str] = frozenset()
     cached: bool = False
 
     def __len__(self) -> int:
@@ -235,26 +226,26 @@ class Files(Encoded):
 
     def read(self, index: int) -> bytes:
         """The file."""
-        return pathlib.Path(self.paths[index]).read_bytes()
+        with open(self.paths[index], "rb") as file:
+            return file.read()
 
     def __getitem__(self, index: int) -> Pixels:
         """The photograph; see Encoded."""
         return _cached(self, index) if self.cached else super().__getitem__(index)
 
-    def reduced(self, index: int, factor: int) -> Pixels:
+    def reduced(self, index: int, reduction: Reduction) -> Pixels:
         """See Encoded; what stays in memory is not decoded again."""
-        return self[index] if self.cached else super().reduced(index, factor)
+        return self[index] if self.cached else super().reduced(index, reduction)
 
     def depth(self, index: int) -> Depth | None:
         """From the file beside the photograph; one that cannot be read counts as missing, with a warning."""
-        path = pathlib.Path(self.paths[index])
-        path = path.with_name(path.stem + _DEPTH)
-        if not path.is_file():
+        path = os.path.splitext(self.paths[index])[0] + _DEPTH
+        if path not in self.depths:
             return None
         try:
-            return decode_depth(path.read_bytes())
+            return decode_depth(pathlib.Path(path).read_bytes())
         except (OSError, ValueError) as error:
-            _warn_once(path.name, str(error).splitlines()[0], "a procedural depth stands in")
+            _warn_once(os.path.basename(path), str(error).splitlines()[0], "a procedural depth stands in")
             return None
 
 
@@ -294,9 +285,9 @@ class Subset:
     def __getitem__(self, index: int) -> Pixels:
         return self.photos[self.indices[index]]
 
-    def reduced(self, index: int, factor: int) -> Pixels:
+    def reduced(self, index: int, reduction: Reduction) -> Pixels:
         """As in the source."""
-        return self.photos.reduced(self.indices[index], factor)
+        return self.photos.reduced(self.indices[index], reduction)
 
     def name(self, index: int) -> str:
         """As in the source."""
@@ -334,80 +325,6 @@ def split(photos: Photos, holdout: float, part: str) -> Photos:
     count = min(max(1, round(holdout * len(photos))), len(photos) - 1)
     chosen = ranked[:count] if part == "holdout" else ranked[count:]
     return Subset(photos, tuple(sorted(chosen)))
-
-
-def decode(data: bytes, factor: int = 1) -> Pixels:
-    """Decodes any image file to upright 8-bit RGB; the first frame of several, alpha dropped.
-
-    Args:
-      data: the file.
-      factor: 1, 2, 4 or 8; makes most JPEG files so many times smaller, in less time, by fewer terms of their own cosine
-        transform; others stay as they are.
-
-    Raises:
-      OSError, ValueError: if the bytes are no readable image, or too large a one.
-    """
-    if not data:
-        raise ValueError("the file is empty")
-    with _opened(data) as image:
-        if _plain_jpeg(data, image):  # OpenCV decodes it in a third of the time
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION)
-            if pixels is not None:
-                return np.asarray(pixels if factor == 1 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
-        return to_rgb(ImageOps.exif_transpose(image))
-
-
-def _opened(data: bytes) -> Image.Image:
-    """An image whose header promises a size that fits in memory; its pixels are not read yet."""
-    try:
-        image = Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError as error:  # Pillow's own limit
-        raise ValueError(str(error)) from None
-    if image.width * image.height > _MAX_PIXELS:
-        image.close()
-        raise ValueError(f"{image.width} x {image.height} px is more than {_MAX_PIXELS // 10**6} megapixels")
-    return image
-
-
-def _plain_jpeg(data: bytes, image: Image.Image) -> bool:
-    """Upright, gray or RGB, and whole: OpenCV returns what it has of a truncated file, Pillow refuses it."""
-    whole = data.endswith(b"\xff\xd9") and image.format == "JPEG" and image.mode in ("L", "RGB")
-    return whole and image.getexif().get(_ORIENTATION, 1) == 1
-
-
-def decode_depth(data: bytes) -> Depth:
-    """Decodes a gray depth map, 8 or 16 bit, to [0, 1]; unknown pixels (0) take the value of the nearest known one.
-
-    Raises:
-      OSError, ValueError: if the bytes are no such image, too large a one, or hold no depth.
-    """
-    with _opened(data) as image:
-        if not image.mode.startswith(("I", "L")):
-            raise ValueError(f"{image.mode} image: expected a gray depth map")
-        values = np.asarray(image, np.float32)
-    unknown = (values <= 0).astype(np.uint8)
-    if unknown.all():
-        raise ValueError("the depth map is empty")
-    if unknown.any():
-        _, nearest = cv2.distanceTransformWithLabels(unknown, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)
-        by_label = np.zeros(nearest.max() + 1, np.float32)
-        known = unknown == 0
-        by_label[nearest[known]] = values[known]
-        values = by_label[nearest]
-    near, far = np.percentile(values, (0.5, 99.5))
-    return np.clip((values - near) / max(float(far - near), 1e-6), 0, 1).astype(np.float32)
-
-
-def to_rgb(image: Image.Image) -> Pixels:
-    """Any Pillow mode to 8-bit RGB; 16 bit is scaled, floating point in [0, 1] or [0, 255] too, NaN is black."""
-    if image.mode.startswith(("I", "F")):
-        values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
-        top = 65_535 if image.mode.startswith("I") else 1.0 if values.max(initial=0) <= 1 else 255
-        gray = np.round(np.clip(values / top, 0, 1) * 255).astype(np.uint8)
-        return np.repeat(gray[..., None], 3, -1)
-    # A palette may hold transparency: RGBA first, so that its colours are resolved.
-    rgba = image.convert("RGBA") if image.mode == "P" else image
-    return np.asarray(rgba.convert("RGB"))
 
 
 def _tfds(rest: str, min_side: int) -> Photos:
@@ -452,7 +369,7 @@ def _usable(photos: Records, spec: str) -> Photos:
 
 @functools.lru_cache(maxsize=64)
 def _cached(files: Files, index: int) -> Pixels:
-    return Encoded.reduced(files, index, 1)
+    return Encoded.reduced(files, index, whole)
 
 
 def _is_depth_of(file: pathlib.Path, stems: set[pathlib.Path]) -> bool:
@@ -465,7 +382,7 @@ def _unusable(path: str, min_side: int) -> str:
         with Image.open(path) as image:
             if min(image.size) < min_side:
                 return f"{image.width} x {image.height} px"
-            if image.width * image.height > _MAX_PIXELS:
+            if image.width * image.height > MAX_PIXELS:
                 return "too many pixels"
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return "empty" if not pathlib.Path(path).stat().st_size else "not an image"

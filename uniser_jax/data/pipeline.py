@@ -31,7 +31,12 @@ from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.layer import Scene
 from uniser_jax.types import Batch, Edit
 
+_CROP = 4  # tells this use of a seed from others
 _MARGIN = 1.25  # sides of a pair that several views are cut from, over those of a view
+
+# Of colour_matrix: stops of exposure and of each channel, saturation less 1, radians of hue.
+_LOWEST, _HIGHEST = np.array([(-1, 0.5), *3 * [(-0.5, 0.5)], (-1, 0.3), (-np.pi, np.pi)]).T
+_THIRDS = 2 * np.pi / 3 * (np.arange(3)[:, None] - np.arange(3))
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
@@ -48,7 +53,7 @@ class Examples:
       colour: how much exposure, white balance, hue and saturation of a photograph vary from visit to visit; 0 to 1.
       smallest: part of a photograph that an example shows, see `Crop`.
       buckets: shapes; by default squares.
-      recent: photographs that were decoded a moment ago.
+      recent: parts of photographs that were cut a moment ago.
     """
 
     photos: Photos
@@ -81,25 +86,28 @@ class Examples:
         drawn = self._drawn(index)
         rng = np.random.default_rng((self.seed, drawn.pair))
         stops = float(rng.uniform(0, self.sampling.highlight_stops))
-        scene = self._view(rng, drawn.photo, stops, drawn.shape)
+        scene = self._view(rng, drawn, drawn.photo, stops)
         recipe = edit.sample(rng, scene, self.sampling)
         if any(name == "reflection" for name, _ in recipe.effects):  # only a window needs a second photograph
-            # That of the example before: any other would do, but this one was decoded a moment ago.
-            scene = scene._replace(other=self._view(rng, drawn.other, stops, drawn.shape).radiance)
+            # The part that the example before showed: any other would do, but this one was cut a moment ago.
+            scene = scene._replace(other=self._view(rng, drawn, drawn.other, stops).radiance)
         return scene, recipe
 
-    def _view(self, rng: np.random.Generator, index: int, stops: float, shape: tuple[int, int]) -> Scene:
-        """A part of a photograph, in linear light and other colours, with its depth if there is one."""
-        smallest = self.smallest
+    def _view(self, rng: np.random.Generator, drawn: "_Drawn", photo: int, stops: float) -> Scene:
+        """The part of a photograph that its epoch shows, in linear light and other colours, with its depth if there is one."""
+        shape, smallest = drawn.shape, self.smallest
         if self.schedule.reuse > 1:  # the views are smaller than the pair: they are what must show so much
             shape, smallest = _enlarged(shape), min(1.0, smallest * _MARGIN**2)
-        crop = Crop.sample(rng, smallest, shape[1] / shape[0])
-        factor = crop.reduction(self.photos.shape(index), shape)
-        photo = self.recent.get((index, factor), lambda key: self.photos.reduced(*key))
-        depth = self.photos.depth(index)
+        place = np.random.default_rng((self.seed, drawn.epoch, _CROP, photo))
+        crop = Crop.sample(place, smallest, shape[1] / shape[0])
+        part = self.recent.get((photo, crop, shape), lambda: crop.cut(self._decoded(photo, crop, shape), shape))
+        depth = self.photos.depth(photo)
         matrix = colour_matrix(rng, self.colour) if self.colour else None
-        radiance = light.expand_highlights(crop.cut(photo, shape), stops, matrix)
+        radiance = light.expand_highlights(part, stops, matrix)
         return Scene(radiance, depth=None if depth is None else crop.cut(depth, shape))
+
+    def _decoded(self, photo: int, crop: "Crop", shape: tuple[int, int]) -> UInt8[np.ndarray, "h w c"]:
+        return self.photos.reduced(photo, lambda whole: crop.reduction(whole, shape))
 
     def _drawn(self, index: int) -> "_Drawn":
         """Which photograph a global index shows, and in which shape."""
@@ -109,7 +117,7 @@ class Examples:
         epoch, turn = divmod(number, len(members))
         order = _order(self.seed, epoch, len(members), bucket)
         photo, other = (int(members[order[one]]) for one in (turn, turn - 1))
-        return _Drawn(place.pair, photo, other, buckets.shape(bucket, place.stage.size))
+        return _Drawn(place.pair, epoch, photo, other, buckets.shape(bucket, place.stage.size))
 
     def find(self, effect: str | None, count: int, limit: int = 1_000) -> list[int]:
         """The first indices whose example shows an effect, any for None.
@@ -139,6 +147,7 @@ class _Drawn(NamedTuple):
     """What is drawn for an index before anything random: see `Examples`."""
 
     pair: int  # its number, the seed of all that is random about it
+    epoch: int
     photo: int
     other: int  # for what a window reflects
     shape: tuple[int, int]  # (h, w) of the example in pixels
@@ -157,12 +166,12 @@ class Recent:
         self._kept: collections.OrderedDict[Hashable, np.ndarray] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, index: Hashable, make: Callable[[Any], np.ndarray]) -> np.ndarray:
+    def get(self, index: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
         """The array of an index, made if it is not kept."""
         with self._lock:
             if index in self._kept:
                 return self._kept[index]
-        made = make(index)
+        made = make()
         with self._lock:
             self._bytes += made.nbytes if index not in self._kept else 0
             self._kept[index] = made
@@ -251,7 +260,7 @@ def random_crop(
 
 def _interpolation(ratio: float) -> int:
     """Of a reduction by `ratio`: averaging only where a bilinear step would skip pixels; it is four times slower."""
-    return cv2.INTER_CUBIC if ratio < 1 else cv2.INTER_LINEAR if ratio < 1.6 else cv2.INTER_AREA
+    return cv2.INTER_CUBIC if ratio < 1 else cv2.INTER_LINEAR if ratio <= 2 else cv2.INTER_AREA
 
 
 def colour_matrix(rng: np.random.Generator, amount: float) -> Float64[np.ndarray, "c c"]:
@@ -259,12 +268,9 @@ def colour_matrix(rng: np.random.Generator, amount: float) -> Float64[np.ndarray
 
     At amount 1: exposure from 1 stop down to 1/2 up, white balance within 1/2 stop per channel, any hue, saturation 0 to 1.3.
     """
-    exposure = 2 ** (amount * rng.uniform(-1, 0.5))
-    balance = 2 ** (amount * rng.uniform(-0.5, 0.5, 3))
-    saturation = 1 + amount * rng.uniform(-1, 0.3)
-    gray = np.full((3, 3), 1 / 3)
-    turn = cv2.Rodrigues(amount * rng.uniform(-np.pi, np.pi) * np.full(3, 3**-0.5))[0]  # about the gray axis
-    return exposure * balance[:, None] * (saturation * turn + (1 - saturation) * gray)
+    exposure, red, green, blue, saturation, hue = amount * rng.uniform(_LOWEST, _HIGHEST)
+    turn = np.cos(hue + _THIRDS) * (2 / 3 * (1 + saturation))  # about the gray axis
+    return 2 ** (exposure + np.array([[red], [green], [blue]])) * (turn + 1 / 3)
 
 
 @functools.lru_cache(maxsize=16)

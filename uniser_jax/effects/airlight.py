@@ -75,7 +75,7 @@ def night(radiance: Float32[np.ndarray, "h w c"], dark: float, lamps: tuple[Lamp
     for x, y, kelvin, power, size in lamps:
         near = np.float32(0.25 * power) / (1 + _squared_distance((h, w), x, y) / np.float32((0.1 + 8 * size) ** 2))
         lit += near[..., None] * light.black_body(kelvin)
-    added = _relit(radiance, depth.widen(lit, radiance.shape))
+    added = _relit(radiance, fields.widen(lit, radiance.shape))
     for lamp in lamps:
         _light_up(added, lamp)
     return added
@@ -87,7 +87,7 @@ def _relit(radiance: kernels.Image, lit: kernels.Image) -> kernels.Image:
     h, w = radiance.shape[:2]
     out = np.empty((h, w, 3), np.float32)
     for i in range(h):
-        k, below, a = depth.between_rows(i, h, len(lit))
+        k, below, a = kernels.between_rows(i, h, len(lit))
         for j in range(w):
             for c in range(3):
                 value = radiance[i, j, c]

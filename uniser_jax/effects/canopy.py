@@ -34,7 +34,7 @@ def dapples(rng: np.random.Generator, shape: tuple[int, int]) -> Float32[np.ndar
         _pass(through, tile, _placed(rng, drawn, zoom * rng.uniform(0.8, 1.2)))
         zoom *= 0.75
     glance = cv2.resize(through, (32, 32), interpolation=cv2.INTER_AREA)
-    brightest = max(float(np.quantile(glance, 0.98)), 0.3)  # a canopy with no gap at all would be no dapple
+    brightest = max(fields.quantile(glance, 0.98), 0.3)  # a canopy with no gap at all would be no dapple
     if finer > 1:
         through = cv2.resize(through, shape[::-1], interpolation=cv2.INTER_AREA)
     return np.maximum(1 - through * np.float32(1 / brightest), 0)

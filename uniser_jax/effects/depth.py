@@ -77,19 +77,6 @@ def _boxes(image: kernels.Image, n: int) -> kernels.Image:
     return out
 
 
-def widen(small: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Enlarges a small image along its rows only; kernels go on between rows (`between_rows`), and no full image is stored."""
-    return small if small.shape[1] == shape[1] else cv2.resize(small, (shape[1], small.shape[0]))
-
-
-@_compiled
-def between_rows(i: int, h: int, rows: int) -> tuple[int, int, np.float32]:
-    """Where row i of h lies among fewer rows, as cv2.resize has it: row above, row below, share of the latter."""
-    y = max((i + 0.5) * rows / h - 0.5, 0.0)
-    above = min(int(y), rows - 1)
-    return above, min(above + 1, rows - 1), np.float32(y - above)
-
-
 def follow_light(
     field: Field,
     small: Float32[np.ndarray, "h w c"],
@@ -106,14 +93,14 @@ def follow_light(
     """
     slope, start = _lines(field, np.sqrt(np.clip(light.luminance(small), 0, 1)), 0.06, 4e-3)
     factor = np.ones((1, 1), np.float32) if factor is None else factor
-    slope, start, factor = (widen(plane, radiance.shape) for plane in (slope, start, factor))
+    slope, start, factor = (fields.widen(plane, radiance.shape) for plane in (slope, start, factor))
     return _along_light(slope, start, radiance, factor)
 
 
 def follow_depth(field: Field, small: Field, depth: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
     """The same along the edges of a given depth, of which the field is a smooth function: nearly exact."""
     slope, start = _lines(field, small, 0.02, 1e-5)
-    return _along_depth(widen(slope, depth.shape), widen(start, depth.shape), depth)
+    return _along_depth(fields.widen(slope, depth.shape), fields.widen(start, depth.shape), depth)
 
 
 def _lines(field: Field, guide: Field, radius: float, epsilon: float) -> tuple[Field, Field]:
@@ -131,8 +118,8 @@ def _along_light(
     h, w = radiance.shape[:2]
     out, guide = np.empty((h, w), np.float32), np.empty(w, np.float32)
     for i in range(h):
-        k, below, a = between_rows(i, h, len(slope))
-        m, under, b = between_rows(i, h, len(factor))
+        k, below, a = kernels.between_rows(i, h, len(slope))
+        m, under, b = kernels.between_rows(i, h, len(factor))
         scene, row = radiance[i], out[i]
         for j in range(w):
             y = _RED * scene[j, 0] + _GREEN * scene[j, 1] + _BLUE * scene[j, 2]
@@ -154,7 +141,7 @@ def _along_depth(slope: kernels.Plane, start: kernels.Plane, depth: kernels.Plan
     h, w = depth.shape
     out = np.empty((h, w), np.float32)
     for i in range(h):
-        k, below, a = between_rows(i, h, len(slope))
+        k, below, a = kernels.between_rows(i, h, len(slope))
         slope0, slope1, start0, start1 = slope[k], slope[below], start[k], start[below]
         for j in range(w):
             value = (slope0[j] + a * (slope1[j] - slope0[j])) * depth[i, j] + start0[j] + a * (start1[j] - start0[j])

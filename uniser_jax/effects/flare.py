@@ -20,7 +20,7 @@ import numba
 import numpy as np
 from jaxtyping import Float32
 
-from uniser_jax.effects import depth, fields, ghosts, glare, kernels, light, pupil, sources, templates
+from uniser_jax.effects import fields, ghosts, glare, kernels, light, pupil, sources, templates
 from uniser_jax.effects.glare import Glare, Grain
 from uniser_jax.effects.layer import Affine, Scene, Shine, Strength, per_pixel
 from uniser_jax.effects.sources import Rgb, Source
@@ -120,7 +120,7 @@ def _lit(radiance: Image, scattered: Image, strength: Float32[np.ndarray, "h w"]
     out, of_row = np.empty((h, 3 * w), np.float32), np.empty(3 * w, np.float32)
     scene, light_of = radiance.reshape(h, 3 * w), scattered.reshape(len(scattered), 3 * w)
     for i in range(h):
-        k, below, a = depth.between_rows(i, h, len(light_of))
+        k, below, a = kernels.between_rows(i, h, len(light_of))
         kernels.per_value(strength, i, of_row)
         behind, seen, here, there = scene[i], out[i], light_of[k], light_of[below]
         for n in range(3 * w):
@@ -228,7 +228,7 @@ class Flare:
         if self.mirror:
             flare += self._mirrored(scene.radiance if lamp is None else lamp.onto(scene.radiance), flare.shape[:2])
         np.minimum(flare, _BRIGHTEST, out=flare)
-        return FlareLayer(depth.widen(flare, (h, w)), h, lamp)
+        return FlareLayer(fields.widen(flare, (h, w)), h, lamp)
 
     def _placed(self, shape: fields.Shape) -> list[tuple[np.ndarray, Any, Float32[np.ndarray, "c"]]]:
         """Of each source: where, in pixels; its parameters; its colour."""

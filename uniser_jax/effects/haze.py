@@ -325,7 +325,7 @@ class Haze:
         x = np.arange(w, dtype=np.float32)[None] + cv2.Sobel(stream, cv2.CV_32F, 0, 1, scale=reach)
         y = np.arange(h, dtype=np.float32)[:, None] - cv2.Sobel(stream, cv2.CV_32F, 1, 0, scale=reach)
         noise = cv2.remap(noise, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-        cut = float(np.quantile(noise[::4, ::4], 1 - self.coverage))
+        cut = fields.quantile(noise[::4, ::4], 1 - self.coverage)
         half = 0.5 * (1 - self.sharpness) + 0.04
         return fields.smoothstep(noise, cut - 0.5 * half, cut + half) * (np.float32(0.4) + np.float32(0.6) * noise)
 

@@ -7,10 +7,15 @@ Compiled code is cached on disk beside this file, or in numba's user cache where
 
 import numba
 import numpy as np
-from jaxtyping import Float32, Int16, UInt8
+from jaxtyping import Float32, UInt8, UInt32
 
 Image = Float32[np.ndarray, "h w c"]
 Plane = Float32[np.ndarray, "h w"]
+# From linear light in [0, 1] to a stored level: of each of n equal bins, and of white, the lowest level there in 8 bits, and
+# where in the bin it ends, in 24, in PARTS of the bin.
+Curve = UInt32[np.ndarray, "n+1"]
+
+PARTS = 2**23
 
 _compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 _ONE, _ZERO = np.float32(1), np.float32(0)
@@ -46,25 +51,52 @@ def per_value(strength: Plane, i: int, out: Float32[np.ndarray, "3*w"]) -> None:
 
 
 @_compiled
-def all_white(stored: UInt8[np.ndarray, "h w c"]) -> Plane:
-    """1 where every channel of a stored image is 255, else 0."""
-    out = np.empty(stored.shape[:2], np.float32)
-    for i in range(stored.shape[0]):
-        for j in range(stored.shape[1]):
-            out[i, j] = (stored[i, j, 0] & stored[i, j, 1] & stored[i, j, 2]) == 255
+def between_rows(i: int, h: int, rows: int) -> tuple[int, int, np.float32]:
+    """Where row i of h lies among fewer rows, as cv2.resize has it: row above, row below, share of the latter."""
+    y = max((i + 0.5) * rows / h - 0.5, 0.0)
+    above = min(int(y), rows - 1)
+    return above, min(above + 1, rows - 1), np.float32(y - above)
+
+
+@_compiled
+def white_share(stored: UInt8[np.ndarray, "h w c"], n: int) -> Plane:
+    """How much of each square of n pixels is 255 in every channel; the last row and column may be cut."""
+    h, w = stored.shape[:2]
+    rows, columns = (h + n - 1) // n, (w + n - 1) // n
+    out, count = np.empty((rows, columns), np.float32), np.empty(w, np.int32)
+    for i in range(rows):
+        high = min(n, h - i * n)
+        count[:] = 0
+        for k in range(i * n, i * n + high):
+            codes = stored[k].reshape(-1)
+            for j in range(w):
+                count[j] += (codes[3 * j] & codes[3 * j + 1] & codes[3 * j + 2]) == 255
+        for j in range(columns):
+            wide = min(n, w - j * n)
+            out[i, j] = count[j * n : j * n + wide].sum() / np.float32(high * wide)
     return out
 
 
 @_compiled
 def lift(radiance: Image, stored: UInt8[np.ndarray, "h w c"], inside: Plane, gain: Float32[np.ndarray, "c"]) -> None:
-    """Adds gain max(2 inside - 1, 0)^2 where all channels are 255, in place.
+    """Adds gain max(2 inside - 1, 0)^2 where all channels are 255, in place; rows of `inside` are interpolated.
 
     `inside` is their blurred share: 1/2 at a straight edge, where nothing is added; a step would show under any shadow.
     """
-    for i in range(stored.shape[0]):
+    h = len(stored)
+    half, two = np.float32(0.5), np.float32(2)
+    grows = np.zeros(len(inside), np.bool_)
+    for k in range(len(inside)):
+        for j in range(inside.shape[1]):
+            grows[k] |= inside[k, j] > half
+    for i in range(h):
+        k, below, a = between_rows(i, h, len(inside))
+        if not (grows[k] or grows[below]):
+            continue
         for j in range(stored.shape[1]):
-            if (stored[i, j, 0] & stored[i, j, 1] & stored[i, j, 2]) == 255 and inside[i, j] > np.float32(0.5):
-                share = np.float32(2) * inside[i, j] - _ONE
+            share = inside[k, j] + a * (inside[below, j] - inside[k, j])
+            if share > half and (stored[i, j, 0] & stored[i, j, 1] & stored[i, j, 2]) == 255:
+                share = two * share - _ONE
                 for c in range(3):
                     radiance[i, j, c] += gain[c] * share * share
 
@@ -73,8 +105,7 @@ def lift(radiance: Image, stored: UInt8[np.ndarray, "h w c"], inside: Plane, gai
 def encode(
     radiance: Image,
     gain: Float32[np.ndarray, "c"],
-    levels: Int16[np.ndarray, "n"],
-    ends: Float32[np.ndarray, "256"],
+    curve: Curve,
     normal: Float32[np.ndarray, "m"],
     offset: int,
     shot: float,
@@ -83,14 +114,13 @@ def encode(
 ) -> UInt8[np.ndarray, "h w c"]:
     """The level of gain x + k sigma e, sigma^2 = shot * clip(gain x) + read^2, of a contiguous image.
 
-    A row at a time, values first: flat loops without look-ups are vectorised. Indices are unsigned, because numba lets signed
-    ones count from the end, and pays for it.
+    A row at a time, values first: flat loops without look-ups are vectorised, and the one look-up has no branch. Indices are
+    unsigned, because numba lets signed ones count from the end, and pays for it.
 
     Args:
       radiance: x.
       gain: of each channel.
-      levels: see `light.Curve`.
-      ends: see `light.Curve`.
+      curve: from light to levels.
       normal: e, a table of normal numbers longer than a row; empty for no noise.
       offset: into the table.
       shot: see above.
@@ -99,9 +129,10 @@ def encode(
     """
     height, width = radiance.shape[0], 3 * radiance.shape[1]
     out = np.empty(radiance.shape, np.uint8)
-    gains, values, bins = _repeated(gain, width), np.empty(width, np.float32), np.empty(width, np.uint32)
-    spread, variance, slope = np.empty(width, np.float32), np.float32(read * read), np.float32(shot)
-    count = np.float32(len(levels) - 1)
+    gains, values, spread = _repeated(gain, width), np.empty(width, np.float32), np.empty(width, np.float32)
+    bins, parts, entries = np.empty(width, np.uint32), np.empty(width, np.int32), np.empty(width, np.uint32)
+    variance, slope = np.float32(read * read), np.float32(shot)
+    count, each = np.float32(len(curve) - 1), np.float32(PARTS)
     for i in range(height):
         light, stored = radiance[i].reshape(-1), out[i].reshape(-1)
         for j in range(width):
@@ -113,15 +144,15 @@ def encode(
             for j in range(width):
                 values[j] += spread[j] * np.sqrt(slope * _clipped(values[j]) + variance) * noise[j]
         for j in range(width):
-            values[j] = _clipped(values[j])
-            bins[j] = np.uint32(np.int32(values[j] * count))
+            place = _clipped(values[j]) * count
+            whole = np.int32(place)
+            bins[j] = np.uint32(whole)
+            parts[j] = np.int32((place - np.float32(whole)) * each)
         for j in range(width):
-            level = levels[bins[j]]
-            if level < 0:
-                level = -level - 1
-                while values[j] > ends[np.uint8(level)]:
-                    level += 1
-            stored[j] = np.uint8(level)
+            entries[j] = curve[bins[j]]
+        for j in range(width):
+            ended = parts[j] > np.int32(entries[j] >> np.uint32(8))
+            stored[j] = np.uint8(np.int32(entries[j] & np.uint32(255)) + np.int32(ended))
     return out
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Float32
 
 from uniser_jax.effects import depth, kernels, light
 
-_SUPPORT_SIDE = 256
+_SUPPORT_SIDE = 128
 
 Strength = Float32[np.ndarray, "h w"] | float
 
@@ -120,7 +120,7 @@ def see(
 def support(layer: Layer, radiance: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w"]:
     """Where a layer visibly changes a scene: its true mask, in [0, 1].
 
-    A change of 0.05 of white's square root, about 12 of 255 levels, counts as full. Seen at up to about 256 px: masks are soft.
+    A change of 0.05 of white's square root, about 12 of 255 levels, counts as full. Seen at up to about 128 px: masks are soft.
     """
     shape = radiance.shape[:2]
     n = max(1, round(max(shape) / _SUPPORT_SIDE))

@@ -5,41 +5,36 @@
 """
 
 import functools
-from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Float64, Int16, UInt8
+from jaxtyping import Float32, Float64, UInt8
 
 from uniser_jax.effects import fields, kernels
+from uniser_jax.effects.kernels import Curve
 
 _WHITE, _NONE, _STILL = np.ones(3, np.float32), np.zeros(0, np.float32), np.zeros((1, 1), np.float32)
-_BINS = 65_536  # of a Curve; narrow, so that few hold the end of a level
+
+_RAMP = 0.01  # of an image side: the edge over which highlights grow
 
 WAVELENGTHS = np.array([0.610, 0.550, 0.465])  # of red, green and blue, micrometres
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of linear Rec. 709
 
 
-class Curve(NamedTuple):
-    """From linear light in [0, 1] to a stored level, exactly.
+def to_curve(halves: Float64[np.ndarray, "255"]) -> Curve:
+    """The curve whose levels k and k + 1 meet at the linear light halves[k], ascending in [0, 1]: exact in float32.
 
-    Args:
-      levels: of each of the equal bins of [0, 1]; where a level ends within a bin, -1 - the lowest level there.
-      ends: linear light at which a level ends; the last never does.
+    A bin holds the end of one level at most; only where levels are closer than a millionth is one passed over.
     """
-
-    levels: Int16[np.ndarray, "n"]
-    ends: Float32[np.ndarray, "256"]
-
-    @classmethod
-    def from_halves(cls, halves: Float64[np.ndarray, "255"]) -> "Curve":
-        """The curve whose levels k and k + 1 meet at the linear light halves[k], ascending."""
-        ends = np.append(halves, 2.0).astype(np.float32)
-        last = np.floor(np.clip(ends[:-1], 0, 1) * _BINS).astype(np.int64)  # the bin in which each level ends
-        counts = np.diff(np.concatenate([[-1], last, [_BINS]]))
-        levels = np.repeat(np.arange(256, dtype=np.int16), counts)
-        levels[last] = -1 - levels[last]
-        return cls(levels, ends)
+    ends, bins = halves.astype(np.float32).astype(np.float64), 8_192
+    while (np.diff(np.floor(ends * bins)) == 0).any() and bins < 2**20:
+        bins *= 2
+    place = ends * bins
+    bin_of_end = np.floor(place).astype(np.int64)
+    level = np.searchsorted(bin_of_end, np.arange(bins + 1))
+    end = np.full(bins + 1, kernels.PARTS - 1)
+    end[bin_of_end] = (place - bin_of_end) * kernels.PARTS
+    return (end << 8 | level).astype(np.uint32)
 
 
 def expand(stored: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
@@ -50,7 +45,7 @@ def expand(stored: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape
 @functools.cache
 def srgb() -> Curve:
     """The inverse of (1), rounded to 8 bits."""
-    return Curve.from_halves(expand((np.arange(255) + 0.5) / 255))
+    return to_curve(expand((np.arange(255) + 0.5) / 255))
 
 
 @functools.cache
@@ -65,7 +60,7 @@ def decode(srgb: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
 
 def encode(linear: Float32[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
     """The inverse of (1): clips to [0, 1], encodes and rounds, exactly; `encode(decode(x)) == x`."""
-    return kernels.encode(np.ascontiguousarray(linear, np.float32), _WHITE, *srgb(), _NONE, 0, 0.0, 0.0, _STILL)
+    return kernels.encode(np.ascontiguousarray(linear, np.float32), _WHITE, srgb(), _NONE, 0, 0.0, 0.0, _STILL)
 
 
 def luminance(linear: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w"]:
@@ -92,7 +87,9 @@ def expand_highlights(
         linear, white = kernels.decode(np.ascontiguousarray(photo), _decoded(), matrix.astype(np.float32))
     if stops <= 0 or not white:
         return linear
-    inside = fields.blur(kernels.all_white(photo), 0.01 * fields.side(photo.shape[:2]))
+    sigma = _RAMP * fields.side(photo.shape[:2])
+    n = max(1, int(sigma / 1.25))  # so soft a mask is as good on cells of n pixels
+    inside = fields.widen(fields.blur(kernels.white_share(photo, n), sigma / n), photo.shape)
     gain = (2**stops - 1) * (_WHITE if matrix is None else matrix.sum(1))
     kernels.lift(linear, photo, inside, gain.astype(np.float32))
     return linear

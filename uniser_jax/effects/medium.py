@@ -51,10 +51,10 @@ class MediumLayer:
     def __call__(self, radiance: Float32[np.ndarray, "h w c"], strength: Strength) -> Float32[np.ndarray, "h w c"]:
         """Equation (2); G acts on the light that arrives at the layer."""
         radiance = np.ascontiguousarray(radiance)
-        s, airlight = per_pixel(strength), depth.widen(self.veil(), radiance.shape)
+        s, airlight = per_pixel(strength), fields.widen(self.veil(), radiance.shape)
         if not self.forward:
             return _through(radiance, airlight, self.optical_depth, s, self.spectrum)
-        scattered = depth.widen(self.scattered(radiance, strength), radiance.shape)
+        scattered = fields.widen(self.scattered(radiance, strength), radiance.shape)
         kept = np.float32(1 - self.forward)
         return _through_forward(radiance, scattered, airlight, self.optical_depth, s, self.spectrum, kept)
 
@@ -107,7 +107,7 @@ def _through(
     behind, veils = radiance.reshape(h, 3 * w), airlight.reshape(len(airlight), 3 * w)
     direct = np.empty(3 * w, np.float32)
     for i in range(h):
-        k, below, a = depth.between_rows(i, h, len(veils))
+        k, below, a = kernels.between_rows(i, h, len(veils))
         _exponents(optical_depth[i], kernels.row(strength, i, w), spectrum, direct)
         scene, seen, veil, next_veil = behind[i], out[i], veils[k], veils[below]
         for n in range(3 * w):
@@ -134,8 +134,8 @@ def _through_forward(
     blurs = scattered.reshape(len(scattered), 3 * w)
     direct, reaches = np.empty(3 * w, np.float32), np.empty(3 * w, np.float32)
     for i in range(h):
-        k, below, a = depth.between_rows(i, h, len(veils))
-        m, under, b = depth.between_rows(i, h, len(blurs))
+        k, below, a = kernels.between_rows(i, h, len(veils))
+        m, under, b = kernels.between_rows(i, h, len(blurs))
         _exponents(optical_depth[i], kernels.row(strength, i, w), spectrum, direct)
         scene, seen, veil, next_veil, soft, next_soft = (
             behind[i],

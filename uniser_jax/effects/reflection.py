@@ -178,7 +178,8 @@ class Reflection:
         near, far, transmission = self.glazing(grid)
         seen, margin = self._reflected(scene)
         inside = seen[margin : margin + shape[0], margin : margin + shape[1]]
-        reflected = cv2.resize(inside, grid[::-1], interpolation=cv2.INTER_AREA)
+        some = inside[:: max(1, shape[0] // (4 * _GRID))]  # rows: enough for means over cells
+        reflected = cv2.resize(some, grid[::-1], interpolation=cv2.INTER_AREA)
         around = np.minimum(cv2.GaussianBlur(light.luminance(reflected), (7, 7), 1.4), 2)
         tone = (1 - self.contrast + self.contrast * around * around)[..., None] * light.black_body(self.kelvin)  # (7)
         near, far = near * tone, far * tone
@@ -220,9 +221,9 @@ class Reflection:
         if total <= 2e-9:
             return 0.0
         if self.lamps:  # they clip whatever the gain: it is the room that must be seen
-            total = float(np.minimum(light_of, _quantile(light_of, 0.95)).mean())
-        visible = _quantile((2 * root + _VISIBLE) * _VISIBLE / light_of, 0.05)
-        overwhelming = _quantile((2 * root + _OVERWHELMING) * _OVERWHELMING / light_of, 0.5)
+            total = float(np.minimum(light_of, fields.quantile(light_of, 0.95)).mean())
+        visible = fields.quantile((2 * root + _VISIBLE) * _VISIBLE / light_of, 0.05)
+        overwhelming = fields.quantile((2 * root + _OVERWHELMING) * _OVERWHELMING / light_of, 0.5)
         mean = max(float(behind.mean()), 1e-4) / total
         return min(max(self.energy * mean, visible), overwhelming, _MOST * mean)
 
@@ -240,9 +241,7 @@ class Reflection:
             other = cv2.resize(other, reduced, interpolation=cv2.INTER_AREA)
         view = self._view(other.shape[:2], tuple(n / factor for n in shape), margin / factor)
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        four = cv2.cvtColor(other, cv2.COLOR_RGB2RGBA)  # channels, because OpenCV warps these in half the time
-        seen = cv2.warpPerspective(four, view, size[::-1], flags=flags, borderMode=cv2.BORDER_REFLECT_101)
-        seen = cv2.cvtColor(seen, cv2.COLOR_RGBA2RGB)
+        seen = cv2.warpPerspective(other, view, size[::-1], flags=flags, borderMode=cv2.BORDER_REFLECT_101)
         if self.lamps or self.occluder != "none":
             self._dress(seen, margin // factor, side / factor)
         # Reduction and enlargement blur by themselves, with about a third of a cell each way.
@@ -366,11 +365,6 @@ def _glass(rng: np.random.Generator, tinted: bool) -> tuple[float, float, float]
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-
-
-def _quantile(values: Float32[np.ndarray, "n"], share: float) -> float:
-    place = int(share * (len(values) - 1))
-    return float(np.partition(values, place)[place])
 
 
 def _shift(x: float, y: float) -> Float64[np.ndarray, "3 3"]:

@@ -13,8 +13,8 @@ import dataclasses
 import functools
 from typing import Self
 
-import cv2
 import numpy as np
+import simplejpeg
 from jaxtyping import Float32, Float64, UInt8
 
 from uniser_jax.effects import kernels, light
@@ -87,7 +87,7 @@ class Sensor:
         stored = kernels.encode(
             np.ascontiguousarray(radiance, np.float32),
             self.gains(),
-            *curve,
+            curve,
             normal=_normals() if noisy else _normals()[:0],
             offset=self.seed,
             shot=self.shot,
@@ -102,10 +102,11 @@ class Sensor:
         return np.exp2(np.array([self.exposure + red, self.exposure, self.exposure + blue])).astype(np.float32)
 
 
-def tone_curve(bias: float, gain: float) -> light.Curve:
+@functools.lru_cache(maxsize=8)  # input and target share it
+def tone_curve(bias: float, gain: float) -> kernels.Curve:
     """Equation (3) behind the clipping, as a table."""
     halves = (np.arange(255) + 0.5) / 255
-    return light.Curve.from_halves(light.expand(schlick_bias(schlick_gain(halves, 1 - gain), 1 - bias)))
+    return light.to_curve(light.expand(schlick_bias(schlick_gain(halves, 1 - gain), 1 - bias)))
 
 
 def schlick_bias(x: Float64[np.ndarray, "n"], b: float) -> Float64[np.ndarray, "n"]:
@@ -125,7 +126,4 @@ def _normals() -> Float32[np.ndarray, "n"]:
 
 
 def _compressed(stored: UInt8[np.ndarray, "h w c"], quality: int) -> UInt8[np.ndarray, "h w c"]:
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(stored, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise OSError(f"JPEG of quality {quality} failed")
-    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB))
+    return simplejpeg.decode_jpeg(simplejpeg.encode_jpeg(stored, quality, "RGB", "420"), "RGB")

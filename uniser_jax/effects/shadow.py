@@ -229,16 +229,17 @@ class Shadow:
         narrowest = (0.004 if name == "dapples" else self.penumbra) * fields.side(shape)
         factor = 2 ** int(np.clip(np.log2(narrowest / _COARSE) + 1, 0, 4)) if min(shape) > 64 else 1
         drawn = (-(-shape[0] // factor), -(-shape[1] // factor))
-        soft = self._softened(name, rng, drawn, turn, mattes.RESAMPLING if factor > 1 else 0.0)
+        soft = self._softened(index, rng, drawn, turn, mattes.RESAMPLING if factor > 1 else 0.0)
         if relief is not None and self.bend:
             along = self.bend * fields.side(drawn) * np.array([np.cos(angle), np.sin(angle)], np.float32)
             soft = mattes.bent(soft, cv2.resize(relief, drawn[::-1]), *along.astype(np.float32))
         return soft if factor == 1 else cv2.resize(soft, shape[::-1])
 
     def _softened(
-        self, name: str, rng: np.random.Generator, shape: tuple[int, int], turn: float, resampling: float
+        self, index: int, rng: np.random.Generator, shape: tuple[int, int], turn: float, resampling: float
     ) -> Float32[np.ndarray, "h w"]:
         """A form behind equation (4); `resampling` is the variance, in pixels, that enlargement will add."""
+        name = self.shapes[index]
         if name == "dapples":
             return canopy.dapples(rng, shape)
         sharp = self.penumbra * fields.side(shape)
@@ -246,16 +247,17 @@ class Shadow:
         if name == "blob":
             heading = np.array([np.cos(self.angle + turn), np.sin(self.angle + turn)])
             return mattes.soften(_blob(rng, shape, self.size), -heading / 2, heading, *sigmas)
-        cast = casters.FORMS[name](rng, self.size, self.angle)
+        cast = _form(name, self.seed, index, self.size, self.angle)
         cast = cast.turned(turn) if turn else cast
         soft = mattes.soften(mattes.polygons(cast.forms, shape), cast.contact, cast.direction, *sigmas)
         return 1 - soft if cast.lit else soft
 
     def _taken(self, scene: Scene) -> float:
         """Share of the photograph's brightness that lies in shadow, from a glance at few pixels."""
+        hard = dataclasses.replace(self, penumbra=0.0)
         step = max(1, min(scene.radiance.shape[:2]) // 32)
         seen = np.sqrt(np.clip(light.luminance(np.ascontiguousarray(scene.radiance[::step, ::step])), 0, 1)) + 1e-3
-        return float((self.coverage(seen.shape) * seen).sum() / seen.sum())
+        return float((hard.coverage(seen.shape) * seen).sum() / seen.sum())
 
     def _relief(self, scene: Scene) -> Float32[np.ndarray, "a b"]:
         """Height towards the camera, in [-1, 1]: of the depth, or of brightness, which rises and falls with things."""
@@ -268,6 +270,12 @@ class Shadow:
         smooth = mattes.blur(cv2.medianBlur(height, 5) if min(height.shape) > 5 else height, 1.0)
         mean, spread = cv2.meanStdDev(smooth)
         return np.clip((smooth - np.float32(mean[0, 0])) / np.float32(2 * spread[0, 0] + 1e-3), -1, 1)
+
+
+@functools.lru_cache(maxsize=8)
+def _form(name: str, seed: int, index: int, size: float, angle: float) -> casters.Cast:
+    """One caster; looked at when it is drawn, and again when it is rendered, perhaps for several lamps."""
+    return casters.FORMS[name](np.random.default_rng((seed, index)), size, angle)
 
 
 def _daylight(rng: np.random.Generator) -> dict:
@@ -303,7 +311,7 @@ def _blob(rng: np.random.Generator, shape: tuple[int, int], size: float) -> Floa
     """Where fractal noise is high: foliage, clouds, things without a name."""
     small = (-(-shape[0] // 2), -(-shape[1] // 2))
     noise = fields.fractal_noise(rng, small, 0.25 + size, 5, rng.uniform(0.3, 0.6))
-    level = float(np.quantile(noise[::4, ::4], 1 - rng.uniform(0.2, 0.55)))
+    level = fields.quantile(noise[::4, ::4], 1 - rng.uniform(0.2, 0.55))
     steep = cv2.resize((noise - np.float32(level)) * np.float32(0.5 * fields.side(shape) ** 0.5 + 20), shape[::-1])
     return np.clip(steep + 0.5, 0, 1, out=steep)
 
@@ -319,6 +327,6 @@ def _attached(
         height, cv2.CV_32F, 0, 1
     )
     turned = -slope  # a surface that falls away along the light's way is turned from it
-    level, spread = float(np.quantile(turned, rng.uniform(0.45, 0.75))), float(turned.std()) + 1e-6
+    level, spread = fields.quantile(turned, rng.uniform(0.45, 0.75)), float(turned.std()) + 1e-6
     soft = rng.uniform(0.35, 1.2) * spread
     return cv2.resize(fields.smoothstep(turned, level - soft, level + soft), shape[::-1])

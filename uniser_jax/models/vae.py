@@ -105,9 +105,11 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         """The convolved image."""
+        # Gathered here: left sharded by outputs, XLA's partitioner gathers the images instead, all rows on every device.
+        kernel = constrain(self.kernel[...].astype(x.dtype), None, None, None, None)
         y = jax.lax.conv_general_dilated(
             x,
-            self.kernel[...].astype(x.dtype),
+            kernel,
             (self.stride, self.stride),
             (self.padding, self.padding),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
