@@ -2,8 +2,8 @@
 
 Model FLOPs utilisation (Chowdhery et al. 2022, appendix B) asks how much of a chip's peak goes into the mathematics of a step:
 the products and convolutions of one forward and one backward pass. Recomputation is no progress, so the step is counted with
-remat `none`; a kernel is counted as the products that it stands for, so with the `xla` attention. XLA's own `cost_analysis`
-would not do: it counts the body of a scan once, and a custom kernel as nothing.
+remat `none`, and without what is traced as `recomputed`; a kernel is counted as the products that it stands for, so with the
+`xla` attention. XLA's own `cost_analysis` would not do: it counts the body of a scan once, and a custom kernel as nothing.
 """
 
 import math
@@ -83,8 +83,8 @@ def of_step(
         closed = jax.make_jaxpr(make_step(plain, network, optimizer, state))(state, batch, latents, base)
     # Gradients of what is not trained are traced too, and dropped by the compiler.
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-    encode, update = count(jaxpr, "encode"), count(jaxpr, "optimizer")
-    return StepFlops(count(jaxpr) - encode - update, encode, update)
+    encode, update, again = (count(jaxpr, scope) for scope in ("encode", "optimizer", "recomputed"))
+    return StepFlops(count(jaxpr) - encode - update - again, encode, update)
 
 
 def counter(

@@ -7,13 +7,13 @@ around instead, for sequences whose keys alone would not fit.
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Float32
 
 from uniser_jax import mesh as meshes
 from uniser_jax.models.ring import from_chunks, ring, to_chunks
@@ -48,11 +48,9 @@ def attention(
     """
     kernel = choose(kernel, platform(), q.dtype, q.shape[-1], k.shape[1])
     if kernel == "ring":
-        out = _ring(q, k, v, seen)
-    else:
-        local = {"xla": _xla, "chunked": _chunked, "splash": _splash, "cudnn": _cudnn}[kernel]
-        out = _on_shards(local, "keys", q, k, v, seen)
-    return checkpoint_name(out, "attention")  # what `dots` of models.dit keeps beside matrix products
+        return _ring(q, k, v, seen)
+    kernels: dict[str, Callable[..., Array]] = {"xla": _xla, "chunked": _chunked, "splash": _splash, "cudnn": _cudnn}
+    return _on_shards(kernels[kernel], "keys", q, k, v, seen)
 
 
 def choose(kernel: str, platform: str, dtype: jnp.dtype, head_dim: int, keys: int) -> str:
@@ -104,20 +102,54 @@ def _on_shards(
     return jax.shard_map(call, in_specs=specs, out_specs=specs[0], check_vma=False)(*given)
 
 
+@jax.custom_vjp
 def _xla(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
-    """Heads before tokens for both products: one transposition of each operand, none of the weights or their gradient."""
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    batch = ((0, 1), (0, 1))
-    logits = jax.lax.dot_general(q, k, (((3,), (3,)), batch), preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    if seen is not None:
-        logits = jnp.where(seen[:, None, None], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, -1).astype(v.dtype)
-    out = jax.lax.dot_general(weights, v, (((3,), (2,)), batch), preferred_element_type=jnp.float32)
-    return out.astype(q.dtype).swapaxes(1, 2)
+    """Heads before tokens in all products: one transposition of each operand, none of the weights or their gradient.
+
+    Kept for the gradient, by equations (4) and (5) of `ring`: the output and L, of which `dots` of models.dit keeps copies;
+    differentiated by JAX, n * m weights are kept, or made again with their maxima and sums.
+    """
+    return _xla_forward(q, k, v, seen)[0]
+
+
+def _xla_forward(q: Array, k: Array, v: Array, seen: Array | None) -> tuple[Array, Any]:
+    logits, scale = _logits(q, k, seen), q.shape[-1] ** -0.5
+    largest = logits.max(-1, keepdims=True)
+    weights = jnp.exp((logits - largest) * scale)  # scaled here, in a pass that there is anyway
+    total = weights.sum(-1, keepdims=True)
+    out = _heads(weights.astype(v.dtype), v.swapaxes(1, 2), 3, 2) / total
+    out = checkpoint_name(out.astype(q.dtype).swapaxes(1, 2), "attention")
+    return out, (q, k, v, seen, out, checkpoint_name(largest * scale + jnp.log(total), "attention"))
+
+
+def _xla_backward(saved: Any, dout: Array) -> tuple[Array, Array, Array, None]:
+    q, k, v, seen, out, L = saved
+    scale = q.shape[-1] ** -0.5
+    D = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1).swapaxes(1, 2)[..., None]
+    with jax.named_scope("recomputed"):  # no progress for `flops`
+        weights = jnp.exp(_logits(q, k, seen) * scale - L)
+    q, k, v, dout = (x.swapaxes(1, 2) for x in (q, k, v, dout))
+    dv = _heads(weights.astype(v.dtype), dout, 2, 2)
+    ds = (weights * (_heads(dout, v, 3, 3) - D)).astype(q.dtype)
+    dq, dk = _heads(ds, k, 3, 2) * scale, _heads(ds, q, 2, 2) * scale
+    dq, dk, dv = (y.astype(x.dtype).swapaxes(1, 2) for x, y in ((q, dq), (k, dk), (v, dv)))
+    return dq, dk, dv, None
+
+
+_xla.defvjp(_xla_forward, _xla_backward)
+
+
+def _logits(q: Array, k: Array, seen: Array | None) -> Float32[Array, "b h n m"]:
+    logits = _heads(q.swapaxes(1, 2), k.swapaxes(1, 2), 3, 3)
+    return logits if seen is None else jnp.where(seen[:, None, None], logits, jnp.finfo(jnp.float32).min)
+
+
+def _heads(x: Array, y: Array, of_x: int, of_y: int) -> Float32[Array, "b h _ _"]:
+    """Products, per example and head, over one axis of each."""
+    return jax.lax.dot_general(x, y, (((of_x,), (of_y,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
 
 
 def _chunked(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
-    @functools.partial(jax.checkpoint, prevent_cse=False)  # a scan body is never merged with its recomputation
     def one(_: None, query: Array) -> tuple[None, Array]:
         return None, _xla(query, k, v, seen)
 
@@ -165,13 +197,14 @@ def _block(length: int) -> int:
 def _cudnn(
     q: Array, k: Array, v: Array, seen: Array | None, implementation: Literal["cudnn", "xla"] = "cudnn"
 ) -> Array:
+    call = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
     if seen is None:
-        return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+        return checkpoint_name(call(q, k, v), "attention")
     # cuDNN masks by length, else by a bias of n * m numbers. The order of keys means nothing: those that are seen go first.
     order = jnp.argsort(~seen, 1)[..., None, None]
     k, v = (jnp.take_along_axis(x, order, 1) for x in (k, v))
     lengths = seen.sum(1, dtype=jnp.int32)
-    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation=implementation)
+    return checkpoint_name(call(q, k, v, key_value_seq_lengths=lengths), "attention")
 
 
 def _ring(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
