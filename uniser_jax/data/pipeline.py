@@ -31,6 +31,7 @@ from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.layer import Scene
 from uniser_jax.types import Batch, Edit
 
+_ENOUGH = 0.9  # of a side: to enlarge a part by a tenth shows less than the price of decoding it twice as large
 _CROP = 4  # tells this use of a seed from others
 _MARGIN = 1.25  # sides of a pair that several views are cut from, over those of a view
 
@@ -215,9 +216,9 @@ class Crop(NamedTuple):
         return cls(top, left, float(side), bool(rng.random() < 0.5), aspect)
 
     def reduction(self, photo: tuple[int, int], shape: tuple[int, int]) -> int:
-        """How many times smaller a photograph of a shape may be decoded (1, 2, 4 or 8) and the part still fill `shape`."""
+        """How many times smaller a photograph of a shape may be decoded (1, 2, 4 or 8) and the part (nearly) fill `shape`."""
         height = self.side * _largest(photo, self.aspect)[0]
-        return max(factor for factor in (1, 2, 4, 8) if factor == 1 or height // factor >= shape[0])
+        return max(factor for factor in (1, 2, 4, 8) if factor == 1 or height // factor >= _ENOUGH * shape[0])
 
     def cut(self, image: Shaped[np.ndarray, "h w *c"], shape: tuple[int, int]) -> Shaped[np.ndarray, "k l *c"]:
         """The part, scaled to k x l = `shape` pixels."""
