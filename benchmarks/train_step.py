@@ -314,9 +314,6 @@ def keep_memory() -> None:
     if mallopt:
         mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped on its own
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        mallopt(
-            -8, 1
-        )  # M_ARENA_MAX: in the arenas of other threads, where XLA allocates, large blocks are mapped all the same
 
 
 def matmul_rate(dtype: str) -> float:
