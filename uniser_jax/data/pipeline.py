@@ -31,7 +31,6 @@ from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.layer import Scene
 from uniser_jax.types import Batch, Edit
 
-_ENOUGH = 0.9  # of a side: to enlarge a part by a tenth shows less than the price of decoding it twice as large
 _CROP = 4  # tells this use of a seed from others
 _MARGIN = 1.25  # sides of a pair that several views are cut from, over those of a view
 
@@ -108,7 +107,7 @@ class Examples:
         return Scene(radiance, depth=None if depth is None else crop.cut(depth, shape))
 
     def _decoded(self, photo: int, crop: "Crop", shape: tuple[int, int]) -> UInt8[np.ndarray, "h w c"]:
-        return self.photos.reduced(photo, lambda whole: crop.reduction(whole, shape))
+        return self.photos.reduced(photo, lambda size: crop.reduction(size, shape))
 
     def _drawn(self, index: int) -> "_Drawn":
         """Which photograph a global index shows, and in which shape."""
@@ -216,9 +215,9 @@ class Crop(NamedTuple):
         return cls(top, left, float(side), bool(rng.random() < 0.5), aspect)
 
     def reduction(self, photo: tuple[int, int], shape: tuple[int, int]) -> int:
-        """How many times smaller a photograph of a shape may be decoded (1, 2, 4 or 8) and the part (nearly) fill `shape`."""
+        """How many times smaller a photograph of a shape may be decoded (1, 2, 4 or 8) and the part still fill `shape`."""
         height = self.side * _largest(photo, self.aspect)[0]
-        return max(factor for factor in (1, 2, 4, 8) if factor == 1 or height // factor >= _ENOUGH * shape[0])
+        return max(factor for factor in (1, 2, 4, 8) if factor == 1 or height // factor >= shape[0])
 
     def cut(self, image: Shaped[np.ndarray, "h w *c"], shape: tuple[int, int]) -> Shaped[np.ndarray, "k l *c"]:
         """The part, scaled to k x l = `shape` pixels."""
