@@ -144,8 +144,7 @@ def compilable(config: ConfigDict, mesh: Mesh, latents: LatentCodec | None) -> t
     if platform != "gpu":
         return config, ()
     notes = ["products are cuBLAS's; with a GPU to time them, XLA may prefer kernels of its own"]
-    dtype, head_dim = jnp.dtype(model.compute_dtype), preset(model.preset).attention_head_dim
-    kernel, install = choose(model.attention, "gpu", dtype, head_dim, _keys(config, latents)), "nvidia-cudnn-cu12"
+    kernel, install = _kernel(config, "gpu", latents), "nvidia-cudnn-cu12"
     if kernel == "cudnn" and topologies.has_cudnn():
         notes.append("cuDNN's workspace is known on a GPU only, and is not in these sizes")
     elif kernel == "cudnn":
@@ -154,7 +153,7 @@ def compilable(config: ConfigDict, mesh: Mesh, latents: LatentCodec | None) -> t
                 f"attention kernel 'cudnn' cannot be compiled without cuDNN: {topologies.install(install)}"
             )
         config = config.copy_and_resolve_references()
-        config.model.attention = choose("auto", "cpu", dtype, head_dim, _keys(config, latents))
+        config.model.attention = _kernel(config, "cpu", latents)
         instead = f"attention {config.model.attention}, which needs more memory than the cudnn of a run"
         notes.append(f"cuDNN is not here: this is {instead}; {topologies.install(install)}")
     return config, tuple(notes)
@@ -171,7 +170,6 @@ def describe(
 ) -> Report:
     """What is known of a step before it is compiled, from the shapes of its arguments."""
     batch_size, tokens = batch.input.shape[0], _keys(config, latents)
-    dtype, head_dim = jnp.dtype(config.model.compute_dtype), preset(config.model.preset).attention_head_dim
     device, counted = mesh.devices.flat[0], flops.of_step(config, state, batch, latents, base)
     return Report(
         topology=topology,
@@ -180,7 +178,7 @@ def describe(
         mesh={axis: length for axis, length in mesh.shape.items() if length > 1},
         batch_size=batch_size,
         accumulate=config.optim.accumulate,
-        attention=choose(config.model.attention, device.platform, dtype, head_dim, tokens),
+        attention=_kernel(config, device.platform, latents),
         remat=config.model.remat,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         frozen=sum(leaf.size for leaf in jax.tree.leaves((latents, base))),
@@ -292,9 +290,8 @@ def _compiled(lowered: Any, platform: str) -> dict[str, Any]:
         options = {
             # libtpu refuses what does not fit, and says no more than how large it is; its dump then has the program.
             "tpu": {"xla_dump_to": folder, "xla_dump_hlo_as_text": True},
-            "gpu": {
-                "xla_gpu_enable_triton_gemm": False
-            },  # tiles are chosen by timing them; untimed, some products have none
+            # Tiles are chosen by timing them; untimed, some products have none.
+            "gpu": {"xla_gpu_enable_triton_gemm": False},
         }.get(platform, {})
         try:
             compiled = lowered.compile(compiler_options=options)
@@ -331,6 +328,13 @@ def _keys(config: ConfigDict, latents: LatentCodec | None) -> int:
     """Tokens of the heaviest example, with those of the prompt."""
     _, height, width = heaviest(config)
     return step.tokens(config, (height, width), latents) + config.model.prompt_length
+
+
+def _kernel(config: ConfigDict, platform: str, latents: LatentCodec | None) -> str:
+    """The kernel that the config's attention is on a platform."""
+    model = config.model
+    dtype, head_dim = jnp.dtype(model.compute_dtype), preset(model.preset).attention_head_dim
+    return choose(model.attention, platform, dtype, head_dim, _keys(config, latents))
 
 
 def _gib(size: float | None) -> str:

@@ -75,7 +75,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     saving = config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every, config.checkpoint.best
     facts = {"frozen": pretrained.digests_of(config)}
     with jax.set_mesh(mesh), Checkpoints(workdir, *saving, facts, heed_signals=True) as checkpoints:
-        state, base, record = start_or_continue(config, network, optimizer, mesh, checkpoints, facts["frozen"])
+        state, base, record = start_or_continue(config, network, optimizer, mesh, shapes, checkpoints, facts["frozen"])
         start = int(state.step)
         step = make_step(config, network, optimizer, shapes)
         grid = SampleGrid(config, network, held_out, latents, base)
@@ -138,6 +138,7 @@ def start_or_continue(
     network: Network,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    shapes: TrainState,
     checkpoints: Checkpoints,
     frozen: dict[str, str],
 ) -> tuple[TrainState, Any, dict[str, Any]]:
@@ -146,9 +147,10 @@ def start_or_continue(
     Resuming always wins over starting: the same command must never overwrite a run.
 
     Args:
+      shapes: of the state, see `step.state_shapes`.
       frozen: digests of what is not trained, see `pretrained.digests_of`.
     """
-    fresh, shapes = checkpoints.latest() is None, state_shapes(network, optimizer, mesh)
+    fresh = checkpoints.latest() is None
     given, base = pretrained.take(config, base_shapes(network, mesh), frozen_shapes(config, network, mesh), fresh)
     if fresh:
         state = init_state(network, optimizer, shapes, config.seed)

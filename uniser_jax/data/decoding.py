@@ -18,9 +18,8 @@ MAX_PIXELS = 150_000_000  # more is a decompression bomb, not a photograph
 
 Pixels = UInt8[np.ndarray, "h w c"]
 Depth = Float32[np.ndarray, "h w"]
-Reduction = Callable[
-    [tuple[int, int]], int
-]  # from (h, w) of a photograph to how many times smaller it may be: 1, 2, 4, 8
+# From (h, w) of a photograph to how many times smaller it may be: 1, 2, 4 or 8.
+Reduction = Callable[[tuple[int, int]], int]
 
 
 def whole(shape: tuple[int, int]) -> int:
@@ -64,8 +63,8 @@ def _opened(data: bytes) -> Image.Image:
 
 def _plain_jpeg(data: bytes, image: Image.Image) -> bool:
     """Upright, gray or RGB, and whole."""
-    whole = data.endswith(b"\xff\xd9") and image.format == "JPEG" and image.mode in ("L", "RGB")
-    return whole and image.getexif().get(ORIENTATION, 1) == 1
+    uncut = data.endswith(b"\xff\xd9") and image.format == "JPEG" and image.mode in ("L", "RGB")
+    return uncut and image.getexif().get(ORIENTATION, 1) == 1
 
 
 def decode_depth(data: bytes) -> Depth:

@@ -110,12 +110,12 @@ def folder(path: str, min_side: int = 64) -> Photos:
         )
     found = [file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES]
     stems = {file.with_suffix("") for file in found}
-    files = sorted(str(file) for file in found if not _is_depth_of(file, stems))
+    depths = frozenset(str(file) for file in found if _is_depth_of(file, stems))
+    files = sorted({str(file) for file in found} - depths)
     bad = {file: reason for file in files if (reason := _unusable(file, min_side))}
     if bad:
         _warn_skipped([f"{pathlib.Path(file).name} ({reason})" for file, reason in bad.items()])
     good = tuple(file for file in files if file not in bad)
-    depths = frozenset(str(file) for file in found if _is_depth_of(file, stems))
     if not good:
         raise ValueError(f"{path!r} holds no photograph of at least {min_side} px ({len(files)} files looked at)")
     return Files(paths=good, depths=depths, min_side=min_side, skipped=len(bad))
