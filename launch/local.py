@@ -45,6 +45,9 @@ def _main(argv: Sequence[str] | None) -> int:
         raise ValueError(
             "several processes must not fight for the same devices: give --gpus=M or --fake-devices=M each"
         )
+    from uniser_jax import config as schema
+
+    steps = schema.read(arguments.config, overrides).steps  # run.json may tell of an earlier, shorter run
     make = processes(arguments, [sys.executable, "-m", "uniser_jax.train", *job.trainer(arguments, overrides)])
     if arguments.dry_run:
         for process in make(1):
@@ -55,7 +58,7 @@ def _main(argv: Sequence[str] | None) -> int:
     with lock(workdir) as descriptor:
         return Supervisor(
             make,
-            finished=lambda: status.finished(workdir),
+            finished=lambda: status.finished(workdir, steps),
             progress=lambda: status.newest_checkpoint(workdir) or 0,
             policy=Policy(restarts=arguments.restarts, grace=arguments.grace),
             keep=(descriptor,),

@@ -45,7 +45,8 @@ class Supervisor:
 
     Args:
       processes: makes the processes of an attempt, given its number; called anew each time, for ports go stale.
-      finished: whether the job's work is done. Exit code 0 does not say so: a preempted process saves and exits with 0.
+      finished: whether the job's work is done, asked when all processes ended with exit code 0. That does not say so: a
+        preempted process saves and exits with 0.
       progress: a number that grows as the job gets on, such as its newest checkpoint.
       policy: see Policy.
       keep: file descriptors that all processes inherit, so that a lock lives as long as any of them.
@@ -78,7 +79,7 @@ class Supervisor:
             attempt += 1
             reached = self._progress()
             code = self._attempt(self._processes(attempt))
-            if self._finished():
+            if code == 0 and self._finished():  # the work of an earlier run excuses no failure
                 return 0
             if self._asked:
                 return STOPPED

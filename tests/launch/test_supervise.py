@@ -1,5 +1,6 @@
 """All processes of a job live or none does; it starts again, and stops in good order."""
 
+import json
 import os
 import pathlib
 import signal
@@ -67,7 +68,7 @@ def test_a_finished_job_is_over(tmp_path) -> None:
 def test_when_one_process_dies_all_end_with_their_children_and_start_again(tmp_path) -> None:
     """The first attempt dies on one side only; the other side has a data worker, which must not live on."""
     dies = "[ $ATTEMPT = 1 ] && { while [ ! -s worker ]; do sleep 0.02; done; kill -9 $$; }; touch done"
-    holds = f"[ $ATTEMPT = 1 ] && {{ ({ENDLESS}) & echo $! >worker; {ENDLESS}; }}"
+    holds = f"[ $ATTEMPT != 1 ] || {{ ({ENDLESS}) & echo $! >worker; {ENDLESS}; }}"
     job = Job(tmp_path, dies, holds)
     assert job.run() == 0
     assert job.attempts == 2
@@ -89,7 +90,7 @@ def test_it_gives_up_after_failures_without_progress(tmp_path) -> None:
 
 
 def test_progress_forgives_earlier_failures(tmp_path) -> None:
-    job = Job(tmp_path, "echo $ATTEMPT >step; [ $ATTEMPT = 6 ] && touch done; exit 3", restarts=1)
+    job = Job(tmp_path, "echo $ATTEMPT >step; [ $ATTEMPT = 6 ] && touch done && exit 0; exit 3", restarts=1)
     assert job.run() == 0
     assert job.attempts == 6
 
@@ -100,6 +101,38 @@ def test_a_mistake_is_not_tried_again(tmp_path) -> None:
     assert job.attempts == 1
 
 
+def test_an_earlier_run_excuses_no_failure(tmp_path) -> None:
+    (tmp_path / "done").touch()
+    assert Job(tmp_path, "exit 3", restarts=1).run() == 1
+    assert Job(tmp_path, "exit 2").run() == 2
+    assert Job(tmp_path, "exit 0").run() == 0
+
+
+def finished_run(folder: pathlib.Path, steps: int) -> pathlib.Path:
+    (folder / f"checkpoints/{steps}").mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"config": {"steps": steps}}))
+    return folder
+
+
+@pytest.mark.parametrize(("override", "code"), [("steps=5", 0), ("steps=10", 1)])
+def test_finished_are_the_steps_that_were_asked_for(tmp_path, monkeypatch, override, code) -> None:
+    """With a trainer that ends at once, as if it had been told to stop."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 0\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    run = finished_run(tmp_path / "run", 5)
+    command = ["--config=configs/tiny.py", f"--workdir={run}", "--restarts=0"]
+    assert local.main([*command, f"--config.{override}"]) == code
+
+
+def test_a_config_that_is_refused_starts_nothing(tmp_path, capsys) -> None:
+    run = finished_run(tmp_path, 5)
+    assert local.main(["--config=configs/tiny.py", f"--workdir={run}", "--config.optim.rl=1"]) == 2
+    assert "rl" in capsys.readouterr().err
+    assert not (run / "logs").exists()
+
+
 def test_exit_code_0_before_the_end_is_a_preemption_and_goes_on(tmp_path) -> None:
     job = Job(tmp_path, "echo $ATTEMPT >step; [ $ATTEMPT = 5 ] && touch done; exit 0", restarts=1)
     assert job.run() == 0
@@ -108,7 +141,9 @@ def test_exit_code_0_before_the_end_is_a_preemption_and_goes_on(tmp_path) -> Non
 
 def test_logs_of_all_processes_and_attempts_are_kept(tmp_path, capfdbinary) -> None:
     job = Job(
-        tmp_path, "echo first; sleep 0.2; [ $ATTEMPT = 2 ] && touch done; exit 1", "echo second; sleep 0.5; exit 1"
+        tmp_path,
+        "echo first; sleep 0.2; [ $ATTEMPT = 2 ] && touch done && exit 0; exit 1",
+        "echo second; sleep 0.5; [ $ATTEMPT = 2 ]",
     )
     assert job.run() == 0
     assert job.log(0).read_text().count("first\n") == 2
