@@ -33,12 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    parser = job.parser("launch.local", __doc__)
-    parser.add_argument("--processes", type=int, default=1)
-    devices = parser.add_mutually_exclusive_group()
-    devices.add_argument("--fake-devices", type=int, help="fake CPU devices per process, to try a mesh out")
-    devices.add_argument("--gpus", type=int, help="GPUs per process")
-    arguments, overrides = job.parse(parser, argv)
+    arguments, overrides = job.parse(options(), argv)
     if arguments.processes < 1:
         raise ValueError(f"--processes={arguments.processes}: expected at least 1")
     if arguments.processes > 1 and not (arguments.fake_devices or arguments.gpus):
@@ -48,14 +43,15 @@ def _main(argv: Sequence[str] | None) -> int:
     from uniser_jax import config as schema
 
     steps = schema.read(arguments.config, overrides).steps  # run.json may tell of an earlier, shorter run
-    make = processes(arguments, [sys.executable, "-m", "uniser_jax.train", *job.trainer(arguments, overrides)])
+    gpus = shown_gpus(arguments.processes * (arguments.gpus or 0))
+    make = processes(arguments, [sys.executable, "-m", "uniser_jax.train", *job.trainer(arguments, overrides)], gpus)
     if arguments.dry_run:
         for process in make(1):
             variables = [f"{key}={shlex.quote(value)}" for key, value in process.environment.items()]
             print(*variables, shlex.join(process.argv), f">>{shlex.quote(str(process.log))}", "2>&1")
         return 0
     workdir = pathlib.Path(arguments.workdir)
-    with lock(workdir) as descriptor:
+    with lock(workdir, gpus) as descriptor:
         return Supervisor(
             make,
             finished=lambda: status.finished(workdir, steps),
@@ -65,15 +61,42 @@ def _main(argv: Sequence[str] | None) -> int:
         ).run()
 
 
-def processes(arguments: argparse.Namespace, argv: Sequence[str]) -> Callable[[int], list[Process]]:
-    """Makes the processes of each attempt, which meet at a port that is free then."""
+def options() -> argparse.ArgumentParser:
+    """The options of this launcher."""
+    parser = job.parser("launch.local", __doc__)
+    parser.add_argument("--processes", type=int, default=1)
+    devices = parser.add_mutually_exclusive_group()
+    devices.add_argument("--fake-devices", type=int, help="fake CPU devices per process, to try a mesh out")
+    devices.add_argument(
+        "--gpus", type=int, help="GPUs per process, the first of CUDA_VISIBLE_DEVICES where that is set"
+    )
+    return parser
+
+
+def shown_gpus(count: int) -> list[str]:
+    """The first GPUs, as CUDA_VISIBLE_DEVICES names those that are ours; where it is not set, all of this host are.
+
+    Raises:
+      ValueError: if it names fewer.
+    """
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(index) for index in range(count)] if shown is None else [name for name in shown.split(",") if name]
+    if len(names) < count:
+        raise ValueError(f"{count} GPUs were asked for, and CUDA_VISIBLE_DEVICES={shown} shows {len(names)}")
+    return names[:count]
+
+
+def processes(
+    arguments: argparse.Namespace, argv: Sequence[str], gpus: Sequence[str] = ()
+) -> Callable[[int], list[Process]]:
+    """Makes the processes of each attempt, which meet at a port that is free then and share the GPUs evenly."""
 
     def make(attempt: int) -> list[Process]:
         port = 0 if arguments.dry_run else _free_port()
         return [
             Process(
                 argv,
-                _environment(arguments, index, f"127.0.0.1:{port or 'PORT'}"),
+                _environment(arguments, index, f"127.0.0.1:{port or 'PORT'}", gpus),
                 pathlib.Path(arguments.workdir) / "logs" / f"{socket.gethostname()}_{_rank(index)}.log",
             )
             for index in range(arguments.processes)
@@ -83,22 +106,29 @@ def processes(arguments: argparse.Namespace, argv: Sequence[str]) -> Callable[[i
 
 
 @contextlib.contextmanager
-def lock(workdir: pathlib.Path) -> Iterator[int]:
+def lock(workdir: pathlib.Path, gpus: Sequence[str] = ()) -> Iterator[int]:
     """Holds the run folder, so that no two launchers on this host train in it; yields the descriptor.
 
     The kernel frees the lock when the last process that inherited it ends, however it ends.
+
+    Args:
+      workdir: the run folder.
+      gpus: that are trained on, for `held_gpus`.
 
     Raises:
       ValueError: if it is held.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    with _lock_file(workdir).open("w") as file:
+    with _lock_file(workdir).open("a") as file:
         for _ in range(_TRIES):
             if _take(file):
                 break
             time.sleep(0.1)  # `held` has it for a moment
         else:
             raise ValueError(f"another launcher trains in {workdir}; wait for it, or stop it")
+        file.truncate(0)
+        file.write(",".join(gpus))
+        file.flush()
         yield file.fileno()
 
 
@@ -109,6 +139,11 @@ def held(workdir: pathlib.Path) -> bool:
             return not _take(file)
     except FileNotFoundError:
         return False
+
+
+def held_gpus(workdir: pathlib.Path) -> list[str]:
+    """The GPUs that a launcher on this host trains on in a run folder; none where none trains."""
+    return [name for name in _lock_file(workdir).read_text().split(",") if name] if held(workdir) else []
 
 
 def _lock_file(workdir: pathlib.Path) -> pathlib.Path:
@@ -124,7 +159,7 @@ def _take(file: IO[str]) -> bool:
     return True
 
 
-def _environment(arguments: argparse.Namespace, index: int, coordinator: str) -> dict[str, str]:
+def _environment(arguments: argparse.Namespace, index: int, coordinator: str, gpus: Sequence[str]) -> dict[str, str]:
     environment = {}
     if arguments.processes > 1:
         environment["UNISER_PROCESSES"] = str(arguments.processes)
@@ -135,7 +170,7 @@ def _environment(arguments: argparse.Namespace, index: int, coordinator: str) ->
         environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
     if arguments.gpus:
         first = index * arguments.gpus
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(first + k) for k in range(arguments.gpus))
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + arguments.gpus])
     if arguments.fake_devices or arguments.gpus:
         environment["UNISER_LOCAL_DEVICES"] = str(arguments.fake_devices or arguments.gpus)
     return environment

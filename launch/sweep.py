@@ -11,6 +11,7 @@ die, its runs go on, and the next one waits for them. Arguments that are not nam
 import argparse
 import dataclasses
 import hashlib
+import os
 import pathlib
 import re
 import runpy
@@ -40,12 +41,14 @@ class Trial:
       workdir: its folder.
       steps: after which it is finished.
       command: that starts it, and returns when it has ended.
+      gpus: of this host that it needs.
     """
 
     overrides: Mapping[str, Any]
     workdir: pathlib.Path
     steps: int
     command: Sequence[str]
+    gpus: int = 0
 
     def state(self, failed: bool = False) -> str:
         """`finished`, `running` on this host, `failed`, `broken` where it can be continued, or `new`."""
@@ -110,8 +113,14 @@ def plan(config: str, workdir: pathlib.Path, launcher: str, rest: Sequence[str])
         folder = workdir / name
         command = [sys.executable, "-m", f"launch.{launcher}", *_LAUNCHERS[launcher]]
         command += [f"--config={config}", f"--workdir={folder}", *rest, *own]
-        trials[name] = Trial(overrides, folder, steps, command)
+        trials[name] = Trial(overrides, folder, steps, command, _gpus(command) if launcher == "local" else 0)
     return list(trials.values())
+
+
+def _gpus(command: Sequence[str]) -> int:
+    """How many GPUs a command of launch.local takes."""
+    given, _ = job.parse(local.options(), command[3:])  # after python -m launch.local
+    return given.processes * (given.gpus or 0)
 
 
 def read_sweep(config: str) -> list[dict[str, Any]]:
@@ -155,6 +164,8 @@ class Sweep:
 
     def __init__(self, trials: Sequence[Trial], arguments: argparse.Namespace):
         self._trials, self._arguments = trials, arguments
+        self._gpus = local.shown_gpus(arguments.parallel * max((trial.gpus for trial in trials), default=0))
+        self._given: dict[str, list[str]] = {}  # GPUs of what was started
         self._waiting: list[Trial] = []
         self._started: dict[str, subprocess.Popen] = {}
         self._adopted: set[str] = set()
@@ -170,7 +181,9 @@ class Sweep:
         self._report()
         while self._started or ((self._waiting or self._adopted) and not self._asked):
             while self._waiting and not self._asked and self._active() < self._arguments.parallel:
-                self._start(self._waiting.pop(0))
+                if not self._start(self._waiting[0]):
+                    break
+                self._waiting.pop(0)
             time.sleep(_POLL)
             ended = [self._ended(trial) for trial in self._trials]
             if any(ended):
@@ -183,21 +196,38 @@ class Sweep:
     def _active(self) -> int:
         return len(self._started) + len(self._adopted)
 
-    def _start(self, trial: Trial) -> None:
+    def _free_gpus(self) -> list[str]:
+        """Those that no run is on, started by us or by an earlier sweep."""
+        taken = {gpu for name in self._started for gpu in self._given[name]}
+        taken |= {gpu for trial in self._trials if trial.gpus for gpu in local.held_gpus(trial.workdir)}
+        return [gpu for gpu in self._gpus if gpu not in taken]
+
+    def _start(self, trial: Trial) -> bool:
+        """Starts or adopts a run; returns False if it must wait for GPUs."""
         name = trial.workdir.name
         state = trial.state()
         if state == "finished":  # by another sweep, meanwhile
-            return
+            return True
+        gpus = self._free_gpus()[: trial.gpus] if state != "running" else []
+        if state != "running" and len(gpus) < trial.gpus:
+            return False
         _say(f"{name}: {'waits for what runs there' if state == 'running' else f'starts ({state})'}")
         if state == "running":
             self._adopted.add(name)
-            return
+            return True
         log = trial.workdir / "logs" / "launcher.log"
         log.parent.mkdir(parents=True, exist_ok=True)
+        self._given[name] = gpus
         with log.open("ab") as output:  # a session of its own: it outlives us, and Ctrl-C comes from us alone
             self._started[name] = subprocess.Popen(
-                trial.command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                trial.command,
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else None,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
+        return True
 
     def _ended(self, trial: Trial) -> bool:
         """Whether a run has ended since the last look."""

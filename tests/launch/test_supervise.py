@@ -294,9 +294,22 @@ def test_mistakes_are_one_line(options, message, tmp_path, capsys) -> None:
     assert error.count("\n") == 1
 
 
+def test_gpus_are_those_that_are_shown(tmp_path, capsys, monkeypatch) -> None:
+    command = ["--processes=2", "--gpus=2", "--config=configs/tiny.py", f"--workdir={tmp_path}", "--dry-run"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-a,6,7,8")
+    assert local.main(command) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "CUDA_VISIBLE_DEVICES=4,GPU-a " in first
+    assert "CUDA_VISIBLE_DEVICES=6,7 " in second
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    assert local.main(command) == 2
+    assert "4 GPUs were asked for, and CUDA_VISIBLE_DEVICES=4,5,6 shows 3" in capsys.readouterr().err
+
+
 def test_a_dry_run_prints_what_each_process_gets(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.setenv("SLURM_LOCALID", "0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     options = ["--processes=2", "--gpus=4", "--config=configs/tiny.py", f"--workdir={tmp_path}", "--config.steps=7"]
     assert local.main([*options, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()

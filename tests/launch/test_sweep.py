@@ -1,6 +1,7 @@
 """Sweeps: their helpers, stable names, and runs that are skipped, continued, adopted and told about."""
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import signal
@@ -22,11 +23,13 @@ SWEEP = str(ROOT / "configs/sweep.py")
 
 # A launcher that needs no jax: it holds the folder as launch.local does, counts its starts, and trains ten steps.
 LAUNCHER = """
-import json, pathlib, sys, time
+import json, os, pathlib, sys, time
 sys.path.insert(0, {root!r})
 from launch import local
 run, seconds, code = pathlib.Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-with local.lock(run):
+gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+with local.lock(run, gpus.split(",")):
+    (run / "gpus").write_text(gpus)
     with (run / "starts").open("a") as file:
         file.write("x")
     time.sleep(seconds)
@@ -208,6 +211,29 @@ def test_a_sweep_that_is_told_to_stop_tells_its_runs(tmp_path) -> None:
     thread.join()
     assert [starts(trial) for trial in found] == [1, 0]
     assert found[0].state() == "new"
+
+
+def test_runs_at_a_time_share_no_gpu(tmp_path, monkeypatch) -> None:
+    """Nor with one of an earlier sweep, which is adopted last."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    found = [dataclasses.replace(trial, gpus=2) for trial in trials(tmp_path, "a", "b", "c", seconds=3)]
+    process = subprocess.Popen(found[2].command)
+    while not starts(found[2]):
+        time.sleep(0.02)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    assert run(tmp_path, found, parallel=2) == 0
+    process.wait()
+    assert [starts(trial) for trial in found] == [1, 1, 1]
+    assert (found[0].workdir / "gpus").read_text() == "2,3"
+    assert (found[1].workdir / "gpus").read_text() == "0,1"
+    with pytest.raises(ValueError, match="6 GPUs were asked for"):
+        run(tmp_path, found, parallel=3)
+
+
+def test_a_plan_counts_gpus(tmp_path) -> None:
+    assert sweep.plan(SWEEP, tmp_path, "local", ["--gpus=4", "--processes=2"])[0].gpus == 8
+    assert sweep.plan(SWEEP, tmp_path, "local", ["--fake-devices=4"])[0].gpus == 0
+    assert sweep.plan(SWEEP, tmp_path, "slurm", ["--gpus=4"])[0].gpus == 0
 
 
 def rows_of(tmp_path: pathlib.Path, curves: dict[float, list[tuple[int, float]]]) -> list[dict]:
