@@ -125,7 +125,7 @@ def lock(workdir: pathlib.Path, gpus: Sequence[str] = ()) -> Iterator[int]:
                 break
             time.sleep(0.1)  # `held` has it for a moment
         else:
-            raise ValueError(f"another launcher trains in {workdir}; wait for it, or stop it")
+            raise ValueError(f"another launcher trains in {workdir} on this host; wait for it, or stop it")
         file.truncate(0)
         file.write(",".join(gpus))
         file.flush()
