@@ -4,15 +4,17 @@
     python -m launch.tpu_vm --tpu-name=pod --zone=us-west4-a --workdir=/mnt/runs/xl --config=... --stop
 
 It copies the last commit to all hosts, installs it, and starts a supervisor on each, which outlives the connection and
-starts its process again when any of them dies. It starts on all hosts or on none: a slice that is not whole and healthy
-is refused, and if one host does not come up, the others are stopped.
+starts its process again when any of them dies. What is not committed is refused. It starts on all hosts or on none: a slice
+that is not whole and healthy is refused, and if one host does not come up, the others are stopped.
 """
 
 import argparse
 import json
+import pathlib
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from launch import accelerators, job
@@ -20,7 +22,7 @@ from launch.job import Command
 from uniser_jax import manifest
 
 _CODE = "uniser-jax"  # the folder in the home of each host
-_ARCHIVE = f"/tmp/{_CODE}.tar.gz"
+_ROOT = pathlib.Path(__file__).parent.parent
 _PID = "run.pid"  # of the supervisor, in that folder
 
 
@@ -44,10 +46,13 @@ def _main(argv: Sequence[str] | None) -> int:
     if arguments.stop:
         job.run_all([_ssh(arguments, stop(arguments.grace))], arguments.dry_run)
         return 0
+    check_committed(arguments.config)
     if arguments.create:
         job.run_all([create(arguments)], arguments.dry_run)
     hosts = _hosts(arguments)
-    job.run_all(prepare(arguments), arguments.dry_run)
+    with tempfile.TemporaryDirectory() as folder:
+        archive = f"{'FOLDER' if arguments.dry_run else folder}/{_CODE}.tar.gz"
+        job.run_all(prepare(arguments, archive), arguments.dry_run)
     job.run_all([_ssh(arguments, start(arguments, overrides, hosts))], arguments.dry_run)
     try:
         job.run_all([_ssh(arguments, alive())], arguments.dry_run)
@@ -57,6 +62,21 @@ def _main(argv: Sequence[str] | None) -> int:
     return 0
 
 
+def check_committed(config: str) -> None:
+    """Checks that the last commit, which is what hosts get, is what lies here, and has the config.
+
+    Raises:
+      ValueError: if not.
+    """
+    revision = manifest.revision()
+    if revision is None or revision.endswith("+changes"):
+        raise ValueError("hosts get the last commit, and this is no clone or files differ from it: commit them first")
+    file = config.partition(":")[0]
+    found = subprocess.run(["git", "-C", _ROOT, "cat-file", "-e", f"HEAD:{file}"], capture_output=True)
+    if found.returncode:
+        raise ValueError(f"--config={config}: hosts get the last commit, which has no {file}: commit it first")
+
+
 def create(arguments: argparse.Namespace) -> Command:
     """Makes the slice."""
     spot = ["--spot"] if arguments.spot else []
@@ -64,17 +84,17 @@ def create(arguments: argparse.Namespace) -> Command:
     return _gcloud(arguments, "create", f"--accelerator-type={kind}", f"--version={arguments.version}", *spot)
 
 
-def prepare(arguments: argparse.Namespace) -> list[Command]:
-    """Copies and installs the last commit on all hosts, none of which may be training."""
+def prepare(arguments: argparse.Namespace, archive: str) -> list[Command]:
+    """Copies and installs the last commit on all hosts, none of which may be training; `archive` is a file to make."""
     install = [
         f"mkdir -p {_CODE} && tar -xzf {_CODE}.tar.gz -C {_CODE} && cd {_CODE}",
         "{ test -x .venv/bin/python || python3 -m venv .venv; }",
         ".venv/bin/python -m pip install --quiet -c constraints.txt -e '.[tpu]'",
     ]
-    copy = _gcloud(arguments, "scp", _ARCHIVE, f"{arguments.tpu_name}:{_CODE}.tar.gz", "--worker=all", named=False)
+    copy = _gcloud(arguments, "scp", archive, f"{arguments.tpu_name}:{_CODE}.tar.gz", "--worker=all", named=False)
     return [
         _ssh(arguments, idle()),
-        Command(("git", "archive", "--format=tar.gz", f"--output={_ARCHIVE}", "HEAD")),
+        Command(("git", "-C", str(_ROOT), "archive", "--format=tar.gz", f"--output={archive}", "HEAD")),
         copy,
         _ssh(arguments, " && ".join(install)),
     ]

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shlex
 import subprocess
 
@@ -10,7 +11,7 @@ import pytest
 from launch import accelerators, job, slurm, tpu_vm, xpk
 
 ROOT = pathlib.Path(__file__).parents[2]
-TRAINER = [f"--config={ROOT}/configs/tiny.py", "--workdir=/runs/a b", "--config.optim.lr=3e-4", "--config.steps=7"]
+TRAINER = ["--config=configs/tiny.py", "--workdir=/runs/a b", "--config.optim.lr=3e-4", "--config.steps=7"]
 SLICE = {
     "state": "READY",
     "health": "HEALTHY",
@@ -22,6 +23,12 @@ LAUNCHERS = {
     "kubectl": (xpk.main, ["--kubectl", "--gpu=h100:8", "--nodes=2", "--image=i", "--claim=runs", "--replace"]),
     "tpu_vm": (tpu_vm.main, ["--tpu-name=pod", "--zone=z", "--create=v5e:4x4", "--spot"]),
 }
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if all changes of this clone were committed."""
+    monkeypatch.setattr("uniser_jax.manifest.revision", lambda: "0" * 40)
 
 
 def shown(output: str) -> list[dict]:
@@ -49,6 +56,8 @@ def test_a_dry_run_prints_exactly_what_runs(name, programs, capsys, monkeypatch,
     assert programs.calls() == []
     assert main([*options, *trainer]) == 0
     ran = [{**call, "text": call["text"] and call["text"].rstrip()} for call in programs.calls()]
+    archive = re.compile(r".*/(?=uniser-jax\.tar\.gz$)")  # each time in another folder
+    ran = [{**call, "argv": [archive.sub("FOLDER/", word) for word in call["argv"]]} for call in ran]
     expected = [command for command in shown(dry.replace("HOSTS", "4")) if command["argv"][0] != "git"]
     assert ran == expected
 
@@ -133,6 +142,37 @@ def test_a_slice_that_is_not_whole_is_refused(found, programs, capsys) -> None:
     assert tpu_vm.main(["--tpu-name=pod", "--zone=z", *TRAINER]) == 2
     assert "nothing was started" in capsys.readouterr().err
     assert [call["argv"][4] for call in programs.calls()] == ["describe"]
+
+
+@pytest.mark.parametrize(
+    ("revision", "config", "message"),
+    [
+        ("abc+changes", "configs/tiny.py", "files differ from it"),
+        (None, "configs/tiny.py", "this is no clone"),
+        ("abc", "mine.py", "has no mine.py"),
+        ("abc", f"{ROOT}/configs/tiny.py", "which has no /"),
+    ],
+)
+def test_what_is_not_committed_is_refused(revision, config, message, programs, capsys, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr("uniser_jax.manifest.revision", lambda: revision)
+    if config == "mine.py":
+        (tmp_path / config).write_bytes((ROOT / "configs/tiny.py").read_bytes())
+        monkeypatch.chdir(tmp_path)
+    assert tpu_vm.main(["--tpu-name=pod", "--zone=z", f"--config={config}", *TRAINER[1:]]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert programs.calls() == []
+
+
+def test_the_archive_leaves_nothing_behind(programs, monkeypatch, tmp_path) -> None:
+    programs.answer("describe", output=json.dumps(SLICE))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    assert tpu_vm.main(["--tpu-name=pod", "--zone=z", *TRAINER]) == 0
+    (copied,) = [call["argv"] for call in programs.calls() if "scp" in call["argv"]]
+    assert any(word.startswith(f"{tmp_path}/tmp/") for word in copied)
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 def test_a_host_that_trains_already_is_left_alone(programs, capsys) -> None:
