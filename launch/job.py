@@ -60,7 +60,7 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--workdir", required=True, help="the run folder, on a disk that all hosts share")
     made.add_argument("--name", help="of the job (default: from the run folder)")
     made.add_argument(
-        "--restarts", type=int, default=10, help="how often to start again, without a new checkpoint between"
+        "--restarts", type=int, default=10, help="how often to start again; docs/launch.md says what counts where"
     )
     made.add_argument("--grace", type=int, default=60, help="seconds to save in after a SIGTERM")
     made.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")

@@ -1,5 +1,7 @@
 """A JobSet for Kubernetes: all pods of a run start together, and are all started again when one fails.
 
+It needs JobSet 0.10: since then a rule may look at the message of a failure, which tells exit codes apart.
+
 Fields: https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2 and the Job and Pod they hold.
 """
 
@@ -33,7 +35,8 @@ def manifest(
       command: of each pod.
       accelerator: of each pod, and how many pods make a slice.
       slices: TPU slices; GPU nodes all are one.
-      restarts: of all pods, after the failure of one; exit code 2, a mistake, is never tried again.
+      restarts: of all pods, after the failure of one; exit code 75, an orderly stop, does not count, and 2, a mistake, is
+        never tried again.
       grace: seconds between SIGTERM and SIGKILL.
       claim: a persistent volume claim that all pods mount, with the run folders and photographs.
       mount: where.
@@ -49,7 +52,7 @@ def manifest(
                 {
                     "action": "FailJob",
                     "onPodConditions": [],  # clusters before Kubernetes 1.31 ask for it
-                    "onExitCodes": {"containerName": "train", "operator": "In", "values": [job.MISTAKE]},
+                    "onExitCodes": {"containerName": "train", "operator": "In", "values": [job.MISTAKE, job.STOPPED]},
                 }
             ]
         },
@@ -68,6 +71,12 @@ def manifest(
             "failurePolicy": {
                 "maxRestarts": restarts,
                 "rules": [
+                    {
+                        "name": "stopped",
+                        "action": "RestartJobSetAndIgnoreMaxRestarts",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                        "onJobFailureMessagePatterns": [f"exit code {job.STOPPED} "],  # the Job's words
+                    },
                     {"name": "mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]},
                 ],
             },

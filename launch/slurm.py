@@ -3,7 +3,8 @@
     python -m launch.slurm --nodes=2 --gpus=8 --time=24:00:00 --config=configs/pixel.py:size=xl --workdir=/shared/runs/xl
 
 The job gets all its nodes or does not start; when one process ends, all do. Failed or preempted, it is queued again under
-the same number, up to --restarts times for failures; a mistake in the command is not tried again. A second submission
+the same number, up to --restarts times for failures since it last stopped in good order, as before a time limit; a
+mistake in the command is not tried again. A second submission
 with the same name waits for the first, so that no two train in one folder. Run it where the code and .venv are shared.
 """
 
@@ -18,7 +19,8 @@ from launch import job
 from launch.job import Command
 
 # srun ends all processes soon after one has ended, not at once: when preempted, all of them save. It returns the highest of
-# their exit codes. A requeued job keeps its number, its script and its place.
+# their exit codes. A requeued job keeps its number, its script and its place. SLURM_RESTART_COUNT is of no use: it counts
+# every time limit, too.
 _SCRIPT = """\
 #!/bin/bash
 {options}
@@ -27,10 +29,11 @@ export UNISER_PROCESSES={processes} UNISER_LOCAL_DEVICES=1
 srun --nodes={nodes} --ntasks={processes} --wait={grace} --output={logs}/slurm_%j_%t.log --open-mode=append \\
   {command}
 code=$?
+failures={logs}/slurm_$SLURM_JOB_ID.failures
 case $code in
   0|{mistake}) exit $code ;;
-  {stopped}) scontrol requeue "$SLURM_JOB_ID" ;;
-  *) [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ] && scontrol requeue "$SLURM_JOB_ID" ;;
+  {stopped}) rm -f "$failures"; scontrol requeue "$SLURM_JOB_ID" ;;
+  *) echo $code >>"$failures"; [ "$(wc -l <"$failures")" -le {restarts} ] && scontrol requeue "$SLURM_JOB_ID" ;;
 esac
 exit $code
 """

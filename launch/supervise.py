@@ -65,7 +65,7 @@ class Supervisor:
         self._asked = False  # to stop
 
     def run(self) -> int:
-        """Returns 0 when the work is done, 75 when stopped before, 2 for a mistake, else 1."""
+        """Returns 0 when the work is done, 75 when stopped before, here or on another host, 2 for a mistake, else 1."""
         before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             return self._run()
@@ -88,7 +88,7 @@ class Supervisor:
             failures = (0 if self._progress() > reached else failures) + 1
             if failures > self._policy.restarts:
                 _say(f"attempt {attempt} ended with exit code {code}; gives up")
-                return 1
+                return 1 if code else STOPPED
             pause = min(60.0, self._policy.pause * 2 ** (failures - 1))
             _say(f"attempt {attempt} ended with exit code {code}; again in {pause:.0f} s")
             self._sleep(pause)

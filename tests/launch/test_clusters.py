@@ -212,15 +212,18 @@ def test_the_supervisor_of_a_host_outlives_its_shell_and_can_be_stopped(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "requeued"),
+    ("code", "failures", "requeued"),
     [(0, 0, False), (2, 0, False), (75, 99, True), (1, 0, True), (134, 9, True), (1, 10, False)],
 )
-def test_slurm_queues_again_what_can_go_on(code, restarts, requeued, programs, tmp_path, monkeypatch, capsys) -> None:
+def test_slurm_queues_again_what_can_go_on(code, failures, requeued, programs, tmp_path, monkeypatch, capsys) -> None:
     main, options = LAUNCHERS["slurm"]
-    assert main([*options, *TRAINER, "--dry-run"]) == 0
+    assert main([*options, TRAINER[0], f"--workdir={tmp_path}", "--dry-run"]) == 0
     script = shown(capsys.readouterr().out)[0]["text"]
     programs.answer("srun", code=code)
-    environment = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": str(restarts)}
+    counted = tmp_path / "logs/slurm_17.failures"
+    counted.parent.mkdir()
+    counted.write_text("1\n" * failures)
+    environment = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "99"}  # time limits, mostly
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     (tmp_path / "script").write_text(script)
@@ -230,6 +233,8 @@ def test_slurm_queues_again_what_can_go_on(code, restarts, requeued, programs, t
     assert names == (["srun", "scontrol"] if requeued else ["srun"])
     if requeued:
         assert programs.calls()[-1]["argv"] == ["scontrol", "requeue", "17"]
+    if code == 75:
+        assert not counted.exists()  # failures count from here
 
 
 # The part of the published schema that a manifest of ours may touch: JobSet v1alpha2, Job v1, Pod v1. A field that is not
@@ -281,6 +286,7 @@ _RULE = {
     "name!": str,
     "action!": ("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts", "RestartJob"),
     "onJobFailureReasons": [("BackoffLimitExceeded", "DeadlineExceeded", "PodFailurePolicy")],
+    "onJobFailureMessagePatterns": [str],
 }
 _JOBSET = {
     "apiVersion!": ("jobset.x-k8s.io/v1alpha2",),
@@ -354,6 +360,28 @@ def test_a_jobset_starts_whole_slices_and_tells_each_pod_of_the_others(capsys) -
     assert environment["UNISER_COORDINATOR"] == "big-workers-0-0.big:8476"
     assert environment["UNISER_PROCESSES"] == "2"
     assert "UNISER_PROCESS" in environment
+
+
+@pytest.mark.parametrize(
+    ("code", "action"), [(75, "RestartJobSetAndIgnoreMaxRestarts"), (2, "FailJobSet"), (1, None), (137, None)]
+)
+def test_an_orderly_stop_is_not_counted_and_a_mistake_ends_all(code, action, capsys) -> None:
+    """Rules as both controllers apply them: the first that matches; no rule is a restart that counts."""
+    manifest = manifest_of(capsys, "--gpu=h100:8", "--nodes=2")
+    spec = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+    for index, rule in enumerate(spec["podFailurePolicy"]["rules"]):
+        if code in rule["onExitCodes"]["values"]:
+            reason = "PodFailurePolicy"
+            message = f"Container train for pod d/p failed with exit code {code} matching FailJob rule at index {index}"
+            break
+    found = None
+    for rule in manifest["spec"]["failurePolicy"]["rules"]:
+        patterns = rule.get("onJobFailureMessagePatterns", [""])
+        if reason in rule["onJobFailureReasons"] and any(re.search(pattern, message) for pattern in patterns):
+            found = rule["action"]
+            break
+    assert found == action
 
 
 def test_names_are_stable_and_fit_everywhere(capsys) -> None:

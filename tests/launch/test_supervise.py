@@ -114,7 +114,7 @@ def finished_run(folder: pathlib.Path, steps: int) -> pathlib.Path:
     return folder
 
 
-@pytest.mark.parametrize(("override", "code"), [("steps=5", 0), ("steps=10", 1)])
+@pytest.mark.parametrize(("override", "code"), [("steps=5", 0), ("steps=10", 75)])
 def test_finished_are_the_steps_that_were_asked_for(tmp_path, monkeypatch, override, code) -> None:
     """With a trainer that ends at once, as if it had been told to stop."""
     python = tmp_path / "python"
@@ -137,6 +137,11 @@ def test_exit_code_0_before_the_end_is_a_preemption_and_goes_on(tmp_path) -> Non
     job = Job(tmp_path, "echo $ATTEMPT >step; [ $ATTEMPT = 5 ] && touch done; exit 0", restarts=1)
     assert job.run() == 0
     assert job.attempts == 5
+
+
+def test_a_stop_that_came_from_another_host_is_none_of_its_failures(tmp_path) -> None:
+    """Its trainer saved at the step that all hosts found; a launcher that may not restart says so with 75."""
+    assert Job(tmp_path, "echo 1 >step; exit 0", restarts=0).run() == 75
 
 
 def test_logs_of_all_processes_and_attempts_are_kept(tmp_path, capfdbinary) -> None:
