@@ -66,9 +66,10 @@ from safetensors.torch import load_file
 folder = "."  # where this card lies
 pipe = Flux2KleinPipeline.from_pretrained(folder, text_encoder=None, tokenizer=None)
 prompts = load_file(f"{folder}/prompt_embeds.safetensors")
+prompt = prompts["remove_effects"].to(pipe.device, pipe.transformer.dtype)
 photo = Image.open("photo.jpg")
 mask = Image.new("RGB", photo.size, "white")REDUCED  # gray where less should be removed, black where nothing
-restored = pipe(image=[photo, mask], prompt_embeds=prompts["remove_effects"], num_inference_steps=STEPS).images[0]
+restored = pipe(image=[photo, mask], prompt_embeds=prompt, num_inference_steps=STEPS).images[0]
 restored.save("restored.png")
 ```"""
 
@@ -85,10 +86,11 @@ pipe = Flux2KleinPipeline.from_pretrained(base, text_encoder=None, tokenizer=Non
 pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
 pipe.load_lora_weights(folder)
 prompts = load_file(f"{folder}/prompt_embeds.safetensors")
+prompt = prompts["remove_effects"].to(pipe.device, pipe.transformer.dtype)
 photo = Image.open("photo.jpg")
 mask = Image.new("RGB", photo.size, "white")REDUCED  # gray where less should be removed, black where nothing
 how = {"num_inference_steps": STEPS, "guidance_scale": 1.0}  # trained without classifier-free guidance
-restored = pipe(image=[photo, mask], prompt_embeds=prompts["remove_effects"], **how).images[0]
+restored = pipe(image=[photo, mask], prompt_embeds=prompt, **how).images[0]
 restored.save("restored.png")
 ```"""
 

@@ -168,6 +168,10 @@ def test_adapters_in_the_stock_pipeline_restore_as_jax_does(
     exec(code, {"noise": torch.tensor(noise)})
     with Image.open(tmp_path / "restored.png") as restored:
         assert np.abs(ours.astype(int) - np.asarray(restored)).max() <= 1
+    half = code.replace("tokenizer=None)", "tokenizer=None, dtype=torch.bfloat16)")
+    exec(half, {"noise": torch.tensor(noise).bfloat16(), "torch": torch})
+    with Image.open(tmp_path / "restored.png") as restored:
+        assert np.abs(ours.astype(int) - np.asarray(restored)).mean() < 3  # of 255: 8 bits of a mantissa
 
 
 def predicted(model: torch.nn.Module) -> np.ndarray:
@@ -206,11 +210,18 @@ def test_a_run_without_adapters_has_none_to_write(
         assert "this run has none" in capsys.readouterr().err
 
 
-def test_the_code_of_its_card_runs(out: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_code_of_its_card_runs(
+    out: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "photo.jpg")
     (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    exec(code.replace('folder = "."', f"folder = {str(out)!r}"), {})
+    code = code.replace('folder = "."', f"folder = {str(out)!r}")
+    assert code.count("tokenizer=None)") == 1
+    scope = {"torch": torch}
+    exec(code.replace("tokenizer=None)", f"tokenizer=None, dtype={dtype})"), scope)
+    assert scope["pipe"].transformer.dtype == dtype
     with Image.open(tmp_path / "restored.png") as restored:
         assert restored.size == (64, 64)
 
