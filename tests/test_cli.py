@@ -185,3 +185,12 @@ def test_train_is_the_same_command(tmp_path: pathlib.Path, monkeypatch: pytest.M
     monkeypatch.setattr(train, "main", lambda argv: seen.append(argv) or 0)
     assert cli.main(["train", "--config=a", "--workdir=b"]) == 0
     assert seen == [["--config=a", "--workdir=b"]]
+
+
+@pytest.mark.parametrize("name", ["train", "status", "aot"])
+def test_options_may_come_before_any_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(f"uniser_jax.{name}.main", lambda argv: seen.append(argv) or 0)
+    assert cli.main(["--verbose", name, "a", "--verbose"]) == 0
+    assert cli.main(["--help", name]) == 0
+    assert seen == [["a", "--verbose"], ["--help"]]

@@ -1,6 +1,7 @@
 """The command line: `uniser train | restore | evaluate | preview | status | aot`. A caller's mistake is one line and code 2."""
 
 import argparse
+import importlib
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -13,18 +14,11 @@ Command = Callable[[argparse.Namespace, list[str]], None]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["train"]:
-        from uniser_jax import train
-
-        return train.main(argv[1:])
-    if argv[:1] == ["status"]:
-        from uniser_jax import status
-
-        return status.main(argv[1:])
-    if argv[:1] == ["aot"]:
-        from uniser_jax import aot
-
-        return aot.main(argv[1:])
+    place = next((index for index, word in enumerate(argv) if not word.startswith("-")), len(argv))
+    name, given = "".join(argv[place : place + 1]), argv[:place] + argv[place + 1 :]
+    if name in ("train", "status", "aot"):  # parsers of their own, and what they log does not depend on --verbose
+        module = importlib.import_module(f"uniser_jax.{name}")
+        return module.main([word for index, word in enumerate(given) if index >= place or word != "--verbose"])
     from uniser_jax.metrics import log_to_terminal  # from here on jax is worth its second
 
     arguments, rest = _parser().parse_known_args(argv)
