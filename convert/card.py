@@ -6,6 +6,10 @@ from uniser_jax import __version__
 from uniser_jax.models.presets import DiTConfig
 from uniser_jax.types import TASKS, tasks_digest
 
+_OTHER = "other\nlicense_name: flux-non-commercial-license"
+_BASES = {"klein-9b": ("9B", _OTHER)}  # by preset: which FLUX.2 [klein] Base, and its licence; all others are its 4B
+_OPEN = ("4B", "apache-2.0")
+
 _TEXT = """---
 license: {license}
 library_name: diffusers
@@ -73,7 +77,7 @@ restored = pipe(image=[photo, mask], prompt_embeds=prompt, num_inference_steps=S
 restored.save("restored.png")
 ```"""
 
-_ADAPTERS = """Adapters for FLUX.2 [klein] 4B Base: this folder holds what training added to it, not the model.
+_ADAPTERS = """Adapters for FLUX.2 [klein] BASE Base: this folder holds what training added to it, not the model.
 
 ```python
 from diffusers import Flux2KleinPipeline, FlowMatchEulerDiscreteScheduler
@@ -81,7 +85,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 folder = "."  # where this card lies
-base = "black-forest-labs/FLUX.2-klein-base-4B"  # what was adapted
+base = "black-forest-labs/FLUX.2-klein-base-BASE"  # what was adapted
 pipe = Flux2KleinPipeline.from_pretrained(base, text_encoder=None, tokenizer=None)
 pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
 pipe.load_lora_weights(folder)
@@ -103,11 +107,18 @@ _HALF = """ The mask is shown at half the side: give it so, and photographs of a
 32 px, so that both are cropped alike."""
 
 
+def _base(config: ConfigDict) -> tuple[str, str]:
+    """Size and licence of the base; what was trained from nothing is ours."""
+    return _BASES.get(config.model.preset, _OPEN) if config.model.base else _OPEN
+
+
 def _filled(usage: str, config: ConfigDict) -> str:
     scale = config.model.mask_scale
     words = {
         "STEPS": str(config.restore.steps),
         "SHIFT": str(config.restore.shift),
+        "-BASE": f"-{_base(config)[0]}",
+        "[klein] BASE": f"[klein] {_base(config)[0]}",
         "REDUCED": "" if scale == 1 else f".reduce({scale})",
     }
     for word, value in words.items():
@@ -123,14 +134,13 @@ def text(
     ema: bool,
     difference: float | None,
     adapters: bool = False,
-    licence: str = "apache-2.0",
 ) -> str:
     """The card; what is known only after training is asked for, the rest is in the config."""
     latents = config.model.codec == "latents"
     usage = _ADAPTERS if adapters else _LATENTS if latents else _PIXELS
     names = [f"`{task.replace(' ', '_')}`" for task in TASKS if task]
     return _TEXT.format(
-        license=licence,
+        license=_base(config)[1],
         size=config.model.preset,
         version=__version__,
         usage=_filled(usage, config),
