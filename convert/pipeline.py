@@ -11,6 +11,7 @@ is shipped in every exported folder.
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch.nn import functional
 
@@ -27,6 +28,7 @@ class UniSERPipeline(DiffusionPipeline):
       prediction: what the transformer predicts: `residual` (restored - photo), `x0` (restored) or `velocity`.
       working_size: square root of the area, in pixels, it was trained for.
       steps: default number of steps.
+      direct: times the working size: up to here pixels are the transformer's own, above its change is carried over.
     """
 
     def __init__(
@@ -39,11 +41,12 @@ class UniSERPipeline(DiffusionPipeline):
         prediction: str = "residual",
         working_size: int = 256,
         steps: int = 1,
+        direct: float = 1.25,
     ):
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler)
         self.register_to_config(patch=patch, conditioning=conditioning, mask_scale=mask_scale)
-        self.register_to_config(prediction=prediction, working_size=working_size, steps=steps)
+        self.register_to_config(prediction=prediction, working_size=working_size, steps=steps, direct=direct)
 
     @torch.no_grad()
     def __call__(
@@ -53,7 +56,7 @@ class UniSERPipeline(DiffusionPipeline):
         mask: Image.Image | None = None,
         strength: float = 1.0,
         num_inference_steps: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
@@ -69,6 +72,8 @@ class UniSERPipeline(DiffusionPipeline):
           latents: the initial noise itself, [1, 3, height, width] of what the transformer sees.
           output_type: `pil`, `np` ([1, height, width, 3] in [0, 1]) or `pt` ([1, 3, height, width] in [0, 1]).
         """
+        if not 0 <= strength <= 1:  # also catches nan
+            raise ValueError(f"strength {strength}: expected from 0 (nothing) to 1 (the whole effect)")
         photo = _tensor(image.convert("RGB"))
         levels = torch.full_like(photo[:, :1], 255) if mask is None else _tensor(mask.convert("L"))
         if levels.shape[2:] != photo.shape[2:]:
@@ -78,8 +83,7 @@ class UniSERPipeline(DiffusionPipeline):
         soft = torch.round(levels * strength) / 255
         photo = photo / 255
         height, width = photo.shape[2:]
-        # Up to a quarter above the trained side the pixels are the network's own; above, its change is carried over.
-        if height * width <= (1.25 * self.config.working_size) ** 2:
+        if height * width <= (self.config.direct * self.config.working_size) ** 2:
             bottom, right = (-side % (self.config.patch * self.config.mask_scale) for side in (height, width))
             seen, soft_seen = (functional.pad(x, (0, right, 0, bottom), mode="reflect") for x in (photo, soft))
             restored = self._sample(seen, soft_seen, prompt_embeds, num_inference_steps, generator, latents)
@@ -101,13 +105,13 @@ class UniSERPipeline(DiffusionPipeline):
         mask: torch.Tensor,
         prompt_embeds: torch.Tensor,
         steps: int | None,
-        generator: torch.Generator | None,
+        generator: torch.Generator | list[torch.Generator] | None,
         noise: torch.Tensor | None,
     ) -> torch.Tensor:
         """The restoration of a photograph [1, 3, h, w] in [0, 1], sides whole patches."""
         device, dtype, patch = self._execution_device, self.transformer.dtype, self.config.patch
         if noise is None:
-            noise = torch.randn(photo.shape, generator=generator or torch.Generator().manual_seed(0))
+            noise = randn_tensor(photo.shape, generator or torch.Generator().manual_seed(0), device, torch.float32)
         x, photo, mask = noise.to(device), (2 * photo - 1).to(device), mask.to(device)
         rows, columns = photo.shape[2] // patch, photo.shape[3] // patch
         context = prompt_embeds.to(device, dtype)

@@ -271,6 +271,7 @@ def _index(config: ConfigDict) -> dict[str, Any]:
         "prediction": config.flow.prediction,
         "working_size": config.restore.working_size or config.data.size,
         "steps": config.restore.steps,
+        "direct": config.restore.direct,
     }
 
 

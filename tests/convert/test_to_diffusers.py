@@ -25,13 +25,15 @@ from uniser_jax.step import build_network
 from uniser_jax.types import TASKS, TrainState, prompt_name, tasks_digest
 
 
-def make_run(folder: pathlib.Path, conditioning: str = "channels", mask_scale: int = 1) -> pathlib.Path:
+def make_run(
+    folder: pathlib.Path, conditioning: str = "channels", mask_scale: int = 1, direct: float = 1.25
+) -> pathlib.Path:
     """A run whose parameters are random, the last, zero, projection too; the average is another set."""
     config = schema.defaults()
     config.model.conditioning, config.model.mask_scale = conditioning, mask_scale
     config.model.preset, config.model.patch, config.model.prompt_length = "tiny", 8, 4
     config.model.compute_dtype, config.model.remat = "float32", "none"
-    config.data.size, config.restore.steps = 64, 2
+    config.data.size, config.restore.steps, config.restore.direct = 64, 2, direct
     network = build_network(config.model)
     rng = np.random.default_rng(0)
 
@@ -144,6 +146,38 @@ def test_photographs_of_any_size(folder: pathlib.Path) -> None:
         np.testing.assert_array_equal(same, photo(*size))
     with pytest.raises(ValueError, match="mask of"):
         pipe(image=image, prompt_embeds=prompts["remove_haze"], mask=Image.new("L", (3, 3)))
+
+
+def test_a_run_that_restores_by_maps_alone_does_so_in_torch(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "out"
+    assert to_diffusers.export(make_run(tmp_path / "run", direct=0.0), out) < 1e-4
+    assert json.loads((out / "parity.json").read_text())["restoration"] < 1e-4
+    restored = []
+    for exported in (folder, out):  # the same parameters
+        pipe, prompts = load(exported)
+        restored.append(pipe(image=Image.fromarray(photo()), prompt_embeds=prompts["remove_haze"]).images[0])
+    assert pipe.config.direct == 0
+    assert np.abs(np.asarray(restored[0], int) - np.asarray(restored[1], int)).max() > 5
+
+
+def test_a_generator_is_what_diffusers_takes_for_one(folder: pathlib.Path) -> None:
+    """A list of them, or one of another device."""
+    pipe, prompts = load(folder)
+
+    def restored(**given) -> np.ndarray:
+        return np.asarray(pipe(image=Image.fromarray(photo()), prompt_embeds=prompts["nothing"], **given).images[0])
+
+    np.testing.assert_array_equal(restored(generator=[torch.Generator().manual_seed(0)]), restored())
+    if torch.cuda.is_available():
+        pipe.to("cuda")
+        assert restored(generator=torch.Generator("cuda").manual_seed(0)).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
+def test_a_strength_out_of_range_is_refused(folder: pathlib.Path, strength: float) -> None:
+    pipe, prompts = load(folder)
+    with pytest.raises(ValueError, match="expected from 0"):
+        pipe(image=Image.fromarray(photo()), prompt_embeds=prompts["nothing"], strength=strength)
 
 
 def test_prompts_are_one_tensor_per_task(folder: pathlib.Path, run: pathlib.Path) -> None:
