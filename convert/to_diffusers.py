@@ -1,6 +1,6 @@
 """A run as a diffusers folder, for people who use PyTorch.
 
-    python -m convert.to_diffusers RUN OUT [--no-ema] [--dtype bf16] [--single-file] [--lora]
+    python -m convert.to_diffusers RUN OUT [--at best] [--no-ema] [--dtype bf16] [--single-file] [--lora]
 
 OUT gets the transformer in diffusers' stock class, `prompt_embeds.safetensors` with one tensor per task, a model card, the
 training config, and either `pipeline.py` or, of a run through latents, all that diffusers' own `Flux2KleinPipeline` needs.
@@ -26,6 +26,7 @@ from convert import card, configs, lora, mapping, tensorfile
 from convert.from_diffusers import shapes_of
 from uniser_jax import config as schema
 from uniser_jax.checkpoint import Checkpoints, has_checkpoint
+from uniser_jax.cli import step_of
 from uniser_jax.models.lora import Lora
 from uniser_jax.models.presets import DiTConfig, preset
 from uniser_jax.models.uniser import conditioned_config
@@ -54,9 +55,10 @@ def export(
     run: str | pathlib.Path,
     out: str | pathlib.Path,
     ema: bool = True,
-    dtype: str = "f32",
+    dtype: str | None = None,
     single_file: bool = False,
     adapters: bool = False,
+    at: int | str | None = None,
 ) -> float | None:
     """Writes the folder; returns the largest difference between ours and the exported model, None without torch.
 
@@ -64,26 +66,38 @@ def export(
       run: a run folder.
       out: a folder that does not exist or is empty.
       ema: whether to take the average of the parameters over training.
-      dtype: of the transformer's weights, `f32` or `bf16`.
+      dtype: of the transformer's weights, `f32` (where None is given) or `bf16`; a base keeps its own.
       single_file: whether to write Black Forest Labs' layout, for ComfyUI, beside diffusers'.
       adapters: whether to write the adapters alone, not merged into their base.
+      at: which checkpoint: a step, `best` for that with the lowest held-out loss, None for the newest.
 
     Raises:
-      ValueError: one line, for a run without a checkpoint or without the adapters asked for, a folder in use, or a file that
-        does not read back.
+      ValueError: one line, for a run without that checkpoint or without the adapters asked for, options that would do nothing,
+        a folder in use, or a file that does not read back.
     """
     out = pathlib.Path(out)
     if not has_checkpoint(run):
         raise ValueError(f"{run}: no checkpoint here; name a run folder that `uniser train` has written")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder: name a new one")
+    if single_file and adapters:
+        raise ValueError(
+            "--single-file holds a whole transformer and --lora writes adapters alone: leave one of them out"
+        )
     with Checkpoints(run) as checkpoints:
-        record = checkpoints.record()
+        step = checkpoints.best() if at == "best" else at
+        if step is not None and step not in checkpoints.steps():
+            raise ValueError(f"{run}: no checkpoint of step {step}; there are {checkpoints.steps()} and best")
+        record = checkpoints.record(step)
         if "base" in record and not adapters:
+            if not ema or dtype is not None or single_file:
+                raise ValueError(
+                    f"{run} is a base, which goes back as it came: leave out --no-ema, --dtype and --single-file"
+                )
             _export_base(checkpoints, record["base"], out)
             return None
         loaded = (_load_adapters if adapters else _load)(checkpoints, record, ema)
-    difference = None
+    difference, dtype = None, dtype or "f32"
     if adapters:
         _export_adapters(loaded, out, DTYPES[dtype])
     else:
@@ -175,7 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=pathlib.Path, help="the folder to make")
     average = argparse.BooleanOptionalAction
     parser.add_argument("--ema", action=average, default=True, help="the average of the parameters over training")
-    parser.add_argument("--dtype", choices=DTYPES, default="f32", help="of the transformer's weights")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the transformer's weights (default: f32)")
+    parser.add_argument("--at", type=step_of, help="its step, best, by the held-out loss, or newest (default)")
     parser.add_argument("--single-file", action="store_true", help="add uniser.safetensors in the layout of ComfyUI")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--lora", action="store_true", help="only the adapters, for `load_lora_weights`")
@@ -183,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--merge", action="store_false", dest="lora", help="adapters merged into their base, as without a flag"
     )
     arguments = parser.parse_args(argv)
-    given = arguments.ema, arguments.dtype, arguments.single_file, arguments.lora
+    given = arguments.ema, arguments.dtype, arguments.single_file, arguments.lora, arguments.at
     try:
         difference = export(arguments.run, arguments.out, *given)
     except (ValueError, OSError) as error:
@@ -195,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _load(checkpoints: Checkpoints, record: Mapping[str, Any], ema: bool) -> Run:
-    config, network, params = read_run(checkpoints, ema)
+    config, network, params = read_run(checkpoints, ema, record["step"])
     return Run(config, _transformer(config, network), params, record["step"])
 
 
@@ -204,7 +219,7 @@ def _load_adapters(checkpoints: Checkpoints, record: Mapping[str, Any], ema: boo
     if not config.lora.rank or config.model.codec != "latents":
         raise ValueError("--lora is for adapters of FLUX.2 [klein]: this run has none; leave it out")
     network = build_network(config.model, config.lora)
-    params = checkpoints.weights(network.shapes, ema)
+    params = checkpoints.weights(network.shapes, ema, record["step"])
     return Run(config, _transformer(config, network), params, record["step"], network.base["dit"])
 
 

@@ -60,6 +60,7 @@ def test_a_checkpoint_can_be_chosen(finished, photo: pathlib.Path, capsys) -> No
     out = photo.with_name("out.png")
     command = ["restore", str(photo), "-o", str(out), "--checkpoint", str(finished), "--at"]
     assert cli.main([*command, "best"]) == 0
+    assert cli.main([*command, "newest"]) == 0
     assert out.exists()
     assert cli.main([*command, "7"]) == 2
     assert "no checkpoint of step 7" in capsys.readouterr().err

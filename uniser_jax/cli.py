@@ -151,11 +151,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=pathlib.Path, help="a run folder (default: the newest under runs/)")
-    parser.add_argument("--at", type=_step, help="its step, or best, by the held-out loss (default: the newest)")
+    parser.add_argument("--at", type=step_of, help="its step, best, by the held-out loss, or newest (default)")
 
 
-def _step(text: str) -> int | str:
-    return text if text == "best" else int(text)
+def step_of(text: str) -> int | str | None:
+    """What `--at` names: a step, `best`, or `newest` as None."""
+    return None if text == "newest" else text if text == "best" else int(text)
 
 
 def _run(checkpoint: pathlib.Path | None) -> pathlib.Path:

@@ -231,6 +231,48 @@ def test_shards_have_an_index(tmp_path: pathlib.Path) -> None:
     assert tensorfile.open_tensors(tmp_path).keys() == {"quant_conv.weight", "quant_conv.bias"}
 
 
+def test_a_checkpoint_can_be_chosen(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    """Two steps, of which the older has the lower held-out loss."""
+    config = schema.defaults()
+    config.model.preset, config.model.patch, config.model.prompt_length = "tiny", 8, 4
+    shapes = build_network(config.model).shapes
+    with Checkpoints(tmp_path / "run", best=1) as checkpoints:
+        for number, loss in ((3, 0.1), (5, 0.2)):
+            params = jax.tree.map(lambda leaf, fill=number: jnp.full(leaf.shape, fill / 100, leaf.dtype), shapes)
+            state = TrainState(jnp.int32(number), params, params, {"none": jnp.zeros(1)})
+            checkpoints.save(number, state, config, held_out_loss=loss, force=True)
+    for name, step in (("best", 3), ("newest", 5), ("3", 3)):
+        out = tmp_path / name
+        assert to_diffusers.main([str(tmp_path / "run"), str(out), "--at", name]) == 0
+        assert f"{step} steps of" in (out / "README.md").read_text()
+        table = load_file(out / "prompt_embeds.safetensors")["remove_haze"]
+        np.testing.assert_allclose(table, step / 100, rtol=1e-6)
+    capsys.readouterr()
+    assert to_diffusers.main([str(tmp_path / "run"), str(tmp_path / "x"), "--at", "4"]) == 2
+    assert "no checkpoint of step 4; there are [3, 5] and best" in capsys.readouterr().err
+
+
+def test_flags_that_would_do_nothing_are_refused(
+    run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    torch_model(SMALL).save_pretrained(tmp_path / "in" / "transformer")
+    torch_vae(SMALL_VAE).save_pretrained(tmp_path / "in" / "vae")
+    (tmp_path / "in" / "model_index.json").write_text("{}")
+    from_diffusers.convert(tmp_path / "in", tmp_path / "base")
+    base = "is a base, which goes back as it came"
+    for folder, flags, message in (
+        (tmp_path / "base", ["--dtype=f32"], base),
+        (tmp_path / "base", ["--no-ema"], base),
+        (tmp_path / "base", ["--single-file"], base),
+        (run, ["--lora", "--single-file"], "leave one of them out"),
+    ):
+        assert to_diffusers.main([str(folder), str(tmp_path / "x"), *flags]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "x").exists()
+
+
 def test_mistakes_are_one_line(run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "used").write_text("")
     for argv, message in (((tmp_path, tmp_path / "x"), "no checkpoint here"), ((run, tmp_path), "not an empty folder")):
