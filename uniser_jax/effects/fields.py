@@ -26,6 +26,11 @@ def pick(rng: np.random.Generator, weights: Sequence[float]) -> int:
     return bisect.bisect(list(itertools.accumulate(weights[:-1])), rng.random() * sum(weights))
 
 
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """A number between two, even on a logarithmic scale."""
+    return low * (high / low) ** rng.random()
+
+
 def fractal_noise(
     rng: np.random.Generator, shape: Shape, scale: float = 0.3, octaves: int = 5, persistence: float = 0.5
 ) -> Field:
@@ -78,6 +83,12 @@ def smoothstep(x: Field, low: float, high: float) -> Field:
     return u * u * (3 - 2 * u)
 
 
+def shrink(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Means over cells of a grid of so many rows and columns."""
+    halved = image.ndim == 3 and image.shape[:2] == (2 * shape[0], 2 * shape[1])  # a line between two is their mean
+    return cv2.resize(image, shape[1::-1], interpolation=cv2.INTER_LINEAR if halved else cv2.INTER_AREA)
+
+
 def widen(small: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Enlarges a small image along its rows only; `kernels.between_rows` goes on, so that no full image is stored."""
     return small if small.shape[1] == shape[1] else cv2.resize(small, (shape[1], small.shape[0]))
@@ -91,6 +102,6 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     if factor < 2:
         return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
     h, w = image.shape[:2]
-    small = cv2.resize(image, (max(2, w // factor), max(2, h // factor)), interpolation=cv2.INTER_AREA)
+    small = shrink(image, (max(2, h // factor), max(2, w // factor)))
     small = cv2.GaussianBlur(small, (0, 0), sigma / factor, borderType=cv2.BORDER_REPLICATE)
     return cv2.resize(small, (w, h), interpolation=cv2.INTER_CUBIC)
