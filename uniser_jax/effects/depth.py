@@ -10,7 +10,6 @@ Everything but the last multiplication of (2) happens on a grid of at most `SIDE
 import math
 from typing import NamedTuple
 
-import cv2
 import numba
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -50,9 +49,9 @@ def reduce(image: np.ndarray, n: int) -> np.ndarray:
     h, w = image.shape[:2]
     if n == 1:
         return image
-    if h % n == w % n == 0 and n >= 8 and image.ndim == 3 and image.flags.c_contiguous:
+    if h % n == w % n == 0 and n >= 4 and image.ndim == 3 and image.flags.c_contiguous:
         return _boxes(image, n)
-    return cv2.resize(image, (max(2, round(w / n)), max(2, round(h / n))), interpolation=cv2.INTER_AREA)
+    return fields.shrink(image, (max(2, round(h / n)), max(2, round(w / n))))
 
 
 @_compiled

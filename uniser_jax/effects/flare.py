@@ -15,7 +15,6 @@ to the scene, not to the flare.
 import dataclasses
 from typing import Any, ClassVar, Self
 
-import cv2
 import numba
 import numpy as np
 from jaxtyping import Float32
@@ -243,14 +242,14 @@ class Flare:
         table = Glare(self.falloff, self.core, self.bloom, self.veil).table()
         grain = Grain(self.pattern, self.formed, self.turn, self.zoom, self.mirrored)
         hue = ((light.WAVELENGTHS / light.WAVELENGTHS[1]) ** -self.spectrum).astype(np.float32)
-        lens = ghosts.lens(self.seed, self.ghosts, self.blades, self.turn)
+        lens = ghosts.lens(self.seed, self.ghosts, self.blades, self.turn) if self.ghosts else None
         for place, (_, _, share, size), colour in self._placed(flare.shape[:2]):
             lit = np.float32(self.level * share) * colour
             glare.add(flare, place, size, lit * hue, table, grain, side)
             for strength, angle, width, length in self.streaks:
                 line = lit * np.float32(strength) * np.array(self.streak_colour, np.float32)
                 glare.add_streak(flare, place, line, angle, max(width, size), length, side)
-            if self.ghosts and share > 0.1:
+            if lens and share > 0.1:
                 ghosts.add(flare, place, np.float32(self.ghost_level * share) * colour, lens, side)
 
     def _add_template(self, flare: Image) -> None:
@@ -261,8 +260,8 @@ class Flare:
 
     def _mirrored(self, radiance: Image, shape: fields.Shape) -> Image:
         """`ghosts` (4), cyan to green, as the coatings of infrared filters are."""
-        small = cv2.resize(radiance, shape[::-1], interpolation=cv2.INTER_AREA)
-        excess = np.maximum(light.luminance(small) - 0.95, 0)
+        small = fields.shrink(radiance, shape)
+        excess = np.maximum(light.luminance(small) - np.float32(0.95), 0)
         hue = np.random.default_rng(self.seed + 1).uniform((0.05, 0.7, 0.3), (0.35, 1.0, 0.9)).astype(np.float32)
         return ghosts.mirrored(np.minimum(3 * excess, 1), self.mirror * hue)
 

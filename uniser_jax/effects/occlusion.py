@@ -213,8 +213,8 @@ def frost(image: Image, sigma: float) -> Image:
     """B of (3), sigma in pixels: on a reduced image where it is wide. What is constant stays as it is."""
     factor = _reduction(sigma, image.shape[:2])
     if factor > 1:
-        reduced = tuple(max(2, n // factor) for n in image.shape[1::-1])
-        return _softened(cv2.resize(image, reduced, interpolation=cv2.INTER_AREA), sigma, factor, image.shape[:2])
+        reduced = tuple(max(2, n // factor) for n in image.shape[:2])
+        return _softened(fields.shrink(image, reduced), sigma, factor, image.shape[:2])
     return _softened(image, sigma, 1, image.shape[:2])
 
 

@@ -142,8 +142,8 @@ class Reflection:
             sampling.occluded,
             sampling.sharp,
         )
-        thin, gap = _log_uniform(rng, 0.0008, 0.006), _log_uniform(rng, 0.003, 0.012)
-        lamps, lamp_light = int(rng.integers(2, 8)), _log_uniform(rng, 10, 100)
+        thin, gap = fields.log_uniform(rng, 0.0008, 0.006), fields.log_uniform(rng, 0.003, 0.012)
+        lamps, lamp_light = int(rng.integers(2, 8)), fields.log_uniform(rng, 10, 100)
         return cls(
             yaw=yaw,
             pitch=pitch,
@@ -154,8 +154,8 @@ class Reflection:
             direction=float(
                 np.arctan2(pitch, yaw) + rng.normal(0, 0.3)
             ),  # along the plane of incidence, but for a wedge
-            energy=_log_uniform(rng, *sampling.energy),
-            defocus=_log_uniform(rng, *sampling.defocus) * (not sharp),
+            energy=fields.log_uniform(rng, *sampling.energy),
+            defocus=fields.log_uniform(rng, *sampling.defocus) * (not sharp),
             contrast=float(rng.uniform(0, 1)) * (not night),  # a lamp is no highlight of a photograph
             kelvin=float(rng.uniform(4_000, 9_000)),
             mirrored=bool(rng.random() < 0.5),
@@ -237,8 +237,7 @@ class Reflection:
         size = tuple(-(-(n + 2 * margin) // factor) for n in shape)
         other = scene.radiance[:, ::-1] if scene.other is None else scene.other
         if factor > 1:
-            reduced = tuple(max(2, n // factor) for n in other.shape[1::-1])
-            other = cv2.resize(other, reduced, interpolation=cv2.INTER_AREA)
+            other = fields.shrink(other, tuple(max(2, n // factor) for n in other.shape[:2]))
         view = self._view(other.shape[:2], tuple(n / factor for n in shape), margin / factor)
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         seen = cv2.warpPerspective(other, view, size[::-1], flags=flags, borderMode=cv2.BORDER_REFLECT_101)
@@ -272,7 +271,7 @@ class Reflection:
         for _ in range(self.lamps):
             _lamp(rng, lamps, side)
         blocked = np.zeros(shape, np.uint8) if self.occluder == "none" else _FORMS[self.occluder](rng, shape, side)
-        lamps, blocked = (np.pad(plane, margin, "edge") for plane in (lamps, blocked))
+        lamps, blocked = (cv2.copyMakeBorder(plane, *4 * (margin,), cv2.BORDER_REPLICATE) for plane in (lamps, blocked))
         shine = (self.lamp_light * light.black_body(self.lamp_kelvin)).astype(np.float32)
         _dressed(seen, lamps, shine, blocked, self.cover, self.cloth)
 
@@ -361,10 +360,6 @@ def _glass(rng: np.random.Generator, tinted: bool) -> tuple[float, float, float]
     left = np.exp(-depth * np.array([0.025, 0.006, 0.02]))
     red, green, blue = left * shade * passes if tinted else left
     return float(red), float(green), float(blue)
-
-
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def _shift(x: float, y: float) -> Float64[np.ndarray, "3 3"]:

@@ -97,7 +97,7 @@ class Smudge:
         """K of equation (2): an exponential along one line, across the wipe."""
         h, w = radiance.shape[:2]
         scale = min(1.0, _GLARE_SIDE / fields.side((h, w)))
-        small = cv2.resize(radiance, (max(2, round(w * scale)), max(2, round(h * scale))), interpolation=cv2.INTER_AREA)
+        small = fields.shrink(radiance, (max(2, round(h * scale)), max(2, round(w * scale))))
         length = self.reach * fields.side(small.shape[:2])
         half = int(np.ceil(2 * length)) + 1
         y, x = np.mgrid[-half : half + 1, -half : half + 1]
