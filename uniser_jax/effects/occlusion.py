@@ -153,10 +153,10 @@ class Occlusion:
             first=_colour(rng),
             second=_colour(rng),
             filter=_colour(rng),
-            blur=float(np.exp(rng.uniform(np.log(0.006), np.log(0.03)))),
+            blur=fields.log_uniform(rng, 0.006, 0.03),
             form=form,
             count=int(rng.integers(1, sampling.most + 1)),
-            area=float(np.exp(rng.uniform(*np.log(sampling.area)))),
+            area=fields.log_uniform(rng, *sampling.area),
             softness=float(rng.uniform(0, sampling.softness)) * (rng.random() < 0.5),
             seed=int(rng.integers(2**31)),
         )

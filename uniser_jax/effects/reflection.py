@@ -14,6 +14,7 @@ is the scene without the pane, J, not attenuated.
 """
 
 import dataclasses
+import math
 from typing import ClassVar, Self
 
 import cv2
@@ -165,7 +166,7 @@ class Reflection:
             lamps=lamps if night else 0,
             lamp_light=lamp_light,
             lamp_kelvin=float(rng.uniform(2_500, 5_500)),
-            occluder=str(rng.choice(OCCLUDERS[1:])) if occluded else "none",
+            occluder=OCCLUDERS[1 + int(rng.integers(len(OCCLUDERS) - 1))] if occluded else "none",
             cover=float(rng.uniform(0.6, 1)),
             cloth=float(rng.uniform(0, 0.08)),
             seed=int(rng.integers(2**31)),
@@ -299,14 +300,14 @@ def _lamp(rng: np.random.Generator, plane: UInt8[np.ndarray, "h w"], side: float
     """A bulb, a tube or a panel of the ceiling, seen at an angle; its level is its brightness."""
     h, w = plane.shape
     level, kind = int(rng.integers(90, 256)), rng.integers(3)
-    centre = rng.uniform((0.05, 0.05), (0.95, 0.6)) * (w, h)
-    angle, size = rng.normal(0, 0.25), np.exp(rng.uniform(np.log(0.003), np.log(0.015))) * side
+    x, y = w * rng.uniform(0.05, 0.95), h * rng.uniform(0.05, 0.6)
+    angle, size = rng.normal(0, 0.25), fields.log_uniform(rng, 0.003, 0.015) * side
     across = ((1.0, 1.0), (rng.uniform(3, 8), 0.35), (rng.uniform(1.5, 3), rng.uniform(0.5, 1)))[kind]
     turn = np.linspace(0, 2 * np.pi, 24, endpoint=False) if kind == 0 else np.pi / 4 + np.pi / 2 * np.arange(4)
     outline = np.stack([np.cos(turn) * across[0], np.sin(turn) * across[1]], -1) * size
     outline[:, 0] *= 1 + rng.uniform(-0.3, 0.3) * np.sign(outline[:, 1]) * (kind == 2)  # recedes
-    cosine, sine = np.cos(angle), np.sin(angle)
-    points = centre + outline @ np.array([[cosine, sine], [-sine, cosine]])
+    cosine, sine = math.cos(angle), math.sin(angle)
+    points = (x, y) + outline @ np.array([[cosine, sine], [-sine, cosine]])
     cv2.fillPoly(plane, [np.round(points * 16 - 8).astype(np.int32)], level, cv2.LINE_AA, 4)
 
 
