@@ -22,7 +22,7 @@ from absl import logging
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from uniser_jax.restore import exif, metadata
+from uniser_jax.restore import colour, exif, metadata
 
 FORMATS = {
     ".jpg": "JPEG",
@@ -51,7 +51,10 @@ class Photo:
     """A photograph and what its file said about it.
 
     Args:
-      pixels: uint8 or uint16, upright, sRGB; [h w 3], or [h w] if the file is gray.
+      pixels: uint8 or uint16, upright; [h w 3], or [h w] if the file is gray. They are sRGB, converted if the file has
+        another profile of RGB with curves and primaries; other profiles, and a PNG's gamma, are kept but not looked at.
+      own: the same as they lie in the file, in its own colours.
+      space: what these mean where it is not sRGB.
       alpha: coverage, of the same type as the pixels, or None.
       notes: what the file says beside them.
       format: JPEG, PNG, WEBP or TIFF.
@@ -60,6 +63,8 @@ class Photo:
     """
 
     pixels: Shaped[np.ndarray, "h w *c"]
+    own: Shaped[np.ndarray, "h w *c"]
+    space: colour.Space | None
     alpha: Shaped[np.ndarray, "h w"] | None
     notes: metadata.Notes
     format: str
@@ -77,11 +82,15 @@ def read_photo(path: Path) -> Photo:
     with _opened(path, source) as image:
         stored = _decode_16(source) if _bits(path, image, source) == 16 else _decode_8(image)
         orientation = exif.orientation_of(image)
-        pixels, alpha = _split(_turned(stored, orientation))
+        own, alpha = _split(_turned(stored, orientation))
+        notes = metadata.notes_of(image, source, orientation)
+        space = colour.space_of(notes.icc, own.dtype) if own.ndim == 3 else None
         return Photo(
-            pixels=pixels,
+            pixels=own if space is None else space.to_srgb(own),
+            own=own,
+            space=space,
             alpha=alpha,
-            notes=metadata.notes_of(image, source, orientation),
+            notes=notes,
             format="JPEG" if image.format == "MPO" else str(image.format),
             settings=metadata.settings_of(image, source),
             source=source,
@@ -110,6 +119,8 @@ def write_photo(path: Path, photo: Photo, pixels: Shaped[np.ndarray, "h w *c"]) 
         )
     format = FORMATS[path.suffix.lower()]
     unchanged = format == photo.format and np.array_equal(pixels, photo.pixels)
+    if photo.space is not None:
+        pixels = photo.space.from_srgb(photo.own, photo.pixels, pixels)
     _write_whole(path, photo.source if unchanged else _encode(path, photo, pixels, format))
 
 
