@@ -1,6 +1,7 @@
 """What is saved is what comes back, or the damage is named."""
 
 import gc
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests import processes
 from uniser_jax import config as schema
 from uniser_jax import mesh as meshes
-from uniser_jax.checkpoint import Checkpoints, DamagedError, digests
+from uniser_jax.checkpoint import Checkpoints, DamagedError, Slice, digests, newest_run, write_base
 from uniser_jax.types import TrainState, tasks_digest
 
 # When a read fails, orbax drops the reads beside it unfinished, and asyncio complains when they are collected.
@@ -148,6 +150,53 @@ def test_the_step_before_is_taken_and_the_damaged_one_set_aside(run: pathlib.Pat
     assert [path.name.partition("-")[0] for path in (run / "checkpoints.damaged").iterdir()] == ["6"]
 
 
+DAMAGED_SHARD = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from uniser_jax import config, hosts, mesh as meshes
+from uniser_jax.checkpoint import Checkpoints, DamagedError
+from uniser_jax.types import TrainState
+hosts.join()
+workdir, action = sys.argv[1:]
+mesh = meshes.make_mesh({"data": 1, "fsdp": 2})
+def state_at(step):
+    def leaf(sharding, x):
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+    rows, whole = (NamedSharding(mesh, spec) for spec in (P("fsdp"), P()))
+    tree = lambda: {"kernel": leaf(rows, np.random.default_rng(step).normal(size=(512, 256)).astype(np.float32))}
+    return TrainState(leaf(whole, np.int32(step)), tree(), tree(), tree())
+if action == "save":
+    with Checkpoints(workdir, every=2) as checkpoints:
+        for step in (2, 4):
+            checkpoints.save(step, state_at(step), config.defaults())
+else:
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state_at(0))
+    with Checkpoints(workdir, every=2) as checkpoints:
+        try:
+            state = checkpoints.restore(shapes, action)
+            sys.stderr.write(f"restored {int(state.step)}\\n")
+        except DamagedError as error:
+            sys.stderr.write(f"refused: {error}\\n")
+"""
+
+
+def test_what_one_process_cannot_read_no_process_takes(tmp_path: pathlib.Path) -> None:
+    def act(action: str) -> list[str]:
+        results = processes.run([["-c", DAMAGED_SHARD, str(tmp_path), action]] * 2, devices=1, seconds=120)
+        assert [code for code, _ in results] == [0, 0], results
+        return [line for _, error in results for line in error.splitlines() if line.startswith(("restored", "refused"))]
+
+    act("save")
+    (shard,) = (tmp_path / "checkpoints/4/params/ocdbt.process_1/d").iterdir()
+    shard.write_bytes(shard.read_bytes()[:100])
+    refused = act("stop")
+    assert len(refused) == 2
+    assert sum("cannot be read by another process" in line for line in refused) == 1
+    assert all("step 2 lies before it" in line for line in refused)
+    assert act("previous") == ["restored 2"] * 2
+
+
 def test_nothing_left_is_one_line(run: pathlib.Path) -> None:
     for step in (2, 4, 6):
         data_file(run, step).unlink()
@@ -155,6 +204,40 @@ def test_nothing_left_is_one_line(run: pathlib.Path) -> None:
         checkpoints.restore(abstract(), on_corrupt="previous")
     with Checkpoints(run) as checkpoints, pytest.raises(ValueError, match="stop, previous"):
         checkpoints.restore(abstract(), on_corrupt="ignore")
+
+
+def test_a_base_is_no_run_and_is_never_set_aside(saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    values = np.ones((2, 3), np.float32)
+    shapes = {"params": {"a": jax.ShapeDtypeStruct(values.shape, values.dtype)}}
+    write_base(tmp_path / "base", shapes, [Slice("params", "a", (...,), values)], {"base": {}})
+    shutil.copytree(saved, tmp_path / "run")
+    os.utime(tmp_path / "run/checkpoints", (0, 0))  # the base is newer
+    assert newest_run(tmp_path) == tmp_path / "run"
+    with Checkpoints(tmp_path / "base") as checkpoints, pytest.raises(ValueError, match="a converted base"):
+        checkpoints.restore(abstract(), on_corrupt="previous")
+    assert (tmp_path / "base/checkpoints/0").is_dir()
+
+
+def test_what_a_killed_save_left_goes_when_training_goes_on(run: pathlib.Path) -> None:
+    half = run / "checkpoints/8.orbax-checkpoint-tmp"
+    shutil.copytree(run / "checkpoints/6", half)
+    with Checkpoints(run) as checkpoints:  # a reader: somebody may be writing it
+        assert checkpoints.latest() == 6
+    assert half.exists()
+    with Checkpoints(run, training=True) as checkpoints:
+        assert checkpoints.save(10, state_at(10), CONFIG, force=True)
+        assert not half.exists()
+
+
+def test_a_write_that_fails_later_is_no_mistake_of_the_caller(run: pathlib.Path, monkeypatch) -> None:
+    checkpoints = Checkpoints(run, every=2)
+
+    def fail() -> None:
+        raise ValueError("Failed to write file\nand more")  # as tensorstore does
+
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fail)
+    with pytest.raises(OSError, match=r"a checkpoint cannot be written: Failed to write file$"), checkpoints:
+        pass
 
 
 def test_another_model_is_named(saved: pathlib.Path) -> None:

@@ -132,7 +132,7 @@ def test_a_slow_second_moment_does_not_stand_still_in_bfloat16() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
-    [("name", "sgd", "adamw, adafactor or muon"), ("moments", "int8", "float32 or bfloat16")],
+    [("name", "sgd", "adamw, adafactor, muon"), ("moments", "int8", "float32, bfloat16")],
 )
 def test_unknown_optimizers_are_refused(key: str, value: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

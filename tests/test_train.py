@@ -197,6 +197,17 @@ def test_a_continued_run_says_what_changed(run: pathlib.Path, tmp_path: pathlib.
     assert "config.optim.lr was 0.002 in the checkpoint, now it is 0.5" in caplog.text
     assert "config.edit.mixture.strength_min was 0.25" in caplog.text
     assert "config.steps" not in caplog.text
+    assert "changed since the checkpoint" not in caplog.text
+
+
+def test_a_run_continued_on_other_photographs_says_so(
+    run: pathlib.Path, tmp_path: pathlib.Path, caplog, monkeypatch
+) -> None:
+    shutil.copytree(run, tmp_path / "again")
+    monkeypatch.setattr(train.manifest, "describe", lambda photos: {"count": 8, "fingerprint": "other"})
+    with caplog.at_level("WARNING", "absl"):
+        train.train(config_of(), tmp_path / "again")
+    assert "the photographs changed since the checkpoint" in caplog.text
 
 
 def test_a_full_disk_ends_a_run_in_one_line(tmp_path, monkeypatch, capsys) -> None:
@@ -292,6 +303,25 @@ def test_mistakes_are_one_line_and_exit_code_2(overrides, message, tmp_path, cap
     assert sum(line.startswith("uniser train:") for line in error.splitlines()) == 1
     assert "Traceback" not in error
     assert not has_checkpoint(tmp_path)
+
+
+def test_a_bucket_is_no_folder(capsys) -> None:
+    assert train.main(["--config", str(ROOT / "configs/tiny.py"), "--workdir", "gs://bucket/run"]) == 2
+    assert "--workdir=gs://bucket/run: expected a folder" in capsys.readouterr().err
+
+
+def test_what_fails_under_way_is_no_mistake_of_the_caller(
+    run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch
+) -> None:
+    shutil.copytree(run, tmp_path / "again")
+
+    def fail(*_) -> None:
+        raise ValueError("a product of 3 and 4 columns")
+
+    monkeypatch.setattr(train.Progress, "report", fail)
+    shutil.rmtree(tmp_path / "again/checkpoints/6")
+    with pytest.raises(RuntimeError, match="training failed: a product"):
+        train.train(config_of(), tmp_path / "again")
 
 
 def test_an_interrupted_run_saves_and_continues(tmp_path: pathlib.Path) -> None:

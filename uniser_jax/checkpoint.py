@@ -5,6 +5,7 @@ step, version, a digest of every leaf). Restoring goes through our own abstract 
 file says, so a run continues on any mesh; and every leaf is checked, because files rot silently.
 """
 
+import contextlib
 import errno
 import functools
 import os
@@ -13,7 +14,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -27,7 +28,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import args
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
-from uniser_jax import __version__
+from uniser_jax import __version__, hosts
 from uniser_jax.types import TrainState, tasks_digest
 
 FORMAT_VERSION = 1
@@ -52,7 +53,8 @@ class Checkpoints:
       keep_every: steps whose multiples stay for ever; 0 keeps none.
       best: how many with the lowest held-out loss stay, see `save`.
       facts: JSON about the run, kept in every record.
-      heed_signals: whether SIGTERM and Ctrl-C ask for a stop, see `preempted`, while the checkpoints are open.
+      training: whether they are open to be added to: SIGTERM and Ctrl-C ask for a stop, see `preempted`, and what an earlier
+        attempt left half-written is removed.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Checkpoints:
         keep_every: int = 0,
         best: int = 0,
         facts: Mapping[str, Any] | None = None,
-        heed_signals: bool = False,
+        training: bool = False,
     ):
         self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
         kept: list[Any] = [preservation_policy.LatestN(keep)]
@@ -79,9 +81,10 @@ class Checkpoints:
             preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
             best_fn=_score,
             best_mode="min",
+            cleanup_tmp_directories=training,
         )
         self._facts = dict(facts or {})
-        self.interrupted, self._heed_signals = False, heed_signals
+        self.interrupted, self._training = False, training
         self._asked_to_stop = False
         self._handlers: dict[int, Any] = {}  # of signals, as they were
         handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in (*_ITEMS, _FROZEN)}
@@ -144,7 +147,8 @@ class Checkpoints:
         items = {name: args.StandardSave(getattr(state, name)) for name in _ITEMS}
         metrics = {_SCORE: held_out_loss} if held_out_loss is not None and np.isfinite(held_out_loss) else {}
         parts = args.Composite(**items, record=args.JsonSave(record))
-        return self._manager.save(step, args=parts, metrics=metrics, force=force)
+        with _unwritable():  # the save before, too
+            return self._manager.save(step, args=parts, metrics=metrics, force=force)
 
     def restore(self, abstract: TrainState, on_corrupt: str = "stop") -> TrainState:
         """Reads the newest step into the shapes, dtypes and shardings of `abstract`, and checks every leaf's digest.
@@ -209,24 +213,40 @@ class Checkpoints:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
     def _read(self, step: int | None, items: dict[str, Any]) -> dict[str, Any]:
-        record, where = self.record(step), f"checkpoint {self._folder / str(step)}"
+        """Items of a step, checked; what one process cannot read, none has: the others would wait for it."""
+        where, failed, restored = f"checkpoint {self._folder / str(step)}", None, {}
+        record = self.record(step)
         try:
-            saved = {name: _shapes(self._manager.item_metadata(step)[name].tree) for name in items}
-        except Exception as error:  # whatever orbax and tensorstore raise about a file that is gone or cut
-            raise DamagedError(f"{where} {_reason(error)}") from None
-        for name, abstract in items.items():
-            _check_shapes(where, saved[name], _shapes(abstract))
-        wanted = {name: args.StandardRestore(abstract) for name, abstract in items.items()}
-        try:
-            restored = dict(self._manager.restore(step, args=args.Composite(**wanted)).items())
-        except Exception as error:
-            raise DamagedError(f"{where} {_reason(error)}") from None
+            restored = self._read_shards(step, items, record, where)
+        except DamagedError as error:
+            failed = error
+        if hosts.anywhere(failed is not None):
+            raise failed or DamagedError(f"{where} cannot be read by another process")
         for name in items:
             expected = record["digests"][name]
             for path, digest in digests(restored[name]).items():
                 if digest != expected.get(path):
                     raise DamagedError(f"{where}: {name}/{path} is not what was saved, a file has changed")
         return restored
+
+    def _read_shards(self, step: int | None, items: dict[str, Any], record: Any, where: str) -> dict[str, Any]:
+        missing = [name for name in items if name not in record["digests"]]
+        if missing:
+            raise ValueError(f"{where} has no {missing[0]}: it is a converted base, for config.model.base, and no run")
+        try:
+            saved = {name: _shapes(self._manager.item_metadata(step)[name].tree) for name in items}
+        except Exception as error:  # whatever orbax and tensorstore raise about a file that is gone or cut
+            raise DamagedError(f"{where} {_reason(error)}") from None
+        for name, abstract in items.items():
+            _check_shapes(where, saved[name], _shapes(abstract))
+        reader = ocp.StandardCheckpointHandler()  # not the manager, whose barrier a process that fails never reaches
+        folder = self._manager.directory / str(step)
+        try:
+            return {name: reader.restore(folder / name, args=args.StandardRestore(items[name])) for name in items}
+        except Exception as error:
+            raise DamagedError(f"{where} {_reason(error)}") from None
+        finally:
+            reader.close()
 
     def _check_folder(self, state: TrainState) -> None:
         """Finds what would fail before orbax does: then its threads wait minutes for each other."""
@@ -265,14 +285,15 @@ class Checkpoints:
     def __enter__(self) -> Self:
         # With several processes jax's own handler tells the others, and `reached_preemption` finds a step common to all.
         alone = jax.process_count() == 1
-        if self._heed_signals and alone and threading.current_thread() is threading.main_thread():
+        if self._training and alone and threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._manager.wait_until_finished()  # raises what an asynchronous save could not write
+        with _unwritable():
+            self._manager.wait_until_finished()  # raises what an asynchronous save could not write
         self._manager.close()
 
 
@@ -311,7 +332,7 @@ def write_base(
     if has_checkpoint(workdir):
         raise ValueError(f"{workdir} has a checkpoint already: name a new folder")
     step = pathlib.Path(workdir).absolute() / "checkpoints" / "0"
-    temporary = step.with_name("0.orbax-checkpoint-tmp")  # a name that orbax overlooks and cleans up
+    temporary = step.with_name("0.orbax-checkpoint-tmp")  # a name that orbax overlooks
     shutil.rmtree(temporary, ignore_errors=True)
     arrays: dict[tuple[str, str], Any] = {}
     for item, tree in items.items():
@@ -333,15 +354,17 @@ def write_base(
 
 
 def newest_run(root: str | pathlib.Path = "runs") -> pathlib.Path:
-    """The run under `root` whose checkpoints changed last.
+    """The run under `root` whose checkpoints changed last; a converted base is none.
 
     Raises:
-      ValueError: if no folder under `root` holds a checkpoint.
+      ValueError: if no run under `root` has a checkpoint.
     """
-    runs = [path for path in pathlib.Path(root).glob("*") if has_checkpoint(path)]
-    if not runs:
-        raise ValueError(f"no run with a checkpoint under {root}/: train one, or give --checkpoint RUN")
-    return max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime)
+    folders = [path for path in pathlib.Path(root).glob("*") if has_checkpoint(path)]
+    for folder in sorted(folders, key=lambda folder: (folder / "checkpoints").stat().st_mtime, reverse=True):
+        with Checkpoints(folder) as checkpoints:
+            if "config" in checkpoints.record():
+                return folder
+    raise ValueError(f"no run with a checkpoint under {root}/: train one, or give --checkpoint RUN")
 
 
 def digests(tree: Any) -> dict[str, list[int]]:
@@ -386,6 +409,15 @@ def _digest_slice(shape: tuple[int, ...], where: tuple[Any, ...], values: np.nda
                 for offset, factor in _LANES
             ]
         )
+
+
+@contextlib.contextmanager
+def _unwritable() -> Iterator[None]:
+    """tensorstore calls a disk that fails a ValueError, which would pass for a mistake of the caller's."""
+    try:
+        yield
+    except ValueError as error:
+        raise OSError(f"a checkpoint cannot be written: {str(error).splitlines()[0][:200]}") from error
 
 
 def _score(metrics: Mapping[str, float]) -> float:

@@ -16,13 +16,34 @@ from typing import Any, TypeVar
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from uniser_jax import optim
+from uniser_jax.checkpoint import ON_CORRUPT
 from uniser_jax.data.buckets import Buckets, aspect
 from uniser_jax.data.schedule import Schedule, Stage
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.effects.edit import EditSampling
+from uniser_jax.models.attention import KERNELS
+from uniser_jax.models.dit import REMAT
 from uniser_jax.models.lora import Lora
+from uniser_jax.models.presets import PRESETS
 
 T = TypeVar("T")
+
+_AT_LEAST_ONE = (
+    *("steps", "batch_size", "log_every", "model.patch", "model.prompt_length", "data.size", "optim.accumulate"),
+    *("checkpoint.every", "checkpoint.keep", "evaluation.count", "restore.steps"),
+)
+_ONE_OF = {
+    "model.preset": PRESETS,
+    "model.codec": ("pixels", "latents"),
+    "model.conditioning": ("channels", "references"),
+    "model.compute_dtype": ("bfloat16", "float16", "float32"),
+    "model.attention": KERNELS,
+    "model.remat": REMAT,
+    "optim.name": optim.NAMES,
+    "optim.moments": optim.MOMENTS,
+    "checkpoint.on_corrupt": ON_CORRUPT,
+}
 
 
 def defaults() -> ConfigDict:
@@ -183,16 +204,21 @@ def build(kind: type[T], config: ConfigDict) -> T:
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks what must hold before anything is compiled.
+    """Checks what must hold before anything is compiled, as far as it can be known without devices and photographs.
 
     Raises:
       ValueError: one line with the value, what was expected and the fix.
     """
-    positive = ("steps", "batch_size", "log_every", "model.patch", "data.size", "optim.accumulate", "checkpoint.every")
-    for path in positive:
-        value = _at(config, path)
-        if value < 1:
+    for path in _AT_LEAST_ONE:
+        if (value := _at(config, path)) < 1:
             raise ValueError(f"config.{path} = {value}: expected at least 1")
+    for path, known in _ONE_OF.items():
+        if (value := _at(config, path)) not in known:
+            raise ValueError(f"config.{path} = {value!r}: expected one of {', '.join(known)}")
+    if config.restore.shift <= 0:
+        raise ValueError(f"config.restore.shift = {config.restore.shift}: expected above 0")
+    build(Flow, config.flow)
+    build(EditSampling, config.edit)
     scale = config.model.mask_scale
     if scale not in (1, 2) or (scale > 1 and config.model.conditioning != "references"):
         raise ValueError(
@@ -214,8 +240,6 @@ def validate(config: ConfigDict) -> None:
                 f" {multiple(config)} and a batch in multiples of config.optim.accumulate = {config.optim.accumulate}"
             )
     aspects(config)
-    if config.model.codec not in ("pixels", "latents"):
-        raise ValueError(f"config.model.codec = {config.model.codec!r}: expected pixels or latents")
     if config.model.drop_mask and config.model.conditioning != "references":
         raise ValueError(
             "config.model.drop_mask: a channel is always there; use config.model.conditioning = 'references'"

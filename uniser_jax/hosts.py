@@ -61,6 +61,11 @@ def agree(facts: Mapping[str, str]) -> None:
         raise ValueError(f"not all {len(names)} processes start alike: other than most is the {'; the '.join(differs)}")
 
 
+def anywhere(here: bool) -> bool:
+    """Whether something is so on any process; every one of them must call it."""
+    return here if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.array(here))))
+
+
 def host() -> str:
     """The name of this machine, for messages."""
     return socket.gethostname()

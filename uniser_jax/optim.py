@@ -11,6 +11,9 @@ from jaxtyping import BFloat16, Float32, Int32
 from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
 
+NAMES = ("adamw", "adafactor", "muon")
+MOMENTS = ("float32", "bfloat16")
+
 
 def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
     """Learning rate against the optimizer step: linear warm-up, then cosine down to `final_lr` of the peak."""
@@ -44,9 +47,9 @@ def optimizer(optim: ConfigDict, steps: int) -> optax.GradientTransformation:
         adam = {"adam_b1": optim.b1, "adam_b2": optim.b2, "eps": optim.eps}
         update = muon(rate, muon_weight_dimension_numbers=_matrices, consistent_rms=0.2, **adam, **decay)
     else:
-        raise ValueError(f"config.optim.name = {optim.name!r}: expected adamw, adafactor or muon")
-    if optim.moments not in ("float32", "bfloat16"):
-        raise ValueError(f"config.optim.moments = {optim.moments!r}: expected float32 or bfloat16")
+        raise ValueError(f"config.optim.name = {optim.name!r}: expected one of {', '.join(NAMES)}")
+    if optim.moments not in MOMENTS:
+        raise ValueError(f"config.optim.moments = {optim.moments!r}: expected one of {', '.join(MOMENTS)}")
     if optim.moments == "bfloat16":
         update = in_bfloat16(update)
     return optax.chain(clipped(optim.clip_norm), update)

@@ -7,12 +7,13 @@ so nothing but the state is saved, and a continued run sees what an uninterrupte
 """
 
 import argparse
+import contextlib
 import functools
 import os
 import pathlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -53,7 +54,12 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
 
     Raises:
       ValueError: before anything is compiled, if the config does not fit itself, the devices or the data.
+      RuntimeError: for what fails in the midst of training.
+      OSError: if a checkpoint or a log cannot be written.
+      FloatingPointError: if the run diverges.
     """
+    if "://" in str(workdir):
+        raise ValueError(f"--workdir={workdir}: expected a folder; mount the bucket and name a folder in it")
     hosts.agree({"config": schema.to_json(config), "code": manifest.code()})
     schema.validate(config)
     workdir = pathlib.Path(workdir)
@@ -73,9 +79,13 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     check(config, mesh, latents)
 
     saving = config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every, config.checkpoint.best
-    facts = {"frozen": pretrained.digests_of(config)}
-    with jax.set_mesh(mesh), Checkpoints(workdir, *saving, facts, heed_signals=True) as checkpoints:
-        state, base, record = start_or_continue(config, network, optimizer, mesh, shapes, checkpoints, facts["frozen"])
+    facts: dict[str, Any] = {
+        "frozen": pretrained.digests_of(config),
+        "photographs": photographs["fingerprint"],
+        "code": manifest.code(),
+    }
+    with jax.set_mesh(mesh), Checkpoints(workdir, *saving, facts, training=True) as checkpoints:
+        state, base, record = start_or_continue(config, network, optimizer, mesh, shapes, checkpoints, facts)
         start = int(state.step)
         step = make_step(config, network, optimizer, shapes)
         grid = SampleGrid(config, network, held_out, latents, base)
@@ -101,7 +111,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         feed = Feed(stream, functools.partial(meshes.to_global, mesh))
         profile = Profile(workdir / "profile", config.profile_steps)
         metrics: dict[str, Any] = {}
-        with MetricsWriter(workdir, start) as writer, watchdog, feed, profile:
+        with _under_way(), MetricsWriter(workdir, start) as writer, watchdog, feed, profile:
             for number in range(start + 1, config.steps + 1):
                 batch, waited = feed.take(metrics.get("loss"))
                 with profile.step(number):
@@ -140,7 +150,7 @@ def start_or_continue(
     mesh: Mesh,
     shapes: TrainState,
     checkpoints: Checkpoints,
-    frozen: dict[str, str],
+    facts: Mapping[str, Any],
 ) -> tuple[TrainState, Any, dict[str, Any]]:
     """The state that a run goes on from, the base of its adapters if any, and the record of its last checkpoint.
 
@@ -148,7 +158,7 @@ def start_or_continue(
 
     Args:
       shapes: of the state, see `step.state_shapes`.
-      frozen: digests of what is not trained, see `pretrained.digests_of`.
+      facts: about the run, as they are kept in a record: `frozen`, see `pretrained.digests_of`, `photographs` and `code`.
     """
     fresh = checkpoints.latest() is None
     given, base = pretrained.take(config, base_shapes(network, mesh), frozen_shapes(config, network, mesh), fresh)
@@ -157,9 +167,21 @@ def start_or_continue(
         return pretrained.with_base(state, given), base, {}
     state = checkpoints.restore(shapes, config.checkpoint.on_corrupt)
     record = checkpoints.record(int(state.step))
-    pretrained.check_frozen(record, config, frozen)
+    pretrained.check_frozen(record, config, facts["frozen"])
     report_changes(record["config"], config)
+    for fact, means in (("photographs", "another stream, and other photographs are held out"), ("code", "another run")):
+        if record.get(fact, facts[fact]) != facts[fact]:
+            logging.warning("the %s changed since the checkpoint: what follows may be %s", fact, means)
     return state, base, record
+
+
+@contextlib.contextmanager
+def _under_way() -> Iterator[None]:
+    """From here on no ValueError is a mistake of the caller's, after which launchers would not start a run again."""
+    try:
+        yield
+    except ValueError as error:
+        raise RuntimeError(f"training failed: {error}") from error
 
 
 def open_examples(config: ConfigDict) -> tuple[Examples, Examples]:

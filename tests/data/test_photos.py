@@ -41,15 +41,16 @@ def test_a_folder_is_searched_and_bad_files_are_named_once(folder: pathlib.Path,
     (folder / "empty.jpg").touch()
     (folder / "text.jpg").write_text("not an image")
     (folder / "thin.png").write_bytes(encoded(1))
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
     (folder / "notes.txt").write_text("ignored")
     with caplog.at_level(logging.WARNING, "absl"):
         opened = open_photos(str(folder))
     assert [opened.name(i).rsplit("/")[-1] for i in range(len(opened))] == ["a.png", "c.png", "b.PNG"]
-    assert opened.skipped == 3
+    assert opened.skipped == 4
     assert len(caplog.records) == 1
     message = caplog.records[0].getMessage()
-    assert "skipped 3" in message
-    for name in ("empty.jpg (empty)", "text.jpg (not an image)", "thin.png (11 x 1 px)"):
+    assert "skipped 4" in message
+    for name in ("empty.jpg (empty)", "text.jpg (not an image)", "thin.png (11 x 1 px)", "gone.jpg (missing)"):
         assert name in message
 
 

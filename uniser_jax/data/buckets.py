@@ -15,10 +15,9 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int8
 
-from uniser_jax.data.photos import Photos
+from uniser_jax.data.photos import READERS, Photos
 from uniser_jax.data.schedule import Place
 
-_READERS = 32  # threads that read headers: they wait for disks
 _PURPOSE = 3  # tells this use of a seed from others
 
 
@@ -44,7 +43,7 @@ class Buckets:
     @classmethod
     def of(cls, photos: Photos, aspects: Sequence[float], multiple: int) -> Self:
         """Reads the shape of every photograph from its header."""
-        with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
             shapes = np.array(list(pool.map(photos.shape, range(len(photos)))))
         far = np.abs(np.log(shapes[:, 1] / shapes[:, 0])[:, None] - np.log(aspects))
         nearest = far.argmin(1)

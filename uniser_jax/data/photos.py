@@ -5,11 +5,13 @@ warning that names them. One that fails only when it is decoded is replaced by t
 stream of examples stays a pure function of its index.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import importlib.util
 import io
+import itertools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from PIL import Image
 
 from uniser_jax.data.decoding import MAX_PIXELS, ORIENTATION, Depth, Pixels, Reduction, decode, decode_depth, whole
 
+READERS = 32  # threads that read headers: they wait for disks
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 # Those of scikit-image's data folder that are photographs and lie in its wheel.
 _SAMPLES = (
@@ -112,7 +115,9 @@ def folder(path: str, min_side: int = 64) -> Photos:
     stems = {file.with_suffix("") for file in found}
     depths = frozenset(str(file) for file in found if _is_depth_of(file, stems))
     files = sorted({str(file) for file in found} - depths)
-    bad = {file: reason for file in files if (reason := _unusable(file, min_side))}
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+        reasons = pool.map(_unusable, files, itertools.repeat(min_side))
+    bad = {file: reason for file, reason in zip(files, reasons, strict=True) if reason}
     if bad:
         _warn_skipped([f"{pathlib.Path(file).name} ({reason})" for file, reason in bad.items()])
     good = tuple(file for file in files if file not in bad)
@@ -384,6 +389,8 @@ def _unusable(path: str, min_side: int) -> str:
                 return f"{image.width} x {image.height} px"
             if image.width * image.height > MAX_PIXELS:
                 return "too many pixels"
+    except FileNotFoundError:  # a link to nothing
+        return "missing"
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return "empty" if not pathlib.Path(path).stat().st_size else "not an image"
     return ""

@@ -167,6 +167,8 @@ def read_run(checkpoints: Checkpoints, ema: bool = True, step: int | None = None
       ValueError: if the run does not fit this version, or its base is gone or another.
     """
     record = checkpoints.record(step)
+    if "config" not in record:
+        raise ValueError("this is a converted base, for config.model.base, and no run; name a run folder")
     config = schema.from_json(json.dumps(record["config"]))
     pretrained.check_frozen(record, config, pretrained.digests_of(config))
     network = build_network(config.model, config.lora)
