@@ -40,11 +40,11 @@ def fitted(exif: bytes, size: tuple[int, int]) -> bytes:
     patched = bytearray(exif)
     with contextlib.suppress(struct.error):
         (first,) = struct.unpack_from(order + "I", exif, 4)
-        for tag, at in _entries(exif, order, first):
+        for tag, at in entries(exif, order, first):
             if tag == ExifTags.IFD.Exif:
                 (own,) = struct.unpack_from(order + "I", exif, at + 8)
                 with contextlib.suppress(struct.error):
-                    for tag, at in _entries(exif, order, own):
+                    for tag, at in entries(exif, order, own):
                         _fit(patched, order, tag, at, size)
             else:
                 _fit(patched, order, tag, at, size)
@@ -88,7 +88,7 @@ def tags(exif: bytes) -> dict[int, Any]:
     return {}
 
 
-def _entries(exif: bytes, order: str, directory: int) -> Iterator[tuple[int, int]]:
+def entries(exif: bytes, order: str, directory: int) -> Iterator[tuple[int, int]]:
     """Tags of a directory and where their entries of 12 bytes lie."""
     (count,) = struct.unpack_from(order + "H", exif, directory)
     for at in range(directory + 2, directory + 2 + 12 * count, 12):

@@ -271,7 +271,7 @@ def _iptc_of(image: Image.Image, source: bytes, turned: bool) -> tuple[bytes, by
     """Records of IPTC, and Photoshop's other resources that hold for the picture as it is written."""
     iptc, block = b"", b""
     if image.format == "TIFF":
-        iptc, block = (_raw(image.tag_v2.get(tag), source) for tag in (_IPTC, _PHOTOSHOP))  # type: ignore[attr-defined]
+        iptc, block = _tag(source, _IPTC), _tag(source, _PHOTOSHOP)
     elif image.format == "PNG":
         block = _profile(image, "iptc") or _profile(image, "8bim")
     else:
@@ -288,11 +288,16 @@ def _iptc_of(image: Image.Image, source: bytes, turned: bool) -> tuple[bytes, by
     return iptc, b"".join(others)
 
 
-def _raw(value: Any, source: bytes) -> bytes:
-    """A tag's bytes; Adobe once gave IPTC the type LONG."""
-    if isinstance(value, tuple) and all(isinstance(v, int) and 0 <= v < 2**32 for v in value):
-        return struct.pack(f"{'<' if source[:2] == b'II' else '>'}{len(value)}I", *value)
-    return value if isinstance(value, bytes) else b""
+def _tag(tiff: bytes, wanted: int) -> bytes:
+    """The bytes of a tag in a TIFF file's first directory, as they lie there: Adobe once gave IPTC the type LONG."""
+    order = "<" if tiff[:2] == b"II" else ">"
+    with contextlib.suppress(struct.error):
+        (first,) = struct.unpack_from(order + "I", tiff, 4)
+        for tag, at in exif.entries(tiff, order, first):
+            if tag == wanted:
+                kind, count, place = struct.unpack_from(order + "HII", tiff, at + 2)
+                return tiff[place : place + count * {1: 1, 4: 4, 7: 1}.get(kind, 0)]
+    return b""
 
 
 def _resources(block: bytes) -> Iterator[tuple[int, bytes, bytes]]:
