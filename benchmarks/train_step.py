@@ -309,7 +309,17 @@ def forward_flops(case: Case) -> int:
 
 
 def keep_memory() -> None:
-    """Stops glibc from giving freed blocks back: eager torch would wait for fresh pages longer than it computes."""
+    """Spares both contenders the fresh pages of every call, on which a CPU may spend longer than on computing.
+
+    glibc keeps freed blocks of the main thread, which is where eager torch allocates. XLA allocates in its own threads, whose
+    large blocks glibc maps anew whatever it is told: huge pages make that cheap, but only a new process can ask for them.
+    """
+    if sys.platform != "linux":
+        return
+    tunables, huge = os.environ.get("GLIBC_TUNABLES", ""), "glibc.malloc.hugetlb=1"
+    if huge not in tunables:
+        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, huge)))
+        os.execv(sys.executable, sys.orig_argv)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped on its own

@@ -309,6 +309,13 @@ def test_effects_meet_as_often_as_their_weights_say() -> None:
     assert sample_effects(rng, several) == ("shadow", "reflection")
 
 
+@pytest.mark.parametrize("shape", [(32, 20), (16, 10), (7, 9)])
+def test_to_shrink_is_to_average(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).random((64, 40, 3), np.float32)
+    expected = cv2.resize(image, shape[::-1], interpolation=cv2.INTER_AREA)
+    np.testing.assert_allclose(fields.shrink(image, shape), expected, atol=1e-6)
+
+
 def test_fields_are_pure_and_in_range() -> None:
     noise = fields.fractal_noise(np.random.default_rng(0), (33, 70))
     np.testing.assert_array_equal(noise, fields.fractal_noise(np.random.default_rng(0), (33, 70)))

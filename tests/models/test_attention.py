@@ -71,6 +71,7 @@ def assert_equals_reference(got, expected, dtype: str) -> None:
         (520, 130, 1, 128, "float32", False),
         (130, 520, 1, 64, "bfloat16", True),
         (70, 384, 1, 128, "bfloat16", False),  # the keys need no padding
+        (2100, 40, 2, 8, "float32", True),  # several chunks of one head
     ],
 )
 def test_kernels_equal_softmax_in_float64(kernel, n, m, heads, dim, dtype, masked) -> None:
@@ -79,6 +80,17 @@ def test_kernels_equal_softmax_in_float64(kernel, n, m, heads, dim, dtype, maske
     got = value_and_gradient(*(jnp.asarray(x, dtype) for x in (q, k, v)), seen, w, kernel)
     assert got[0].dtype == dtype
     assert_equals_reference(got, reference(q, k, v, seen, w), dtype)
+
+
+def test_chunks_of_all_heads_as_gpus_take_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "platform", lambda: "gpu")
+    q, k, v, w = arrays(1032, 40, 2, 8)
+    seen = seen_keys(40)
+    given = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+    traced = jax.make_jaxpr(functools.partial(attention, kernel="chunked"))(*given)
+    assert "f32[2,2,352,40]" in str(traced)  # a third of the queries, to a multiple of 16
+    got = value_and_gradient.__wrapped__(*given, seen, w, "chunked")
+    assert_equals_reference(got, reference(q, k, v, seen, w), "float32")
 
 
 def test_splash_without_the_fused_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +143,7 @@ def test_a_sequence_axis_gathers_keys_and_a_ring_passes_them_on() -> None:
         ("gpu", jnp.float32, 128, 4096, "chunked"),
         ("gpu", jnp.bfloat16, 256, 4096, "chunked"),
         ("cpu", jnp.bfloat16, 64, 4096, "chunked"),
+        ("cpu", jnp.float32, 64, 512, "chunked"),
         ("cpu", jnp.float32, 64, 256, "xla"),
     ],
 )

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import math
 import signal
 import threading
 from collections.abc import Callable, Generator, Hashable, Sequence
@@ -35,8 +36,7 @@ _CROP = 4  # tells this use of a seed from others
 _MARGIN = 1.25  # sides of a pair that several views are cut from, over those of a view
 
 # Of colour_matrix: stops of exposure and of each channel, saturation less 1, radians of hue.
-_LOWEST, _HIGHEST = np.array([(-1, 0.5), *3 * [(-0.5, 0.5)], (-1, 0.3), (-np.pi, np.pi)]).T
-_THIRDS = 2 * np.pi / 3 * (np.arange(3)[:, None] - np.arange(3))
+_COLOURS = ((-1, 0.5), *3 * ((-0.5, 0.5),), (-1, 0.3), (-math.pi, math.pi))
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
@@ -98,8 +98,7 @@ class Examples:
         shape, smallest = drawn.shape, self.smallest
         if self.schedule.reuse > 1:  # the views are smaller than the pair: they are what must show so much
             shape, smallest = _enlarged(shape), min(1.0, smallest * _MARGIN**2)
-        place = np.random.default_rng((self.seed, drawn.epoch, _CROP, photo))
-        crop = Crop.sample(place, smallest, shape[1] / shape[0])
+        crop = _crop(self.seed, drawn.epoch, photo, smallest, shape[1] / shape[0])
         part = self.recent.get((photo, crop, shape), lambda: crop.cut(self._decoded(photo, crop, shape), shape))
         depth = self.photos.depth(photo)
         matrix = colour_matrix(rng, self.colour) if self.colour else None
@@ -210,9 +209,8 @@ class Crop(NamedTuple):
             haze and flare are recognised by the whole picture.
           aspect: of the part, width over height.
         """
-        side = np.sqrt(rng.uniform(smallest, 1))
-        top, left = rng.random(2).tolist()
-        return cls(top, left, float(side), bool(rng.random() < 0.5), aspect)
+        area, top, left, coin = rng.random(4).tolist()
+        return cls(top, left, math.sqrt(smallest + (1 - smallest) * area), coin < 0.5, aspect)
 
     def reduction(self, photo: tuple[int, int], shape: tuple[int, int]) -> int:
         """How many times smaller a photograph of a shape may be decoded (1, 2, 4 or 8) and the part still fill `shape`."""
@@ -268,9 +266,17 @@ def colour_matrix(rng: np.random.Generator, amount: float) -> Float64[np.ndarray
 
     At amount 1: exposure from 1 stop down to 1/2 up, white balance within 1/2 stop per channel, any hue, saturation 0 to 1.3.
     """
-    exposure, red, green, blue, saturation, hue = amount * rng.uniform(_LOWEST, _HIGHEST)
-    turn = np.cos(hue + _THIRDS) * (2 / 3 * (1 + saturation))  # about the gray axis
-    return 2 ** (exposure + np.array([[red], [green], [blue]])) * (turn + 1 / 3)
+    drawn = zip(_COLOURS, rng.random(6).tolist(), strict=True)
+    exposure, red, green, blue, saturation, hue = (amount * (low + (high - low) * u) for (low, high), u in drawn)
+    turn = [2 / 3 * (1 + saturation) * math.cos(hue + 2 / 3 * math.pi * k) for k in range(3)]  # about the gray axis
+    gains = (2 ** (exposure + stops) for stops in (red, green, blue))
+    return np.array([[gain * (turn[i - j] + 1 / 3) for j in range(3)] for i, gain in enumerate(gains)])
+
+
+@functools.lru_cache(maxsize=64)
+def _crop(seed: int, epoch: int, photo: int, smallest: float, aspect: float) -> Crop:
+    """The part of a photograph that an epoch shows; the example after it may reflect the same part."""
+    return Crop.sample(np.random.default_rng((seed, epoch, _CROP, photo)), smallest, aspect)
 
 
 @functools.lru_cache(maxsize=16)

@@ -10,12 +10,11 @@ Everything but the last multiplication of (2) happens on a grid of at most `SIDE
 import math
 from typing import NamedTuple
 
-import cv2
 import numba
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
-from uniser_jax.effects import fields, kernels, light
+from uniser_jax.effects import fields, grids, kernels, light
 from uniser_jax.effects.fields import Field, Shape
 
 SIDE = 96  # at most, of the grid of a square photograph; above 48 for all but the smallest
@@ -50,9 +49,9 @@ def reduce(image: np.ndarray, n: int) -> np.ndarray:
     h, w = image.shape[:2]
     if n == 1:
         return image
-    if h % n == w % n == 0 and n >= 8 and image.ndim == 3 and image.flags.c_contiguous:
+    if h % n == w % n == 0 and n >= 4 and image.ndim == 3 and image.flags.c_contiguous:
         return _boxes(image, n)
-    return cv2.resize(image, (max(2, round(w / n)), max(2, round(h / n))), interpolation=cv2.INTER_AREA)
+    return fields.shrink(image, (max(2, round(h / n)), max(2, round(w / n))))
 
 
 @_compiled
@@ -105,10 +104,15 @@ def follow_depth(field: Field, small: Field, depth: Float32[np.ndarray, "H W"]) 
 
 def _lines(field: Field, guide: Field, radius: float, epsilon: float) -> tuple[Field, Field]:
     """a and b of (2): radius as a fraction of the image side, epsilon the variance below which the guide has no edge."""
-    size = (2 * max(1, round(radius * fields.side(field.shape))) + 1,) * 2
-    mean_g, mean_f = cv2.blur(guide, size), cv2.blur(field, size)
-    slope = (cv2.blur(guide * field, size) - mean_g * mean_f) / (cv2.blur(guide * guide, size) - mean_g**2 + epsilon)
-    return cv2.blur(slope, size), cv2.blur(mean_f - slope * mean_g, size)
+    return _fitted(field, guide, max(1, round(radius * fields.side(field.shape))), np.float32(epsilon))
+
+
+@_compiled
+def _fitted(field: kernels.Plane, guide: kernels.Plane, reach: int, epsilon: np.float32) -> tuple[Field, Field]:
+    mean_g, mean_f = grids.box(guide, reach), grids.box(field, reach)
+    covariance = grids.box(guide * field, reach) - mean_g * mean_f
+    slope = covariance / (grids.box(guide * guide, reach) - mean_g * mean_g + epsilon)
+    return grids.box(slope, reach), grids.box(mean_f - slope * mean_g, reach)
 
 
 @_compiled
@@ -157,30 +161,72 @@ def sketch(rng: np.random.Generator, small: Float32[np.ndarray, "h w c"], horizo
       small: the photograph, linear, on its grid.
       horizon: where the horizon is, if the photograph shows no sky.
     """
-    h, w = small.shape[:2]
-    y = np.linspace(0, 1, h, dtype=np.float32)[:, None]
-    x = np.linspace(0, 1, w, dtype=np.float32)[None]
-    kind, trusted, cue = rng.random(), rng.random() < 0.7, rng.uniform(0, 0.3)
-    tilt, camera, angle = rng.normal(0, 0.05), rng.uniform(0.03, 0.3), rng.uniform(-0.6, 0.6)
-    (left, top), rough = rng.uniform(0.3, 0.7, 2).tolist(), rng.uniform(0.05, 0.3)
-    above, pale, detail = signs(small)
-    share = float(above.mean())
-    seen = trusted and 0.04 < share < 0.75
-    if seen:
-        horizon = min(0.9, share + 0.02)  # the mean height of the skyline
-    if kind < 0.65 or seen:
-        d = camera / (camera + np.maximum(y - horizon - tilt * (x - 0.5), 0))  # (1)
-    elif kind < 0.85:
-        d = 1 - y * math.cos(angle) - (x - 0.5) * math.sin(angle)
-    else:
-        d = 1 - np.sqrt((x - left) ** 2 + (y - top) ** 2)
-    d = d + rough * (fields.fractal_noise(rng, (h, w), 0.5, 4) - 0.5)
-    d += np.float32(cue) * pale
-    d = _standing(rng, d, y, horizon, detail)
+    noise = fields.fractal_noise(rng, small.shape[:2], 0.5, 4)
+    count = int(rng.integers(0, 5))
+    scene, tilt, standing = rng.random(8), 0.05 * rng.standard_normal(), rng.random((count, 4))
+    outlines = rng.random((count, 24), np.float32) + 0.5 * rng.random((count, 24), np.float32)
+    return Sketch(*_sketched(*signs(small), noise, scene, tilt, standing, outlines, horizon))
+
+
+@_compiled
+def _sketched(
+    above: Field,
+    pale: Field,
+    detail: Field,
+    noise: Field,
+    scene: Float64[np.ndarray, "8"],
+    tilt: float,
+    standing: Float64[np.ndarray, "n 4"],
+    outlines: Float32[np.ndarray, "n k"],
+    horizon: float,
+) -> tuple[Field, float]:
+    """The scene of `sketch`, made of what the photograph gives away (see `signs`) and of uniform numbers."""
+    (h, w), share, d = above.shape, above.mean(), np.empty(above.shape, np.float32)
+    seen = scene[0] < 0.7 and 0.04 < share < 0.75
+    horizon = min(0.9, share + 0.02) if seen else horizon  # the mean height of the skyline
+    kind, camera, angle = scene[1], _between(scene[2], 0.03, 0.3), _between(scene[3], -0.6, 0.6)
+    left, top = _between(scene[4], 0.3, 0.7), _between(scene[5], 0.3, 0.7)
+    rough, cue = np.float32(_between(scene[6], 0.05, 0.3)), np.float32(0.3 * scene[7])
+    for i in range(h):
+        y = i / max(h - 1, 1)
+        for j in range(w):
+            x = j / max(w - 1, 1)
+            if kind < 0.65 or seen:
+                far = camera / (camera + max(y - horizon - tilt * (x - 0.5), 0.0))  # (1)
+            elif kind < 0.85:
+                far = 1 - y * math.cos(angle) - (x - 0.5) * math.sin(angle)
+            else:
+                far = 1 - math.sqrt((x - left) ** 2 + (y - top) ** 2)
+            d[i, j] = np.float32(far) + rough * (noise[i, j] - np.float32(0.5)) + cue * pale[i, j]
+    feet = np.sort(horizon + (1.05 - horizon) * standing[:, 0])  # from far to near
+    for k in range(len(feet)):
+        _stand(d, detail, feet[k], standing[k, 1:], outlines[k])
     if seen:
         d = np.maximum(d, above * d.max())
-    low, high, _, _ = cv2.minMaxLoc(d)
-    return Sketch((d - np.float32(low)) / np.float32(max(high - low, 1e-6)), horizon)
+    low = d.min()
+    return (d - low) / max(d.max() - low, np.float32(1e-6)), horizon
+
+
+@_compiled
+def _between(u: float, low: float, high: float) -> float:
+    return low + (high - low) * u
+
+
+@_compiled
+def _stand(
+    d: Field, detail: Field, foot: float, place: Float64[np.ndarray, "3"], outline: Float32[np.ndarray, "k"]
+) -> None:
+    """Sets columns to the depth at their foot, where there is detail, as trees, houses and people stand on the ground."""
+    h, w = d.shape
+    top, left, width = 0.9 * place[0] * foot, _between(place[1], -0.1, 0.9), _between(place[2], 0.04, 0.25)
+    first, last = max(0, int(left * w)), max(1, min(w, int((left + width) * w) + 1))
+    near = d[min(int(foot * h), h - 1), first:last].mean()
+    for j in range(first, last):
+        k, after, a = kernels.between_rows(j, w, len(outline))
+        edge = top + 0.15 * (outline[k] + a * (outline[after] - outline[k]) - 0.75)
+        for i in range(h):
+            if edge < i / max(h - 1, 1) < foot:
+                d[i, j] -= detail[i, j] * max(d[i, j] - near, _ZERO)
 
 
 def signs(small: Float32[np.ndarray, "h w c"]) -> tuple[Field, Field, Field]:
@@ -194,23 +240,23 @@ def signs(small: Float32[np.ndarray, "h w c"]) -> tuple[Field, Field, Field]:
       [-1, 1], a weak sign of distance even in clear air (Zhu, Mai & Shao 2015). Where there is detail, in [0, 1]: something
       may stand there.
     """
-    above, pale, change = _signs(cv2.blur(np.sqrt(np.clip(small, 0, 1)), (3, 3)))
-    return (
-        cv2.blur(above, (3, 3)),
-        cv2.blur(pale, (5, 5)),
-        np.clip(25 * cv2.blur(change, (9, 9)) - np.float32(0.2), 0, 1),
-    )
+    return _signs(small)
 
 
 @_compiled
-def _signs(root: kernels.Image) -> tuple[kernels.Plane, kernels.Plane, kernels.Plane]:
-    """The pixel loop of `signs`, on the square root of light."""
-    h, w = root.shape[:2]
+def _signs(small: kernels.Image) -> tuple[Field, Field, Field]:
+    h, w = small.shape[:2]
+    root = np.empty((3, h, w), np.float32)
+    for c in range(3):
+        for i in range(h):
+            for j in range(w):
+                root[c, i, j] = np.sqrt(min(max(small[i, j, c], _ZERO), _ONE))
+    reds, greens, blues = grids.box(root[0], 1), grids.box(root[1], 1), grids.box(root[2], 1)
     above, pale, change = np.zeros((h, w), np.float32), np.empty((h, w), np.float32), np.empty((h, w), np.float32)
     value = np.empty((h, w), np.float32)
     for i in range(h):
         for j in range(w):
-            red, green, blue = root[i, j, 0], root[i, j, 1], root[i, j, 2]
+            red, green, blue = reds[i, j], greens[i, j], blues[i, j]
             value[i, j] = max(red, green, blue)
             pale[i, j] = value[i, j] - _ONE + (min(red, green, blue) / max(value[i, j], np.float32(1e-3))) ** 2
             up, left = value[max(i - 1, 0), j], value[i, max(j - 1, 0)]
@@ -218,20 +264,5 @@ def _signs(root: kernels.Image) -> tuple[kernels.Plane, kernels.Plane, kernels.P
             bright = value[i, j] > np.float32(0.55) and blue > np.float32(0.9) * red
             if bright and (i == 0 or (above[i - 1, j] > 0 and change[i, j] < np.float32(0.06))):
                 above[i, j] = _ONE
-    return above, pale, change
-
-
-def _standing(
-    rng: np.random.Generator, d: Field, y: Float32[np.ndarray, "h 1"], horizon: float, detail: Field
-) -> Field:
-    """Sets columns to the depth at their foot, where there is detail, as trees, houses and people stand on the ground."""
-    h, w = d.shape
-    for foot in np.sort(rng.uniform(horizon, 1.05, int(rng.integers(0, 5)))):  # from far to near
-        top, left, width = rng.uniform(0, 0.9) * foot, rng.uniform(-0.1, 0.9), rng.uniform(0.04, 0.25)
-        columns = slice(max(0, int(left * w)), max(1, min(w, int((left + width) * w) + 1)))
-        lattice = rng.random((1, 24), np.float32) + 0.5 * rng.random((1, 24), np.float32)
-        outline = np.float32(top) + np.float32(0.15) * (cv2.resize(lattice, (w, 1))[:, columns] - np.float32(0.75))
-        part = d[:, columns]
-        near = d[min(int(foot * h), h - 1)].mean()
-        part -= np.where((y > outline) & (y < foot), detail[:, columns] * np.maximum(part - near, 0), 0)
-    return d
+    detail = np.float32(25) * grids.box(change, 4) - np.float32(0.2)
+    return grids.box(above, 1), grids.box(pale, 2), np.minimum(np.maximum(detail, _ZERO), _ONE)

@@ -2,11 +2,15 @@
 
 import bisect
 import itertools
+import math
 from collections.abc import Sequence
 
 import cv2
+import numba
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
+
+from uniser_jax.effects import grids
 
 Field = Float32[np.ndarray, "h w"]
 Shape = tuple[int, int]
@@ -14,12 +18,17 @@ Shape = tuple[int, int]
 
 def side(shape: Shape) -> float:
     """The length that fractions refer to: the side of a square of the same area, in pixels."""
-    return float(np.sqrt(shape[0] * shape[1]))
+    return math.sqrt(shape[0] * shape[1])
 
 
 def pick(rng: np.random.Generator, weights: Sequence[float]) -> int:
     """An index, as likely as its weight; a tenth of the price of `rng.choice`."""
     return bisect.bisect(list(itertools.accumulate(weights[:-1])), rng.random() * sum(weights))
+
+
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """A number between two, even on a logarithmic scale."""
+    return low * (high / low) ** rng.random()
 
 
 def fractal_noise(
@@ -34,22 +43,32 @@ def fractal_noise(
       octaves: each halves the size; those finer than a pixel are drawn, for replay at any size, but not added.
       persistence: amplitude of an octave against the one before.
     """
-    pixels = scale * side(shape)
-    aspect = np.sqrt(shape[1] / shape[0])
-    total: np.ndarray = np.zeros((2, 2), np.float32)
-    for octave in range(octaves):
-        cell = scale / 2**octave
-        rows, columns = (max(2, int(np.ceil(n / cell)) + 2) for n in (1 / aspect, aspect))
-        lattice = rng.random((rows, columns), np.float32)
-        if pixels / 2**octave >= 1:
-            # the coarser octaves ride on this finer lattice, so that only the finest is enlarged to the image
-            total = cv2.resize(total, (columns, rows), interpolation=cv2.INTER_CUBIC)
-            cv2.scaleAdd(lattice, persistence**octave, total, dst=total)
-    smooth = tuple(min(full, 4 * drawn) for full, drawn in zip(shape[::-1], total.shape[::-1], strict=True))
-    total = cv2.resize(total, smooth, interpolation=cv2.INTER_CUBIC)  # four samples a cell: from here on lines will do
-    low, high, _, _ = cv2.minMaxLoc(total)
-    reach = max(high - low, 1e-6)
-    return cv2.resize(np.clip((total - np.float32(low)) / np.float32(reach), 0, 1), shape[::-1])
+    aspect = math.sqrt(shape[1] / shape[0])
+    cells = [scale / 2**octave for octave in range(octaves)]
+    sizes = [tuple(max(2, math.ceil(n / cell) + 2) for n in (1 / aspect, aspect)) for cell in cells]
+    values = rng.random(sum(rows * columns for rows, columns in sizes), np.float32)
+    shown = sum(cell * side(shape) >= 1 for cell in cells)
+    total = _summed(values, np.array(sizes)[:shown], persistence, *shape)
+    return total if total.shape == shape else cv2.resize(total, shape[::-1])
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _summed(
+    values: Float32[np.ndarray, "n"], sizes: Int64[np.ndarray, "octaves 2"], persistence: float, h: int, w: int
+) -> Field:
+    """The octaves, stretched to [0, 1]; the finest has four samples a cell, or as many as pixels: lines will do from there.
+
+    The coarser octaves ride on each finer lattice, so that only the finest is enlarged.
+    """
+    total, start, rows, columns = np.zeros((2, 2), np.float32), 0, 2, 2
+    for octave in range(len(sizes)):
+        rows, columns = sizes[octave]
+        lattice = values[start : start + rows * columns].reshape(rows, columns)
+        total = grids.cubic(total, rows, columns) + np.float32(persistence**octave) * lattice
+        start += rows * columns
+    total = grids.cubic(total, min(h, 4 * rows), min(w, 4 * columns))
+    low = total.min()
+    return (total - low) / max(total.max() - low, np.float32(1e-6))
 
 
 def quantile(values: Float32[np.ndarray, "*shape"], share: float) -> float:
@@ -62,6 +81,12 @@ def smoothstep(x: Field, low: float, high: float) -> Field:
     """0 below `low`, 1 above `high`, a cubic between."""
     u = np.clip((x - low) / (high - low), 0, 1)
     return u * u * (3 - 2 * u)
+
+
+def shrink(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Means over cells of a grid of so many rows and columns."""
+    halved = image.ndim == 3 and image.shape[:2] == (2 * shape[0], 2 * shape[1])  # a line between two is their mean
+    return cv2.resize(image, shape[1::-1], interpolation=cv2.INTER_LINEAR if halved else cv2.INTER_AREA)
 
 
 def widen(small: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -77,6 +102,6 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     if factor < 2:
         return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
     h, w = image.shape[:2]
-    small = cv2.resize(image, (max(2, w // factor), max(2, h // factor)), interpolation=cv2.INTER_AREA)
+    small = shrink(image, (max(2, h // factor), max(2, w // factor)))
     small = cv2.GaussianBlur(small, (0, 0), sigma / factor, borderType=cv2.BORDER_REPLICATE)
     return cv2.resize(small, (w, h), interpolation=cv2.INTER_CUBIC)

@@ -15,7 +15,6 @@ to the scene, not to the flare.
 import dataclasses
 from typing import Any, ClassVar, Self
 
-import cv2
 import numba
 import numpy as np
 from jaxtyping import Float32
@@ -189,13 +188,13 @@ class Flare:
         dark = float(np.median(light.luminance(small)[::3, ::3])) < _NIGHT
         phone = rng.random() < sampling.phone * (2.5 if dark else 1)
         bounds = sampling.phone_level if phone else sampling.lens_level
-        level = float(np.exp(rng.uniform(*np.log(bounds)))) * (1 if dark or not phone else _SUN)
+        level = fields.log_uniform(rng, *bounds) * (1 if dark or not phone else _SUN)
         body = _scatter(rng, phone) | _streaks(rng, sampling.streaks * (0.5 if phone else 1.0))
         within = Glare(body["falloff"], body["core"], body["bloom"], body["veil"])
         farthest = sources.beyond(lights[0], scene.radiance.shape[:2]) + np.hypot(glare.QUOTED, lights[0].size)
         with_ghosts, with_mirror = rng.random(2) < (sampling.ghosts, sampling.mirror * phone)
         count = int(rng.integers(1, 5 if phone else 13))
-        brightest = np.exp(rng.uniform(np.log(0.15), np.log(1.2)))
+        brightest = fields.log_uniform(rng, 0.15, 1.2)
         blades, mirror, seed = int(rng.integers(5, 10)), rng.uniform(0.03, 0.3), int(rng.integers(2**31))
         layer = ""
         if sampling.real and rng.random() < sampling.real:
@@ -243,14 +242,14 @@ class Flare:
         table = Glare(self.falloff, self.core, self.bloom, self.veil).table()
         grain = Grain(self.pattern, self.formed, self.turn, self.zoom, self.mirrored)
         hue = ((light.WAVELENGTHS / light.WAVELENGTHS[1]) ** -self.spectrum).astype(np.float32)
-        lens = ghosts.lens(self.seed, self.ghosts, self.blades, self.turn)
+        lens = ghosts.lens(self.seed, self.ghosts, self.blades, self.turn) if self.ghosts else None
         for place, (_, _, share, size), colour in self._placed(flare.shape[:2]):
             lit = np.float32(self.level * share) * colour
             glare.add(flare, place, size, lit * hue, table, grain, side)
             for strength, angle, width, length in self.streaks:
                 line = lit * np.float32(strength) * np.array(self.streak_colour, np.float32)
                 glare.add_streak(flare, place, line, angle, max(width, size), length, side)
-            if self.ghosts and share > 0.1:
+            if lens and share > 0.1:
                 ghosts.add(flare, place, np.float32(self.ghost_level * share) * colour, lens, side)
 
     def _add_template(self, flare: Image) -> None:
@@ -261,8 +260,8 @@ class Flare:
 
     def _mirrored(self, radiance: Image, shape: fields.Shape) -> Image:
         """`ghosts` (4), cyan to green, as the coatings of infrared filters are."""
-        small = cv2.resize(radiance, shape[::-1], interpolation=cv2.INTER_AREA)
-        excess = np.maximum(light.luminance(small) - 0.95, 0)
+        small = fields.shrink(radiance, shape)
+        excess = np.maximum(light.luminance(small) - np.float32(0.95), 0)
         hue = np.random.default_rng(self.seed + 1).uniform((0.05, 0.7, 0.3), (0.35, 1.0, 0.9)).astype(np.float32)
         return ghosts.mirrored(np.minimum(3 * excess, 1), self.mirror * hue)
 
@@ -302,7 +301,7 @@ def _lights(rng: np.random.Generator, small: Image, sampling: FlareSampling) -> 
         return found, 0.0
     if out:
         return sources.outside(rng, min(count, 2)), 0.0
-    return sources.hung(rng, small, count), float(np.exp(rng.uniform(np.log(0.003), np.log(0.012))))
+    return sources.hung(rng, small, count), fields.log_uniform(rng, 0.003, 0.012)
 
 
 def _scatter(rng: np.random.Generator, phone: bool) -> dict[str, Any]:
@@ -314,11 +313,11 @@ def _scatter(rng: np.random.Generator, phone: bool) -> dict[str, Any]:
         "falloff": float(rng.uniform(low, high)),
         "core": float(rng.uniform(0.008, 0.04)),
         "bloom": (float(rng.uniform(0, bloom)), float(rng.uniform(0.015, 0.06))),
-        "veil": (float(rng.uniform(0, veil) ** 2 / veil), float(np.exp(rng.uniform(np.log(0.2), np.log(1.5))))),
+        "veil": (float(rng.uniform(0, veil) ** 2 / veil), fields.log_uniform(rng, 0.2, 1.5)),
         "pattern": kind + len(pupil.KINDS) * int(rng.integers(pupil.COUNT // len(pupil.KINDS))),
         "formed": float(rng.uniform(0.9 if phone else 0.3, 1)),
         "turn": float(rng.uniform(0, 2 * np.pi)),
-        "zoom": float(np.exp(rng.uniform(np.log(0.7), np.log(1.8)))),
+        "zoom": fields.log_uniform(rng, 0.7, 1.8),
         "mirrored": bool(rng.random() < 0.5),
         "spectrum": float(rng.uniform(0.7, 3.2) if phone else rng.uniform(-0.5, 1)),
     }
@@ -331,8 +330,8 @@ def _streaks(rng: np.random.Generator, share: float) -> dict[str, Any]:
     start = rng.normal(0, 0.04) if anamorphic else rng.uniform(0, np.pi)
     arms = []
     for arm in range(count):
-        strength, length = np.exp(rng.uniform(np.log(0.3), np.log(3))), np.exp(rng.uniform(np.log(0.08), np.log(0.5)))
-        width = np.exp(rng.uniform(np.log(0.0015), np.log(0.012)))
+        strength, length = fields.log_uniform(rng, 0.3, 3), fields.log_uniform(rng, 0.08, 0.5)
+        width = fields.log_uniform(rng, 0.0015, 0.012)
         arms.append((float(strength), float(start + arm * rng.uniform(0.5, 1.6)), float(width), float(length)))
     blue = (
         float(rng.uniform(0.15, 0.5)),

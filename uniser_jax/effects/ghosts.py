@@ -11,6 +11,7 @@ where rays crowd (a caustic), and cut by the edge of another lens (Hullin et al.
 
 from typing import NamedTuple
 
+import cv2
 import numba
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -108,7 +109,8 @@ def mirrored(bright: Float32[np.ndarray, "h w"], tint: Colour) -> Image:
       tint: of the pair's coatings, times its brightness.
     """
     soft = fields.blur(bright[::-1, ::-1], 0.0025 * fields.side(bright.shape[:2]))
-    return np.clip(soft, 0, 1)[..., None] * tint
+    soft = np.clip(soft, 0, 1)
+    return cv2.merge([soft * gain for gain in tint])
 
 
 @_compiled

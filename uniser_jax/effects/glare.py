@@ -101,8 +101,9 @@ def add(out: Image, place: np.ndarray, size: float, light: Colour, table: Fallof
         return
     reach = side * ((seen[-1] + 1) / (_STEPS - 1)) ** 2 * _FARTHEST
     h, w = out.shape[:2]
-    left, right = (int(np.clip(place[0] + sign * reach + (sign > 0), 0, w)) for sign in (-1, 1))
-    top, bottom = (int(np.clip(place[1] + sign * reach + (sign > 0), 0, h)) for sign in (-1, 1))
+    x, y = place.tolist()
+    left, top = max(0, int(x - reach)), max(0, int(y - reach))
+    right, bottom = min(w, int(x + reach + 1)), min(h, int(y + reach + 1))
     if left >= right or top >= bottom:
         return
     origin = np.array([left + 0.5, top + 0.5]) - place

@@ -213,36 +213,36 @@ class Haze:
         """Visibilities from kilometres to a dense tail (as in RESIDE, NH-HAZE, Dense-HAZE); every draw can be seen."""
         if rng.random() < sampling.uniser:
             return cls._sample_uniser(rng, sampling)
-        weights = np.cumsum(sampling.weights())
-        kind = KINDS[min(int(np.searchsorted(weights, rng.random() * weights[-1], "right")), len(KINDS) - 1)]
+        kind = KINDS[fields.pick(rng, sampling.weights())]
         ranges = _RANGES[kind]
         dense, falls, coloured, sunny, glows, scatters, patchy = (
             rng.random(7) < (sampling.dense, 0.5, sampling.sky, sampling.sun, sampling.glow, sampling.scatter, 0.5)
         ).tolist()
         night = kind == "night"
         power = rng.uniform(*ranges.depth_power)
+        warm, cold = ranges.kelvin
         low, high = ranges.optical_depth
         reach = (high, sampling.dense_depth) if dense and power > 0.5 and not night else (low, high)  # or all is lost
         return cls(
             kind=kind,
             seed=int(rng.integers(2**31)),
-            optical_depth=float(np.exp(rng.uniform(*np.log(sorted(reach))))),
-            depth_power=float(power),
-            height=float(np.exp(rng.uniform(*np.log(ranges.height)))) if falls else 0.0,
-            horizon=float(rng.uniform(0.15, 0.6)),
-            angstrom=float(rng.uniform(*ranges.angstrom)),
-            luminance=float(rng.uniform(*ranges.luminance)),
-            kelvin=float(1 / rng.uniform(*sorted(1 / np.array(ranges.kelvin)))),  # even in mired, as eyes are
-            tint=float(rng.normal(0, 0.04)),
-            sky=float(rng.uniform(0.3, 1)) if coloured and kind in ("fog", "haze") else 0.0,
-            mix=float(rng.uniform(*ranges.mix)) if patchy or kind == "smoke" else 0.0,
-            scale=float(rng.uniform(0.25, 0.9)),
-            coverage=float(rng.uniform(0.2, 0.9)),
-            sharpness=float(rng.uniform(*ranges.sharpness)),
-            forward=float(rng.uniform(*ranges.forward)) if scatters or night else 0.0,
-            spread=float(np.exp(rng.uniform(np.log(0.006), np.log(0.025)))),
+            optical_depth=fields.log_uniform(rng, *sorted(reach)),
+            depth_power=power,
+            height=fields.log_uniform(rng, *ranges.height) if falls else 0.0,
+            horizon=rng.uniform(0.15, 0.6),
+            angstrom=rng.uniform(*ranges.angstrom),
+            luminance=rng.uniform(*ranges.luminance),
+            kelvin=1 / rng.uniform(1 / cold, 1 / warm),  # even in mired, as eyes are
+            tint=rng.normal(0, 0.04),
+            sky=rng.uniform(0.3, 1) if coloured and kind in ("fog", "haze") else 0.0,
+            mix=rng.uniform(*ranges.mix) if patchy or kind == "smoke" else 0.0,
+            scale=rng.uniform(0.25, 0.9),
+            coverage=rng.uniform(0.2, 0.9),
+            sharpness=rng.uniform(*ranges.sharpness),
+            forward=rng.uniform(*ranges.forward) if scatters or night else 0.0,
+            spread=fields.log_uniform(rng, 0.006, 0.025),
             sun=_sample_sun(rng) if sunny and not night else (),
-            glow=float(rng.uniform(0.3, 1)) if glows or night else 0.0,
+            glow=rng.uniform(0.3, 1) if glows or night else 0.0,
             lamps=_sample_lamps(rng) if night else (),
             dark=_sample_dark(rng, scene) if night else 1.0,
         )
@@ -343,7 +343,7 @@ def _sample_lamps(rng: np.random.Generator) -> tuple[Lamp, ...]:
             float(rng.uniform(0.05, 0.6)),
             float(usual if rng.random() < 0.7 else rng.uniform(1_900, 9_000)),
             float(np.exp(rng.uniform(-1, 0.7))),
-            float(np.exp(rng.uniform(np.log(0.003), np.log(0.012)))),
+            fields.log_uniform(rng, 0.003, 0.012),
         )
         for _ in range(int(8 * rng.random() ** 1.5) + 1)
     )
@@ -351,4 +351,4 @@ def _sample_lamps(rng: np.random.Generator) -> tuple[Lamp, ...]:
 
 def _sample_dark(rng: np.random.Generator, scene: Scene) -> float:
     """The gain that takes a photograph to the light of a night, 1 if it was taken in one."""
-    return float(min(1.0, np.exp(rng.uniform(np.log(0.003), np.log(0.05))) / max(mean_light(scene.radiance), 1e-3)))
+    return float(min(1.0, fields.log_uniform(rng, 0.003, 0.05) / max(mean_light(scene.radiance), 1e-3)))

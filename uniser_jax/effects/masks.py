@@ -68,8 +68,8 @@ def _soft(hard: Form, radius: int, sigma: float) -> Float32[np.ndarray, "h w"]:
 
 def _box(rng: np.random.Generator, mask: Form, size: float) -> None:
     h, w = mask.shape
-    height, width = np.maximum(rng.uniform(0.1, 0.65, 2) * (h, w), 1).astype(int)
-    top, left = (rng.uniform(-0.1, 0.9, 2) * (h, w)).astype(int)
+    height, width = (max(1, int(rng.uniform(0.1, 0.65) * n)) for n in (h, w))
+    top, left = (int(rng.uniform(-0.1, 0.9) * n) for n in (h, w))
     mask[max(top, 0) : top + height, max(left, 0) : left + width] = 1
 
 

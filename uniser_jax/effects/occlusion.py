@@ -153,10 +153,10 @@ class Occlusion:
             first=_colour(rng),
             second=_colour(rng),
             filter=_colour(rng),
-            blur=float(np.exp(rng.uniform(np.log(0.006), np.log(0.03)))),
+            blur=fields.log_uniform(rng, 0.006, 0.03),
             form=form,
             count=int(rng.integers(1, sampling.most + 1)),
-            area=float(np.exp(rng.uniform(*np.log(sampling.area)))),
+            area=fields.log_uniform(rng, *sampling.area),
             softness=float(rng.uniform(0, sampling.softness)) * (rng.random() < 0.5),
             seed=int(rng.integers(2**31)),
         )
@@ -213,8 +213,8 @@ def frost(image: Image, sigma: float) -> Image:
     """B of (3), sigma in pixels: on a reduced image where it is wide. What is constant stays as it is."""
     factor = _reduction(sigma, image.shape[:2])
     if factor > 1:
-        reduced = tuple(max(2, n // factor) for n in image.shape[1::-1])
-        return _softened(cv2.resize(image, reduced, interpolation=cv2.INTER_AREA), sigma, factor, image.shape[:2])
+        reduced = tuple(max(2, n // factor) for n in image.shape[:2])
+        return _softened(fields.shrink(image, reduced), sigma, factor, image.shape[:2])
     return _softened(image, sigma, 1, image.shape[:2])
 
 

@@ -60,10 +60,10 @@ class Rain:
         return cls(
             angle=float(rng.uniform(-0.5, 0.5)),
             spread=float(rng.uniform(0.01, 0.06)),
-            length=float(np.exp(rng.uniform(np.log(0.09), np.log(0.25)))),
-            width=float(np.exp(rng.uniform(np.log(0.0025), np.log(0.005)))),
+            length=fields.log_uniform(rng, 0.09, 0.25),
+            width=fields.log_uniform(rng, 0.0025, 0.005),
             opacity=float(rng.uniform(0.3, 0.8)),
-            count=int(np.exp(rng.uniform(np.log(500), np.log(5_000)))),
+            count=int(fields.log_uniform(rng, 500, 5_000)),
             brightness=float(rng.uniform(1.2, 2.0)),
             veil=float(rng.uniform(0.05, 0.7)),
             seed=int(rng.integers(2**31)),
@@ -147,9 +147,9 @@ class Raindrops:
     @classmethod
     def sample(cls, rng: np.random.Generator, scene: Scene) -> Self:
         """Half of them in focus."""
-        size = float(np.exp(rng.uniform(np.log(0.03), np.log(0.08))))
+        size = fields.log_uniform(rng, 0.03, 0.08)
         return cls(
-            count=int(np.exp(rng.uniform(np.log(30), np.log(200)))),
+            count=int(fields.log_uniform(rng, 30, 200)),
             size=size,
             contact=float(rng.uniform(0.6, 1.0)),
             field_of_view=float(rng.uniform(0.7, 1.2)),

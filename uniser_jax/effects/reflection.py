@@ -14,6 +14,7 @@ is the scene without the pane, J, not attenuated.
 """
 
 import dataclasses
+import math
 from typing import ClassVar, Self
 
 import cv2
@@ -33,6 +34,7 @@ _GRID = 64  # cells along a side of what is smooth (angles) or only measured (li
 _VISIBLE, _OVERWHELMING = 0.08, 0.25  # changes of the square root of light, of 5 % and of half of the pixels
 _MOST = 1.0  # of the transmitted light, in the mean
 _GRAZING = 0.17  # cosine of 80 degrees
+_ANGLES = 256  # at which glass is computed; lines between them are off by 2e-5 at most
 
 _compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 
@@ -142,8 +144,8 @@ class Reflection:
             sampling.occluded,
             sampling.sharp,
         )
-        thin, gap = _log_uniform(rng, 0.0008, 0.006), _log_uniform(rng, 0.003, 0.012)
-        lamps, lamp_light = int(rng.integers(2, 8)), _log_uniform(rng, 10, 100)
+        thin, gap = fields.log_uniform(rng, 0.0008, 0.006), fields.log_uniform(rng, 0.003, 0.012)
+        lamps, lamp_light = int(rng.integers(2, 8)), fields.log_uniform(rng, 10, 100)
         return cls(
             yaw=yaw,
             pitch=pitch,
@@ -154,8 +156,8 @@ class Reflection:
             direction=float(
                 np.arctan2(pitch, yaw) + rng.normal(0, 0.3)
             ),  # along the plane of incidence, but for a wedge
-            energy=_log_uniform(rng, *sampling.energy),
-            defocus=_log_uniform(rng, *sampling.defocus) * (not sharp),
+            energy=fields.log_uniform(rng, *sampling.energy),
+            defocus=fields.log_uniform(rng, *sampling.defocus) * (not sharp),
             contrast=float(rng.uniform(0, 1)) * (not night),  # a lamp is no highlight of a photograph
             kelvin=float(rng.uniform(4_000, 9_000)),
             mirrored=bool(rng.random() < 0.5),
@@ -165,7 +167,7 @@ class Reflection:
             lamps=lamps if night else 0,
             lamp_light=lamp_light,
             lamp_kelvin=float(rng.uniform(2_500, 5_500)),
-            occluder=str(rng.choice(OCCLUDERS[1:])) if occluded else "none",
+            occluder=OCCLUDERS[1 + int(rng.integers(len(OCCLUDERS) - 1))] if occluded else "none",
             cover=float(rng.uniform(0.6, 1)),
             cloth=float(rng.uniform(0, 0.08)),
             seed=int(rng.integers(2**31)),
@@ -195,19 +197,15 @@ class Reflection:
 
     def glazing(self, grid: tuple[int, ...]) -> tuple[Image, Image, Image]:
         """f [h w 1], b and T [h w c] of (4) and (5), at the centres of a grid of cells over the frame."""
-        h, w = grid
-        half = np.tan(self.field_of_view / 2)
-        y = ((np.arange(h, dtype=np.float32) + 0.5) * (2 / h) - 1)[:, None] * np.float32(half)
-        x = ((np.arange(w, dtype=np.float32) + 0.5) * (2 / w) - 1)[None] * np.float32(half)
-        normal = np.array([np.sin(self.yaw), np.sin(self.pitch), np.cos(self.yaw) * np.cos(self.pitch)])
-        normal = (normal / np.linalg.norm(normal)).astype(np.float32)
-        cosine = np.abs(x * normal[0] + y * normal[1] + normal[2]) / np.sqrt(x * x + y * y + 1)
-        faces, inner = fresnel(np.clip(cosine, _GRAZING, 1))
+        faces, inner = fresnel(np.linspace(_GRAZING, 1, _ANGLES, dtype=np.float32))
         near = several(faces, self.panes)
         far, through = near * (1 - near) ** 2, 1 - several(faces, 2 * self.panes)
-        once = np.exp(np.log(np.array(self.glass, np.float32)) / inner[..., None])
-        near, far, through = (polarised.mean(0)[..., None] for polarised in (near, far, through))
-        return near, far * (once * once), through * once
+        once = np.exp(np.log(np.array(self.glass, np.float32)) / inner[:, None])
+        near, far, through = (polarised.mean(0)[:, None] for polarised in (near, far, through))
+        table = np.concatenate([near, far * (once * once), through * once], 1)
+        normal = math.sin(self.yaw), math.sin(self.pitch), math.cos(self.yaw) * math.cos(self.pitch)
+        over_frame = _over_frame(table, normal, math.tan(self.field_of_view / 2), *grid)
+        return over_frame[..., :1], over_frame[..., 1:4], over_frame[..., 4:]
 
     def _gain(self, reflected: Plane, behind: Plane) -> float:
         """g of (1): the energy asked for, but no reflection that nobody sees, and none that hides the scene.
@@ -237,8 +235,7 @@ class Reflection:
         size = tuple(-(-(n + 2 * margin) // factor) for n in shape)
         other = scene.radiance[:, ::-1] if scene.other is None else scene.other
         if factor > 1:
-            reduced = tuple(max(2, n // factor) for n in other.shape[1::-1])
-            other = cv2.resize(other, reduced, interpolation=cv2.INTER_AREA)
+            other = fields.shrink(other, tuple(max(2, n // factor) for n in other.shape[:2]))
         view = self._view(other.shape[:2], tuple(n / factor for n in shape), margin / factor)
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         seen = cv2.warpPerspective(other, view, size[::-1], flags=flags, borderMode=cv2.BORDER_REFLECT_101)
@@ -272,9 +269,31 @@ class Reflection:
         for _ in range(self.lamps):
             _lamp(rng, lamps, side)
         blocked = np.zeros(shape, np.uint8) if self.occluder == "none" else _FORMS[self.occluder](rng, shape, side)
-        lamps, blocked = (np.pad(plane, margin, "edge") for plane in (lamps, blocked))
+        lamps, blocked = (cv2.copyMakeBorder(plane, *4 * (margin,), cv2.BORDER_REPLICATE) for plane in (lamps, blocked))
         shine = (self.lamp_light * light.black_body(self.lamp_kelvin)).astype(np.float32)
         _dressed(seen, lamps, shine, blocked, self.cover, self.cloth)
+
+
+@_compiled
+def _over_frame(
+    table: Float32[np.ndarray, "n k"], normal: tuple[float, float, float], half: float, h: int, w: int
+) -> Float32[np.ndarray, "h w k"]:
+    """A table over even cosines from _GRAZING to 1, at the angles to a pane's normal."""
+    out, place = np.empty((h, w, table.shape[1]), np.float32), np.empty(w)
+    (n_x, n_y, n_z), last = normal, len(table) - 1
+    length = math.sqrt(n_x * n_x + n_y * n_y + n_z * n_z)
+    for i in range(h):
+        y = ((i + 0.5) * 2 / h - 1) * half
+        for j in range(w):
+            x = ((j + 0.5) * 2 / w - 1) * half
+            cosine = abs(x * n_x + y * n_y + n_z) / (length * math.sqrt(x * x + y * y + 1))
+            place[j] = (cosine - _GRAZING) / (1 - _GRAZING) * last
+        for j in range(w):
+            k = np.uint32(min(max(place[j], 0.0), last - 1.0))
+            a = np.float32(max(place[j], 0.0) - k)
+            for n in range(table.shape[1]):
+                out[i, j, n] = table[k, n] + a * (table[k + np.uint32(1), n] - table[k, n])
+    return out
 
 
 @_compiled
@@ -300,14 +319,14 @@ def _lamp(rng: np.random.Generator, plane: UInt8[np.ndarray, "h w"], side: float
     """A bulb, a tube or a panel of the ceiling, seen at an angle; its level is its brightness."""
     h, w = plane.shape
     level, kind = int(rng.integers(90, 256)), rng.integers(3)
-    centre = rng.uniform((0.05, 0.05), (0.95, 0.6)) * (w, h)
-    angle, size = rng.normal(0, 0.25), np.exp(rng.uniform(np.log(0.003), np.log(0.015))) * side
+    x, y = w * rng.uniform(0.05, 0.95), h * rng.uniform(0.05, 0.6)
+    angle, size = rng.normal(0, 0.25), fields.log_uniform(rng, 0.003, 0.015) * side
     across = ((1.0, 1.0), (rng.uniform(3, 8), 0.35), (rng.uniform(1.5, 3), rng.uniform(0.5, 1)))[kind]
     turn = np.linspace(0, 2 * np.pi, 24, endpoint=False) if kind == 0 else np.pi / 4 + np.pi / 2 * np.arange(4)
     outline = np.stack([np.cos(turn) * across[0], np.sin(turn) * across[1]], -1) * size
     outline[:, 0] *= 1 + rng.uniform(-0.3, 0.3) * np.sign(outline[:, 1]) * (kind == 2)  # recedes
-    cosine, sine = np.cos(angle), np.sin(angle)
-    points = centre + outline @ np.array([[cosine, sine], [-sine, cosine]])
+    cosine, sine = math.cos(angle), math.sin(angle)
+    points = (x, y) + outline @ np.array([[cosine, sine], [-sine, cosine]])
     cv2.fillPoly(plane, [np.round(points * 16 - 8).astype(np.int32)], level, cv2.LINE_AA, 4)
 
 
@@ -361,10 +380,6 @@ def _glass(rng: np.random.Generator, tinted: bool) -> tuple[float, float, float]
     left = np.exp(-depth * np.array([0.025, 0.006, 0.02]))
     red, green, blue = left * shade * passes if tinted else left
     return float(red), float(green), float(blue)
-
-
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def _shift(x: float, y: float) -> Float64[np.ndarray, "3 3"]:

@@ -89,7 +89,7 @@ def disc_blur(image: np.ndarray, radius: float) -> np.ndarray:
         return image
     h, w = image.shape[:2]
     factor = max(1, int(radius // 4))
-    small = cv2.resize(image, (-(-w // factor), -(-h // factor)), interpolation=cv2.INTER_AREA)
+    small = fields.shrink(image, (-(-h // factor), -(-w // factor)))
     reach = int(np.ceil(radius / factor))
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     disc = np.clip(radius / factor + 0.5 - np.hypot(x, y), 0, 1).astype(np.float32)

@@ -281,12 +281,12 @@ def _form(name: str, seed: int, index: int, size: float, angle: float) -> caster
 def _daylight(rng: np.random.Generator) -> dict:
     """Sun and sky: skylight is blue, and bluer where it is scarce; now and then a thin cloud."""
     cloud = rng.random() < 0.35
-    share = rng.uniform(0.3, 0.75) if cloud else np.exp(rng.uniform(np.log(0.08), np.log(0.3)))
+    share = rng.uniform(0.3, 0.75) if cloud else fields.log_uniform(rng, 0.08, 0.3)
     return {
         "lights": ((float(rng.uniform(4_800, 5_900)), float(1 - share), 0.0),),
         "sky_share": float(share),
         "sky_seen": float(rng.uniform(0.4, 1.0)),
-        "kelvin_sky": float(rng.uniform(6_000, 9_000) if cloud else np.exp(rng.uniform(np.log(6_500), np.log(22_000)))),
+        "kelvin_sky": float(rng.uniform(6_000, 9_000) if cloud else fields.log_uniform(rng, 6_500, 22_000)),
         "tint": tuple(float(gain) for gain in rng.normal(0, 0.08, 2)),
     }
 

@@ -97,7 +97,7 @@ class Smudge:
         """K of equation (2): an exponential along one line, across the wipe."""
         h, w = radiance.shape[:2]
         scale = min(1.0, _GLARE_SIDE / fields.side((h, w)))
-        small = cv2.resize(radiance, (max(2, round(w * scale)), max(2, round(h * scale))), interpolation=cv2.INTER_AREA)
+        small = fields.shrink(radiance, (max(2, round(h * scale)), max(2, round(w * scale))))
         length = self.reach * fields.side(small.shape[:2])
         half = int(np.ceil(2 * length)) + 1
         y, x = np.mgrid[-half : half + 1, -half : half + 1]
@@ -189,11 +189,11 @@ class Stain:
     def sample(cls, rng: np.random.Generator, scene: Scene) -> Self:
         """Mostly brown, as coffee, tea and mud are; sometimes any colour."""
         absorption = np.sort(rng.uniform(0.05, 1, 3)) if rng.random() < 0.75 else rng.uniform(0.05, 1, 3)
-        t = np.exp(-np.exp(rng.uniform(np.log(2), np.log(6))) * absorption)
+        t = np.exp(-fields.log_uniform(rng, 2, 6) * absorption)
         r = rng.choice([0.0, rng.uniform(0.2, 0.8)]) * (1 - t) * np.exp(-absorption)
         return cls(
             count=int(rng.integers(2, 8)),
-            size=float(np.exp(rng.uniform(np.log(0.08), np.log(0.3)))),
+            size=fields.log_uniform(rng, 0.08, 0.3),
             rough=float(rng.uniform(0.04, 0.16)),
             transmission=(float(t[0]), float(t[1]), float(t[2])),
             returned=(float(r[0]), float(r[1]), float(r[2])),

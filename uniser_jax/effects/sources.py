@@ -40,16 +40,18 @@ def reduced(scene: Scene) -> Float32[np.ndarray, "h w c"]:
     """The photograph at up to 256 px, where its lights are looked for."""
     h, w = scene.radiance.shape[:2]
     factor = -(-max(h, w) // _SEEN_AT)
-    return cv2.resize(scene.radiance, (max(1, w // factor), max(1, h // factor)), interpolation=cv2.INTER_AREA)
+    return fields.shrink(scene.radiance, (max(1, h // factor), max(1, w // factor)))
 
 
 def highlights(small: Float32[np.ndarray, "h w c"], most: int) -> list[Source]:
     """The largest connected highlights of a photograph (see `reduced`): true centre, size and colour, the brightest first."""
     brightness = light.luminance(small)
-    bright = (brightness > _BRIGHT).astype(np.uint8)
-    count, _, stats, centres = cv2.connectedComponentsWithStats(bright)
-    parts = [part for part in range(1, count) if stats[part, cv2.CC_STAT_AREA] < _LARGEST * brightness.size]
-    parts.sort(key=lambda part: -stats[part, cv2.CC_STAT_AREA])
+    bright = (brightness > _BRIGHT).view(np.uint8)
+    if not bright.any():
+        return []
+    _, _, stats, centres = cv2.connectedComponentsWithStats(bright, ltype=cv2.CV_16U)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    parts = [part + 1 for part in np.argsort(-areas, kind="stable") if areas[part] < _LARGEST * brightness.size]
     found = []
     for part in parts[:most]:
         left, top, wide, high, area = stats[part]

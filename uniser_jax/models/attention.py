@@ -20,6 +20,7 @@ from uniser_jax.models.ring import from_chunks, ring, to_chunks
 
 KERNELS = ("auto", "xla", "chunked", "splash", "cudnn", "ring")
 _LONG = 1024  # keys from which n * m weights in memory cost more than tiles do; below, XLA's fusions are as good
+_LONG_ON_CPU = 512  # below, a product of one head is too small for several threads
 _BLOCKS = (256, 384, 512)  # sides of splash's tiles, in multiples of the TPU's 128 lanes
 _PARTIAL = 16  # gradients of the queries that splash's fused backward pass may hold at once, one per tile of keys
 
@@ -38,7 +39,8 @@ def attention(
       k: keys.
       v: values.
       kernel: `auto` takes what suits the devices, the length and the dtype;
-        `xla` holds all n * m weights; `chunked` holds 512 * m and recomputes them for the gradient;
+        `xla` holds all n * m weights; `chunked` holds at most 512 * m, on CPUs at most 2048 * m of one head, and
+        recomputes them for the gradient;
         `splash` (TPU; interpreted on CPU, for tests) and `cudnn` (NVIDIA, 16 bits) never let weights leave the chip;
         `ring` holds the keys of one shard of the sequence at a time.
       seen: keys that there are; the others are as if they were not. None is all. Each row must see a key.
@@ -65,7 +67,9 @@ def choose(kernel: str, platform: str, dtype: jnp.dtype, head_dim: int, keys: in
     if kernel == "auto":
         if platform == "gpu" and fits_cudnn:
             return "cudnn"
-        return "xla" if keys < _LONG else "splash" if platform == "tpu" else "chunked"
+        if keys < (_LONG_ON_CPU if platform == "cpu" else _LONG):
+            return "xla"
+        return "splash" if platform == "tpu" else "chunked"
     if kernel == "splash" and platform == "gpu":
         raise ValueError("attention kernel 'splash' needs a TPU, these devices are GPUs; use 'auto' or 'cudnn'")
     if kernel == "cudnn" and platform != "gpu":
@@ -102,58 +106,96 @@ def _on_shards(
     return jax.shard_map(call, in_specs=specs, out_specs=specs[0], check_vma=False)(*given)
 
 
-@jax.custom_vjp
-def _xla(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
-    """Heads before tokens in all products: one transposition of each operand, none of the weights or their gradient.
+def _softmax(each: Callable[[Callable], Callable]) -> Callable[..., Array]:
+    """Attention of which all products are batched over examples and heads, [b h _ _], which `each` maps them over.
 
-    Kept for the gradient, by equations (4) and (5) of `ring`: the output and L, of which `dots` of models.dit keeps copies;
-    differentiated by JAX, n * m weights are kept, or made again with their maxima and sums.
+    Heads before tokens: one transposition of each operand, none of the weights or their gradient. Kept for the gradient, by
+    equations (4) and (5) of `ring`: the output and L, of which `dots` of models.dit keeps copies; differentiated by JAX,
+    n * m weights are kept, or made again with their maxima and sums.
     """
-    return _xla_forward(q, k, v, seen)[0]
+
+    @jax.custom_vjp
+    def attend(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
+        return forward(q, k, v, seen)[0]
+
+    def forward(q: Array, k: Array, v: Array, seen: Array | None) -> tuple[Array, Any]:
+        out, L = each(_forward)(*_heads_first(q, k, v, seen))
+        out, L = checkpoint_name(out.swapaxes(1, 2), "attention"), checkpoint_name(L, "attention")
+        return out, (q, k, v, seen, out, L)
+
+    def backward(saved: Any, dout: Array) -> tuple[Array, Array, Array, None]:
+        q, k, v, seen, out, L = saved
+        D = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
+        gradients = each(_backward)(*_heads_first(q, k, v, seen), dout.swapaxes(1, 2), L, D)
+        dq, dk, dv = (gradient.swapaxes(1, 2) for gradient in gradients)
+        return dq, dk, dv, None
+
+    attend.defvjp(forward, backward)
+    return attend
 
 
-def _xla_forward(q: Array, k: Array, v: Array, seen: Array | None) -> tuple[Array, Any]:
+def _heads_first(q: Array, k: Array, v: Array, seen: Array | None) -> tuple[Array, Array, Array, Array | None]:
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    return q, k, v, None if seen is None else seen[:, None]
+
+
+def _forward(q: Array, k: Array, v: Array, seen: Array | None) -> tuple[Array, Array]:
+    """Of q [b h n d], k and v [b h m d], seen [b 1 m]: out [b h n d] and L [b h n]."""
     logits, scale = _logits(q, k, seen), q.shape[-1] ** -0.5
     largest = logits.max(-1, keepdims=True)
     weights = jnp.exp((logits - largest) * scale)  # scaled here, in a pass that there is anyway
     total = weights.sum(-1, keepdims=True)
-    out = _heads(weights.astype(v.dtype), v.swapaxes(1, 2), 3, 2) / total
-    out = checkpoint_name(out.astype(q.dtype).swapaxes(1, 2), "attention")
-    return out, (q, k, v, seen, out, checkpoint_name(largest * scale + jnp.log(total), "attention"))
+    out = _product(weights.astype(v.dtype), v, 3, 2) / total
+    return out.astype(q.dtype), (largest * scale + jnp.log(total))[..., 0]
 
 
-def _xla_backward(saved: Any, dout: Array) -> tuple[Array, Array, Array, None]:
-    q, k, v, seen, out, L = saved
+def _backward(
+    q: Array, k: Array, v: Array, seen: Array | None, dout: Array, L: Array, D: Array
+) -> tuple[Array, Array, Array]:
     scale = q.shape[-1] ** -0.5
-    D = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1).swapaxes(1, 2)[..., None]
     with jax.named_scope("recomputed"):  # no progress for `flops`
-        weights = jnp.exp(_logits(q, k, seen) * scale - L)
-    q, k, v, dout = (x.swapaxes(1, 2) for x in (q, k, v, dout))
-    dv = _heads(weights.astype(v.dtype), dout, 2, 2)
-    ds = (weights * (_heads(dout, v, 3, 3) - D)).astype(q.dtype)
-    dq, dk = _heads(ds, k, 3, 2) * scale, _heads(ds, q, 2, 2) * scale
-    dq, dk, dv = (y.astype(x.dtype).swapaxes(1, 2) for x, y in ((q, dq), (k, dk), (v, dv)))
-    return dq, dk, dv, None
-
-
-_xla.defvjp(_xla_forward, _xla_backward)
+        weights = jnp.exp(_logits(q, k, seen) * scale - L[..., None])
+    dv = _product(weights.astype(v.dtype), dout, 2, 2)
+    ds = (weights * (_product(dout, v, 3, 3) - D[..., None])).astype(q.dtype)
+    dq, dk = _product(ds, k, 3, 2) * scale, _product(ds, q, 2, 2) * scale
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
 def _logits(q: Array, k: Array, seen: Array | None) -> Float32[Array, "b h n m"]:
-    logits = _heads(q.swapaxes(1, 2), k.swapaxes(1, 2), 3, 3)
-    return logits if seen is None else jnp.where(seen[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    logits = _product(q, k, 3, 3)
+    return logits if seen is None else jnp.where(seen[:, :, None], logits, jnp.finfo(jnp.float32).min)
 
 
-def _heads(x: Array, y: Array, of_x: int, of_y: int) -> Float32[Array, "b h _ _"]:
-    """Products, per example and head, over one axis of each."""
+def _product(x: Array, y: Array, of_x: int, of_y: int) -> Float32[Array, "b h _ _"]:
+    """Per example and head, over one axis of each."""
     return jax.lax.dot_general(x, y, (((of_x,), (of_y,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
 
 
-def _chunked(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
-    def one(_: None, query: Array) -> tuple[None, Array]:
-        return None, _xla(query, k, v, seen)
+def _one_by_one(call: Callable) -> Callable:
+    """Maps `call`, of arrays [1 1 ...], over examples and heads: on CPUs the weights of one head stay in a cache."""
 
-    return from_chunks(jax.lax.scan(one, None, to_chunks(q))[1], q.shape[1])
+    def mapped(q: Array, *others: Array | None) -> Any:
+        b, h = q.shape[:2]
+
+        def rows(x: Array) -> Array:
+            return jnp.broadcast_to(x, (b, h, *x.shape[2:])).reshape(-1, 1, 1, *x.shape[2:])
+
+        out = jax.lax.map(lambda row: call(*row), jax.tree.map(rows, (q, *others)))
+        return jax.tree.map(lambda x: x.reshape(b, h, *x.shape[3:]), out)
+
+    return mapped
+
+
+_xla, _by_head = _softmax(lambda each: each), _softmax(_one_by_one)
+
+
+def _chunked(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
+    kernel, chunk = (_by_head, 2048) if platform() == "cpu" else (_xla, 512)
+
+    def one(_: None, query: Array) -> tuple[None, Array]:
+        return None, kernel(query, k, v, seen)
+
+    return from_chunks(jax.lax.scan(one, None, to_chunks(q, chunk))[1], q.shape[1])
 
 
 def _splash(q: Array, k: Array, v: Array, seen: Array | None) -> Array:

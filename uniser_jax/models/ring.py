@@ -104,10 +104,14 @@ def _scores(q: Array, k: Array, seen: Array) -> Array:
     return jnp.where(seen[:, None, None], s, _LOW)
 
 
-def to_chunks(x: Array) -> Array:
-    """[b n h d] to chunks [c b n' h d]; padded queries are dropped by `from_chunks`, and no gradient comes from there."""
+def to_chunks(x: Array, most: int = _CHUNK) -> Array:
+    """[b n h d] to the fewest equal chunks [c b n' h d] of at most `most`, n' a multiple of 16 if there are several.
+
+    Padded queries are dropped by `from_chunks`, and no gradient comes from there.
+    """
     b, n = x.shape[:2]
-    chunk = min(_CHUNK, n)
+    chunks = -(-n // most)
+    chunk = n if chunks == 1 else -(-n // (16 * chunks)) * 16
     padded = jnp.pad(x, ((0, 0), (0, -n % chunk), (0, 0), (0, 0)))
     return jnp.moveaxis(padded.reshape(b, -1, chunk, *x.shape[2:]), 1, 0)
 
