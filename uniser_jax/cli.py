@@ -43,7 +43,7 @@ def restore(arguments: argparse.Namespace, rest: list[str]) -> None:
     task = resolve_task(arguments.task)
     photo = files.read_photo(arguments.input)
     mask = None if arguments.mask is None else files.read_mask(arguments.mask, photo.pixels.shape[:2])
-    files.check_output(arguments.output)
+    files.check_output(arguments.output, photo)
     restorer = Restorer.from_checkpoint(_run(arguments.checkpoint), step=arguments.at)
     pixels = restorer(photo.pixels, task=task, mask=mask, strength=arguments.strength, steps=arguments.steps)
     files.write_photo(arguments.output, photo, pixels)

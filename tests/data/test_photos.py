@@ -13,9 +13,11 @@ import pytest
 import skimage.data
 from PIL import Image
 
+from tests.profiles import P3, SRGB, SRGB_CURVE, primaries, profile
 from uniser_jax.data import photos
 from uniser_jax.data.decoding import decode, decode_depth
 from uniser_jax.data.photos import open_photos, split
+from uniser_jax.effects import light
 
 RNG = np.random.default_rng(0)
 
@@ -291,3 +293,30 @@ def test_an_image_larger_than_memory_allows_is_refused_by_its_header(side: int) 
         with pytest.raises(ValueError, match=r"megapixels|exceeds limit") as caught:
             read(bomb)
         assert "\n" not in str(caught.value)
+
+
+def test_colours_become_those_of_srgb() -> None:
+    expected = np.full((80, 90, 3), (60, 200, 90), np.uint8)
+    matrix = np.linalg.inv(primaries(P3)) @ primaries(SRGB)
+    stored = light.encode((light.decode(expected) @ matrix.T).astype(np.float32))
+    assert np.abs(stored.astype(int) - expected).max() > 40
+    icc = profile("Display P3", P3, SRGB_CURVE)
+    for format, tolerance in (("PNG", 1), ("TIFF", 1), ("JPEG", 3), ("WEBP", 5)):
+        for options in ({}, {"exif": _turned()}):
+            stream = io.BytesIO()
+            Image.fromarray(stored).save(stream, format, icc_profile=icc, **options)
+            found = decode(stream.getvalue())
+            assert np.abs(found - expected[:1, :1].astype(int)).max() <= tolerance, format
+    jpeg = encoded(400, "JPEG", icc_profile=icc)
+    assert decode(jpeg, lambda shape: 4).shape == (100, 103, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("name", ["sRGB", "broken"])
+def test_what_is_srgb_or_no_profile_changes_nothing(name: str, mode: str) -> None:
+    icc = profile("sRGB IEC61966-2.1", P3, SRGB_CURVE) if name == "sRGB" else b"not a profile of colours" * 20
+    image = Image.fromarray(skimage.data.astronaut()[:80, :90]).convert(mode)
+    plain, tagged = io.BytesIO(), io.BytesIO()
+    image.save(plain, "JPEG")
+    image.save(tagged, "JPEG", icc_profile=icc)
+    np.testing.assert_array_equal(decode(tagged.getvalue()), decode(plain.getvalue()))

@@ -1,4 +1,6 @@
+import dataclasses
 import io
+import logging
 import pathlib
 import struct
 import zlib
@@ -7,9 +9,11 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from uniser_jax.restore import files, metadata
+from uniser_jax.restore import exif as exif_blocks
+from uniser_jax.restore import files
 from uniser_jax.restore.files import RestoreError, read_mask, read_photo, write_photo
 
 ICC = b"a colour profile, as far as anybody here reads it" * 20
@@ -92,28 +96,183 @@ def test_16_bit_gray_with_alpha(tmp_path: pathlib.Path) -> None:
     np.testing.assert_array_equal(photo.alpha, rows[..., 1])
 
 
-@pytest.mark.parametrize("suffix", [".jpg", *LOSSLESS])
-def test_metadata_is_kept(tmp_path: pathlib.Path, suffix: str) -> None:
-    settings = {} if suffix == ".png" else {"xmp": XMP}
-    path = save(tmp_path / f"in{suffix}", picture(), exif=exif(), icc_profile=ICC, dpi=(300, 300), **settings)
-    photo = read_photo(path)
-    write_photo(tmp_path / f"out{suffix}", photo, changed(photo.pixels))
-    with Image.open(tmp_path / f"out{suffix}") as image:
+@pytest.mark.parametrize("source", [".jpg", *LOSSLESS])
+@pytest.mark.parametrize("target", [".jpg", *LOSSLESS])
+def test_metadata_is_kept(tmp_path: pathlib.Path, source: str, target: str) -> None:
+    photo = read_photo(tagged(tmp_path / f"in{source}"))
+    write_photo(tmp_path / f"out{target}", photo, changed(photo.pixels))
+    with Image.open(tmp_path / f"out{target}") as image:
         image.load()
         assert image.info["icc_profile"] == ICC
+        assert image.info["xmp"] == XMP.replace(b'Orientation="6"', b'Orientation="1"')
         assert image.getexif()[0x010F] == "Maker"
         assert image.getexif().get_ifd(0x8769)[0x9003] == "2025:01:02 03:04:05"
         assert image.getexif().get_ifd(0x8825)[0x0001] == "N"
-        if suffix != ".webp":
+        if ".webp" not in (source, target):
             assert [round(float(value)) for value in image.info["dpi"]] == [300, 300]
+    again = read_photo(tmp_path / f"out{target}").notes
+    if ".webp" not in (source, target):
+        assert (again.iptc, again.photoshop) == (IPTC, PATH)
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
-def test_xmp_travels_between_formats(tmp_path: pathlib.Path, suffix: str) -> None:
-    photo = read_photo(save(tmp_path / "in.jpg", picture(), xmp=XMP))
-    write_photo(tmp_path / f"out{suffix}", photo, changed(photo.pixels))
-    with Image.open(tmp_path / f"out{suffix}") as image:
-        assert image.info["xmp"] == XMP.replace(b'Orientation="6"', b'Orientation="1"')
+def tagged(path: pathlib.Path) -> pathlib.Path:
+    """A photograph whose file holds whatever its format does."""
+    settings = {"exif": exif(), "icc_profile": ICC, "dpi": (300, 300), "xmp": XMP}
+    if path.suffix == ".jpg":
+        blocks = resource(0x0404, IPTC) + resource(0x040C, b"thumbnail") + PATH
+        body = b"Photoshop 3.0\0" + blocks
+        settings["extra"] = struct.pack(">HH", 0xFFED, 2 + len(body)) + body
+    elif path.suffix == ".tif":
+        entries = ImageFileDirectory_v2()
+        tags = Image.Exif()
+        tags.load(exif())
+        entries.update({tag: tags.get_ifd(tag) if tag > 0x8000 else tags[tag] for tag in tags})
+        for tag, content in ((700, XMP), (33723, IPTC), (34377, PATH + resource(0x0409, b"thumbnail"))):
+            entries.tagtype[tag] = 1
+            entries[tag] = content
+        settings["tiffinfo"] = entries
+    elif path.suffix == ".png":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", XMP.decode(), zip=True)
+        blocks = resource(0x0404, IPTC) + PATH
+        text.add_text("Raw profile type iptc", f"\niptc\n{len(blocks):8}\n{blocks.hex()}\n", zip=True)
+        settings["pnginfo"] = text
+    return save(path, picture(), **settings)
+
+
+def resource(number: int, content: bytes) -> bytes:
+    return b"8BIM" + struct.pack(">HHI", number, 0, len(content)) + content + b"\0" * (len(content) % 2)
+
+
+PATH = b"8BIM" + struct.pack(">H", 2000) + b"\6Path 1\0" + struct.pack(">I", 26) + b"p" * 26
+IPTC = b"\x1c\2\x78\0\5a cat"
+
+
+def test_texts_and_colours_of_a_png_file_are_kept(tmp_path: pathlib.Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Copyright", "me")
+    info.add_itxt("Title", "Кот", zip=True)
+    info.add(b"gAMA", struct.pack(">I", 100_000))
+    info.add(b"cHRM", struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000))
+    for bits in (8, 16):
+        save(tmp_path / "in.png", picture(), pnginfo=info)
+        if bits == 16:
+            with_16_bits(tmp_path / "in.png")
+        photo = read_photo(tmp_path / "in.png")
+        write_photo(tmp_path / "out.png", photo, changed(photo.pixels))
+        with Image.open(tmp_path / "in.png") as before, Image.open(tmp_path / "out.png") as after:
+            before.load()
+            after.load()
+            assert after.info == before.info
+            assert after.text["Title"] == "Кот"
+
+
+def with_16_bits(path: pathlib.Path) -> None:
+    """Exchanges the header and the pixels of a PNG file."""
+    deep = cv2.imencode(".png", np.zeros((20, 20, 3), np.uint16))[1].tobytes()
+    before, stored = path.read_bytes(), deep.index(b"IDAT") - 4
+    notes = before[33 : before.index(b"IDAT") - 4]
+    path.write_bytes(deep[:33] + notes + deep[stored:])
+
+
+def test_a_comment_and_extended_xmp_of_a_jpeg_file_are_kept(tmp_path: pathlib.Path) -> None:
+    more = b"http://ns.adobe.com/xmp/extension/\0" + b"0" * 32 + struct.pack(">II", 9, 0) + b"<more xmp"
+    extra = struct.pack(">HH", 0xFFE1, 2 + len(more)) + more
+    photo = read_photo(save(tmp_path / "in.jpg", picture(), comment=b"a cat", xmp=XMP, extra=extra))
+    write_photo(tmp_path / "out.jpg", photo, changed(photo.pixels))
+    with Image.open(tmp_path / "out.jpg") as image:
+        assert image.info["comment"] == b"a cat"
+        assert ("APP1", more) in image.applist
+
+
+def test_one_line_names_what_is_dropped(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Copyright", "me")
+    info.add(b"gAMA", struct.pack(">I", 100_000))
+    info.add_itxt("XML:com.adobe.xmp", "x" * 70_000)
+    photo = read_photo(save(tmp_path / "in.png", picture("RGBA"), pnginfo=info))
+    with caplog.at_level(logging.WARNING, "absl"):
+        write_photo(tmp_path / "out.jpg", photo, photo.pixels)
+    (message,) = (record.getMessage() for record in caplog.records)
+    lost = "XMP of 70000 bytes, texts, gamma and primaries, alpha"
+    assert message == f"{tmp_path / 'out.jpg'}: JPEG cannot keep {lost}"
+    caplog.clear()
+    srgb = PngImagePlugin.PngInfo()
+    srgb.add(b"gAMA", struct.pack(">I", 45_455))
+    photo = read_photo(save(tmp_path / "in.png", picture(), pnginfo=srgb))
+    write_photo(tmp_path / "out.jpg", photo, photo.pixels)
+    photo = read_photo(save(tmp_path / "in.jpg", picture(), comment=b"a cat", dpi=(300, 300)))
+    write_photo(tmp_path / "out.webp", photo, photo.pixels)
+    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path / 'out.webp'}: WEBP cannot keep comment"]
+
+
+def test_what_belongs_to_the_old_pixels_is_named(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path / "phone.jpg", picture(), format="MPO", save_all=True, append_images=[picture().resize((40, 30))])
+    vouched = b"JP\0\1\0\0\0\1 jumb c2pa"
+    save(tmp_path / "vouched.jpg", picture(), extra=struct.pack(">HH", 0xFFEB, 2 + len(vouched)) + vouched)
+    layered = ImageFileDirectory_v2()
+    layered.tagtype[37724] = 7
+    layered[37724] = b"Adobe Photoshop Document Data Block\0"
+    save(tmp_path / "layered.tif", picture(), tiffinfo=layered)
+    named = {"phone.jpg": "further pictures", "vouched.jpg": "content credentials", "layered.tif": "layers"}
+    for name, lost in named.items():
+        caplog.clear()
+        photo = read_photo(tmp_path / name)
+        write_photo(tmp_path / name, photo, changed(photo.pixels))
+        (record,) = caplog.records
+        assert lost in record.getMessage()
+
+
+def test_iptc_of_type_long(tmp_path: pathlib.Path) -> None:
+    path, iptc = tagged(tmp_path / "in.tif"), IPTC + b"\0" * (-len(IPTC) % 4)
+    entry, long = (struct.pack("<HHI", 33723, *of) for of in ((1, len(IPTC)), (4, len(iptc) // 4)))
+    assert entry in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(entry, long))
+    photo = read_photo(path)
+    assert photo.notes.iptc[: len(IPTC)] == IPTC
+    write_photo(tmp_path / "out.jpg", photo, changed(photo.pixels))
+    assert read_photo(tmp_path / "out.jpg").notes.iptc == photo.notes.iptc
+
+
+def test_a_gray_profile_is_no_profile_of_colours(tmp_path: pathlib.Path) -> None:
+    gray = b"\0" * 16 + b"GRAY" + b"\0" * 108
+    photo = read_photo(save(tmp_path / "in.png", picture("L"), icc_profile=gray))
+    for suffix, expected in ((".png", gray), (".webp", b""), (".jpg", gray)):
+        write_photo(tmp_path / f"out{suffix}", photo, changed(photo.pixels))
+        assert read_photo(tmp_path / f"out{suffix}").notes.icc == expected
+
+
+@pytest.mark.parametrize("compression", ["raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "jpeg"])
+@pytest.mark.parametrize("mode", ["RGB", "LA", "L"])
+def test_a_tiff_file_keeps_its_compression(tmp_path: pathlib.Path, compression: str, mode: str) -> None:
+    image = picture(mode).resize((700, 500))  # many strips
+    photo = read_photo(save(tmp_path / "in.tif", image, compression=compression))
+    photo = dataclasses.replace(photo, notes=dataclasses.replace(photo.notes, exif=exif()))
+    pixels = changed(photo.pixels)
+    write_photo(tmp_path / "out.tif", photo, pixels)
+    again = read_photo(tmp_path / "out.tif")
+    np.testing.assert_array_equal(again.pixels, pixels)
+    with Image.open(tmp_path / "out.tif") as image:
+        lossless = compression.removeprefix("tiff_") in ("raw", "packbits", "lzw")
+        assert image.info["compression"] == (compression if lossless else "tiff_adobe_deflate")
+        assert image.getexif().get_ifd(0x8769)[0x9003] == "2025:01:02 03:04:05"
+    if mode != "LA":  # which this other reader does not know
+        read = cv2.imread(str(tmp_path / "out.tif"), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(read if mode == "L" else read[..., ::-1], pixels)
+
+
+def test_lossless_webp_keeps_colours_without_coverage(tmp_path: pathlib.Path) -> None:
+    image = picture()
+    image.putalpha(0)
+    photo = read_photo(save(tmp_path / "in.webp", image))
+    pixels = changed(photo.pixels)
+    write_photo(tmp_path / "out.webp", photo, pixels)
+    np.testing.assert_array_equal(read_photo(tmp_path / "out.webp").pixels, pixels)
+    for suffix in (".png", ".tif"):
+        photo = read_photo(save(tmp_path / f"in{suffix}", image))
+        write_photo(tmp_path / "out.webp", photo, photo.pixels)
+        colours = read_photo(tmp_path / "out.webp").pixels
+        assert np.abs(colours.astype(float) - photo.pixels).mean() < 8
 
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
@@ -152,16 +311,91 @@ def test_photographs_come_upright_and_stay_so(tmp_path: pathlib.Path, orientatio
 
 def test_only_the_orientation_changes_in_exif() -> None:
     for orientation in range(1, 9):
-        before, after = exif(orientation), metadata.upright(exif(orientation))
+        before = exif(orientation).removeprefix(b"Exif\0\0")
+        after = exif_blocks.fitted(exif(orientation), (100, 100))
         assert len(before) == len(after)
         assert sum(a != b for a, b in zip(before, after, strict=True)) == (orientation != 1)
 
 
 @pytest.mark.parametrize("length", range(0, 60, 7))
-def test_damaged_exif_passes_as_it_came(length: int) -> None:
-    assert len(metadata.upright(exif(6)[:length])) == length
-    loop = b"Exif\0\0II*\0" + struct.pack("<I", 4) + b"\xff" * length
-    assert metadata.upright(loop) == loop
+def test_damaged_exif_passes_as_it_came(tmp_path: pathlib.Path, length: int) -> None:
+    block = exif(6)[6 : 6 + length]
+    assert len(exif_blocks.fitted(block, (100, 100))) == length
+    loop = b"II*\0" + struct.pack("<I", 4) + b"\xff" * length
+    assert len(exif_blocks.fitted(loop, (100, 100))) == len(loop)
+    for damaged in (block, loop, b"nonsense"):
+        photo = read_photo(save(tmp_path / "in.jpg", picture(), exif=b"Exif\0\0" + damaged))
+        for suffix in (".jpg", *LOSSLESS):
+            write_photo(tmp_path / f"out{suffix}", photo, changed(photo.pixels))
+            assert read_photo(tmp_path / f"out{suffix}").pixels.shape == (120, 171, 3)
+
+
+def block_of(order: str, *fields: bytes, own: tuple[bytes, ...] = (), thumbnail: bytes = b"") -> bytes:
+    """EXIF of given entries, EXIF's own directory and a thumbnail, laid out as cameras do."""
+    where = 8 + 2 + 12 * (len(fields) + 1) + 4
+    after = where + 2 + 12 * len(own) + 4
+    entries = [*fields, struct.pack(order + "HHII", 0x8769, 4, 1, where)]
+    block = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, len(entries)) + b"".join(entries)
+    block += struct.pack(order + "I", after if thumbnail else 0)
+    block += struct.pack(order + "H", len(own)) + b"".join(own) + bytes(4)
+    if thumbnail:
+        data = after + 2 + 12 * 2 + 4
+        block += struct.pack(order + "HHHIIHHIII", 2, 0x0201, 4, 1, data, 0x0202, 4, 1, len(thumbnail), 0) + thumbnail
+    return block
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["H2x", "I", "i"], ids=["short", "long", "signed"])
+@pytest.mark.parametrize("header", [b"", b"Exif\0\0"], ids=["", "doubled"])
+def test_an_orientation_of_any_type_is_reset(tmp_path: pathlib.Path, order: str, kind: str, header: bytes) -> None:
+    number = {"H2x": 3, "I": 4, "i": 9}[kind]
+    field = struct.pack(order + "HHI" + kind, 0x0112, number, 1, 6)
+    block = b"Exif\0\0" + header + block_of(order, field)
+    photo = read_photo(save(tmp_path / "in.jpg", picture(), exif=block))
+    assert photo.pixels.shape == (171, 120, 3)
+    for suffix in (".jpg", *LOSSLESS):
+        write_photo(tmp_path / f"out{suffix}", photo, changed(photo.pixels))
+        with Image.open(tmp_path / f"out{suffix}") as image:
+            assert image.size == (120, 171)
+            assert image.getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("suffix", [".jpg", *LOSSLESS])
+def test_exif_fits_the_restored_picture(tmp_path: pathlib.Path, order: str, suffix: str) -> None:
+    fields = [struct.pack(order + "HHII", tag, 4, 1, side) for tag, side in ((0x0100, 171), (0x0101, 120))]
+    fields.append(struct.pack(order + "HHIHH", 0x0112, 3, 1, 6, 0))
+    own = tuple(struct.pack(order + "HHIHH", tag, 3, 1, side, 0) for tag, side in ((0xA002, 171), (0xA003, 120)))
+    block = block_of(order, *fields, own=own, thumbnail=bytes_of(picture().resize((40, 30)), "JPEG"))
+    photo = read_photo(save(tmp_path / "in.jpg", picture(), exif=b"Exif\0\0" + block))
+    pixels = changed(photo.pixels)
+    write_photo(tmp_path / f"out{suffix}", photo, pixels)
+    np.testing.assert_allclose(read_photo(tmp_path / f"out{suffix}").pixels, pixels, atol=90)
+    with Image.open(tmp_path / f"out{suffix}") as image:
+        tags = image.getexif()
+        assert image.size == (120, 171)
+        assert (tags.get(0x0100, 120), tags.get(0x0101, 171)) == (120, 171)
+        assert (tags.get_ifd(0x8769)[0xA002], tags.get_ifd(0x8769)[0xA003]) == (120, 171)
+        assert tags.get_ifd(ExifTags.IFD.IFD1) == {}
+
+
+def test_exif_in_a_text_of_a_png_file(tmp_path: pathlib.Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Raw profile type exif", f"\nexif\n{len(exif(6)):8}\n{exif(6).hex()}\n", zip=True)
+    photo = read_photo(save(tmp_path / "in.png", picture(), pnginfo=info))
+    assert photo.pixels.shape == (171, 120, 3)
+    write_photo(tmp_path / "out.png", photo, changed(photo.pixels))
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.getexif()[0x0112] == 1
+        assert image.getexif()[0x010F] == "Maker"
+
+
+@pytest.mark.parametrize(("suffix", "side"), [(".webp", 16_384), (".jpg", 65_501)])
+def test_too_large_for_a_format_is_said_before_any_work(tmp_path: pathlib.Path, suffix: str, side: int) -> None:
+    photo = read_photo(save(tmp_path / "in.png", Image.new("L", (side, 16))))
+    with pytest.raises(RestoreError, match="px a side; write a PNG or TIFF"):
+        files.check_output(tmp_path / f"out{suffix}", photo)
+    files.check_output(tmp_path / "out.png", photo)
 
 
 @pytest.mark.parametrize("source", [".jpg", ".png", ".webp", ".tif"])
@@ -172,7 +406,7 @@ def test_the_suffix_chooses_the_format(tmp_path: pathlib.Path, source: str, targ
     write_photo(tmp_path / f"out{target}", photo, changed(photo.pixels))
     again = read_photo(tmp_path / f"out{target}")
     assert again.format == files.FORMATS[target]
-    assert again.icc == ICC
+    assert again.notes.icc == ICC
     assert again.pixels.shape[:2] == photo.pixels.shape[:2]
     assert np.abs(again.pixels.astype(float).mean() - photo.pixels.mean()) < 2
 

@@ -1,9 +1,12 @@
 """Image files to pixels: whatever lies in a file becomes upright 8-bit RGB in sRGB, and depth a plane in [0, 1].
 
+Colours are what an embedded profile of RGB says, else sRGB: profiles of gray or CMYK and a PNG's gamma are not looked at.
+
 Files come from strangers: what is too large, cut or no image is an error of one line. A plain JPEG may be decoded smaller.
 """
 
 import contextlib
+import functools
 import io
 from collections.abc import Callable
 
@@ -11,10 +14,11 @@ import cv2
 import numpy as np
 import simplejpeg
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 ORIENTATION = 0x0112  # EXIF
 MAX_PIXELS = 150_000_000  # more is a decompression bomb, not a photograph
+_MAX_PROFILE = 2**22  # bytes
 
 Pixels = UInt8[np.ndarray, "h w c"]
 Depth = Float32[np.ndarray, "h w"]
@@ -41,12 +45,40 @@ def decode(data: bytes, reduction: Reduction = whole) -> Pixels:
     if not data:
         raise ValueError("the file is empty")
     with _opened(data) as image:
+        icc = image.info.get("icc_profile")
         if _plain_jpeg(data, image):  # decoded in a quarter of Pillow's time
             factor = reduction((image.height, image.width))
             height, width = (-(-side // factor) for side in (image.height, image.width))
             with contextlib.suppress(ValueError):  # Pillow may still make something of it, or knows what to say
-                return simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, min_factor=factor)
-        return to_rgb(ImageOps.exif_transpose(image))
+                pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, min_factor=factor)
+                return _to_srgb(pixels, icc)
+        return _to_srgb(to_rgb(ImageOps.exif_transpose(image)), icc)
+
+
+def profile_of(icc: bytes | None) -> ImageCms.ImageCmsProfile | None:
+    """A colour profile of RGB other than sRGB; None for sRGB, for other colours, and for what is no profile."""
+    with contextlib.suppress(OSError, ValueError, ImageCms.PyCMSError):
+        if icc and len(icc) <= _MAX_PROFILE and icc[16:20] == b"RGB ":
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+            name = ImageCms.getProfileDescription(profile)
+            return None if "sRGB" in name and "linear" not in name.lower() else profile
+    return None
+
+
+def _to_srgb(pixels: Pixels, icc: bytes | None) -> Pixels:
+    transform = _transform(icc) if icc else None
+    return pixels if transform is None else np.asarray(ImageCms.applyTransform(Image.fromarray(pixels), transform))
+
+
+@functools.lru_cache(maxsize=8)
+def _transform(icc: bytes) -> ImageCms.ImageCmsTransform | None:
+    """From a profile to sRGB; None where pixels stay as they are."""
+    with contextlib.suppress(ImageCms.PyCMSError):
+        if profile := profile_of(icc):
+            srgb = ImageCms.createProfile("sRGB")
+            intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+            return ImageCms.buildTransform(profile, srgb, "RGB", "RGB", renderingIntent=intent)
+    return None
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -1,8 +1,8 @@
 """Clean photographs by index: a folder, TFDS, ArrayRecord, or the samples that scikit-image ships.
 
-Whatever lies in a file becomes upright 8-bit RGB in sRGB. Files that are empty, unreadable or tiny are skipped with one
-warning that names them. One that fails only when it is decoded is replaced by the next good one, always the same, so a
-stream of examples stays a pure function of its index.
+Whatever lies in a file becomes upright 8-bit RGB in sRGB (see `decoding`). Files that are empty, unreadable or tiny are
+skipped with one warning that names them. One that fails only when it is decoded is replaced by the next good one, always
+the same, so a stream of examples stays a pure function of its index.
 """
 
 import concurrent.futures

@@ -1,8 +1,9 @@
 """Photographs as files: read upright, written whole, with everything a photographer keeps in them.
 
-What comes back is the same file, only better: same format and quality, bit depth, EXIF, XMP, colour profile,
-resolution and alpha. Where no pixel has changed and the format stays, the bytes of the file are copied: encoding a JPEG
-again would change pixels that nobody asked to change.
+What comes back is the same file, only better: same format and quality, bit depth, EXIF, XMP, IPTC, texts, colour
+profile, resolution and alpha; what the format of the output cannot hold is named in the log. Where no pixel has changed
+and the format stays, the bytes of the file are copied: encoding a JPEG again would change pixels that nobody asked to
+change.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import dataclasses
 import io
 import os
 import pathlib
+import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,7 +22,7 @@ from absl import logging
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from uniser_jax.restore import metadata
+from uniser_jax.restore import colour, exif, metadata
 
 FORMATS = {
     ".jpg": "JPEG",
@@ -31,6 +33,7 @@ FORMATS = {
     ".tiff": "TIFF",
 }
 MIN_SIDE = 16
+_MAX_SIDES = {"JPEG": 65_500, "WEBP": 16_383}  # of libjpeg and of the format
 MAX_PIXELS = 200_000_000
 
 Path = str | os.PathLike[str]
@@ -48,19 +51,22 @@ class Photo:
     """A photograph and what its file said about it.
 
     Args:
-      pixels: uint8 or uint16, upright, sRGB; [h w 3], or [h w] if the file is gray.
+      pixels: uint8 or uint16, upright; [h w 3], or [h w] if the file is gray. They are sRGB, converted if the file has
+        another profile of RGB with curves and primaries; other profiles, and a PNG's gamma, are kept but not looked at.
+      own: the same as they lie in the file, in its own colours.
+      space: what these mean where it is not sRGB.
       alpha: coverage, of the same type as the pixels, or None.
-      exif: raw EXIF with the orientation reset to upright, or empty.
-      icc: raw colour profile, or empty (sRGB).
+      notes: what the file says beside them.
       format: JPEG, PNG, WEBP or TIFF.
       settings: what Pillow needs to save in this format at the same quality.
       source: the bytes of the file.
     """
 
     pixels: Shaped[np.ndarray, "h w *c"]
+    own: Shaped[np.ndarray, "h w *c"]
+    space: colour.Space | None
     alpha: Shaped[np.ndarray, "h w"] | None
-    exif: bytes
-    icc: bytes
+    notes: metadata.Notes
     format: str
     settings: Mapping[str, Any]
     source: bytes = dataclasses.field(repr=False)
@@ -75,12 +81,16 @@ def read_photo(path: Path) -> Photo:
     source = _read_bytes(path)
     with _opened(path, source) as image:
         stored = _decode_16(source) if _bits(path, image, source) == 16 else _decode_8(image)
-        pixels, alpha = _split(_turned(stored, image.getexif().get(metadata.ORIENTATION, 1)))
+        orientation = exif.orientation_of(image)
+        own, alpha = _split(_turned(stored, orientation))
+        notes = metadata.notes_of(image, source, orientation)
+        space = colour.space_of(notes.icc, own.dtype) if own.ndim == 3 else None
         return Photo(
-            pixels=pixels,
+            pixels=own if space is None else space.to_srgb(own),
+            own=own,
+            space=space,
             alpha=alpha,
-            exif=metadata.exif_of(image),
-            icc=image.info.get("icc_profile") or b"",
+            notes=notes,
             format="JPEG" if image.format == "MPO" else str(image.format),
             settings=metadata.settings_of(image, source),
             source=source,
@@ -90,7 +100,7 @@ def read_photo(path: Path) -> Photo:
 def write_photo(path: Path, photo: Photo, pixels: Shaped[np.ndarray, "h w *c"]) -> None:
     """Writes `pixels` in place of those of `photo`, in the format of the suffix, whole or not at all.
 
-    Alpha and 16 bits are dropped, with a warning in the log, where the format cannot hold them. JPEG and lossy WebP are
+    Whatever the format cannot hold is dropped: alpha, 16 bits, notes; one warning in the log names it. JPEG and lossy WebP are
     encoded again as a whole unless no pixel has changed; PNG, TIFF and lossless WebP keep every unchanged pixel.
 
     Args:
@@ -99,9 +109,9 @@ def write_photo(path: Path, photo: Photo, pixels: Shaped[np.ndarray, "h w *c"]) 
       pixels: restored, same shape and type as `photo.pixels`.
 
     Raises:
-      RestoreError: for an unsupported suffix, a missing folder, pixels of another shape, or a full disk.
+      RestoreError: for an unsupported suffix, a missing folder, pixels of another shape or too many, or a full disk.
     """
-    check_output(path)
+    check_output(path, photo)
     path = pathlib.Path(path)
     if pixels.shape != photo.pixels.shape or pixels.dtype != photo.pixels.dtype:
         raise RestoreError(
@@ -109,14 +119,16 @@ def write_photo(path: Path, photo: Photo, pixels: Shaped[np.ndarray, "h w *c"]) 
         )
     format = FORMATS[path.suffix.lower()]
     unchanged = format == photo.format and np.array_equal(pixels, photo.pixels)
+    if photo.space is not None:
+        pixels = photo.space.from_srgb(photo.own, photo.pixels, pixels)
     _write_whole(path, photo.source if unchanged else _encode(path, photo, pixels, format))
 
 
-def check_output(path: Path) -> None:
-    """Checks, before any work is done, that `path` can be written.
+def check_output(path: Path, photo: Photo | None = None) -> None:
+    """Checks, before any work is done, that `photo` can be written to `path`.
 
     Raises:
-      RestoreError: for an unsupported suffix, a folder, or a missing folder.
+      RestoreError: for an unsupported suffix, a folder, a missing folder, or a photograph too large for the format.
     """
     path = pathlib.Path(path)
     if path.suffix.lower() not in FORMATS:
@@ -125,6 +137,9 @@ def check_output(path: Path) -> None:
         raise RestoreError(f"{path}: is a folder; name a file")
     if not path.parent.is_dir():
         raise RestoreError(f"{path}: folder {path.parent} does not exist; make it first")
+    format = FORMATS[path.suffix.lower()]
+    if photo is not None and max(photo.pixels.shape[:2]) > _MAX_SIDES.get(format, MAX_PIXELS):
+        raise RestoreError(f"{path}: {format} holds at most {_MAX_SIDES[format]} px a side; write a PNG or TIFF")
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
@@ -245,22 +260,23 @@ def _split(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _encode(path: Path, photo: Photo, pixels: np.ndarray, format: str) -> bytes:
     settings = metadata.settings_for(format, photo.format, photo.settings)
+    notes, lost = metadata.held(photo.notes, format, gray=pixels.ndim == 2 and format != "WEBP")
     alpha = photo.alpha
     if format == "JPEG" and alpha is not None:
-        logging.warning("%s: JPEG holds no alpha, dropped", path)
+        lost.append("alpha")
         alpha = None
     if format != "PNG" and pixels.dtype == np.uint16:
-        logging.warning("%s: %s holds 8 bits, reduced from 16", path, format)
+        lost.append("8 of 16 bits")
         pixels, alpha = _to_8(pixels), None if alpha is None else _to_8(alpha)
+    if lost:
+        logging.warning("%s: %s cannot keep %s", path, format, ", ".join(lost))
     try:
         if format == "PNG":
-            return metadata.with_chunks(_png(pixels, alpha), photo.exif, photo.icc, photo.settings)
-        buffer = io.BytesIO()
-        image = Image.fromarray(_joined(pixels, alpha))
-        image.save(buffer, format, exif=photo.exif, icc_profile=photo.icc or None, **settings)
-    except (OSError, ValueError, cv2.error) as error:
+            return metadata.with_chunks(_png(pixels, alpha), notes)
+        write = {"JPEG": metadata.jpeg, "TIFF": metadata.tiff, "WEBP": metadata.webp}[format]
+        return write(Image.fromarray(_joined(pixels, alpha)), notes, settings)
+    except (OSError, ValueError, struct.error, cv2.error) as error:
         raise RestoreError(f"{path}: cannot be written as {format} ({_line(error)})") from None
-    return buffer.getvalue()
 
 
 def _joined(pixels: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:

@@ -1,98 +1,366 @@
-"""What a file says about its photograph, and how it was saved: EXIF, XMP, colour profile, resolution, quality."""
+"""What a file says about its photograph, and how it was saved: EXIF, XMP, IPTC, colour profile, resolution, quality.
+
+Files come from strangers: whatever is read here is bounded by the size of the file, and damaged parts are left out.
+"""
 
 import contextlib
+import dataclasses
+import io
+import itertools
 import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from PIL import Image, JpegImagePlugin
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-ORIENTATION = 0x0112
+from uniser_jax.restore import exif
 
-# What of a TIFF's first directory is about the photograph, not about how its pixels are stored.
-_TIFF_KEPT = {270, 271, 272, 282, 283, 296, 305, 306, 315, 33432, 34665, 34853}
-# Settings that every format understands, and those of a format that the photograph did not come in.
-_COMMON = ("dpi", "xmp")
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
-    "WEBP": {"lossless": False, "quality": 95},
-    "TIFF": {"compression": "raw"},  # where it compresses, Pillow cannot write EXIF's sub-directories
+    "WEBP": {"lossless": False, "quality": 95, "exact": True},
+    "TIFF": {"compression": "raw"},
     "PNG": {},
 }
 
+# TIFF's tags.
+_STRIP_OFFSETS, _STRIP_BYTES, _PREDICTOR, _XMP, _IPTC, _PHOTOSHOP, _LAYERS = 273, 279, 317, 700, 33723, 34377, 37724
+_LOSSLESS = ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate")
+_PREDICTED = ("tiff_lzw", "tiff_adobe_deflate")
 
-def upright(exif: bytes) -> bytes:
-    """Raw EXIF with the orientation of the first picture reset to 1; no other byte changes (TIFF 6.0, section 2)."""
-    start = 6 if exif.startswith(b"Exif\0\0") else 0
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[start : start + 4])
-    if order is None:
-        return exif
-    patched = bytearray(exif)
-    with contextlib.suppress(struct.error):  # a damaged block is passed on as it came
-        entry = start + struct.unpack_from(order + "I", exif, start + 4)[0]
-        count = struct.unpack_from(order + "H", exif, entry)[0]
-        for offset in range(entry + 2, entry + 2 + 12 * count, 12):
-            tag, kind, length = struct.unpack_from(order + "HHI", exif, offset)
-            if (tag, kind, length) == (ORIENTATION, 3, 1):
-                struct.pack_into(order + "H", patched, offset + 8, 1)
-    return bytes(patched)
+# Of Photoshop's image resources.
+_IPTC_RESOURCE = 0x0404
+_STALE = {0x0409, 0x040C, 0x0422, 0x0423, 0x0424}  # thumbnails of the picture as it was; second EXIF and XMP
+_PATHS = set(range(2000, 2999))
+
+_SEGMENT = 65_533  # the longest content of a JPEG marker
+_XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
+_XMP_MORE_HEADER = b"http://ns.adobe.com/xmp/extension/\0"
+_PHOTOSHOP_HEADER = b"Photoshop 3.0\0"
+_PNG_TEXTS, _PNG_COLOURS = (b"tEXt", b"zTXt", b"iTXt"), (b"cHRM", b"gAMA", b"sRGB", b"cICP", b"mDCV", b"cLLI")
+_PNG_OWN = (b"XML:com.adobe.xmp\0", b"Raw profile type ")  # texts that are notes of another kind
 
 
-def exif_of(image: Image.Image) -> bytes:
-    """Raw EXIF of a loaded picture, with its orientation reset to upright; empty if it has none."""
-    if image.format != "TIFF":
-        return upright(image.info.get("exif") or b"")
-    exif = image.getexif()
-    for tag in set(exif) - _TIFF_KEPT:
-        del exif[tag]
-    return exif.tobytes() if len(exif) else b""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Notes:
+    """What a file says about its photograph, raw; empty where it says nothing.
+
+    Args:
+      exif: block of TIFF without header; fits the upright picture, see `exif.fitted`.
+      icc: colour profile.
+      xmp: packet, its orientation upright.
+      xmp_more: what did not fit the packet of a JPEG file; bodies of its markers.
+      iptc: records of IIM: captions, copyright.
+      photoshop: image resources but for IPTC and stale ones.
+      comment: of a JPEG file.
+      texts: chunks of a PNG file.
+      colours: chunks of a PNG file that say what its colours mean beside a profile.
+      dpi: horizontal and vertical.
+      lost: names of what no file is written with.
+    """
+
+    exif: bytes = b""
+    icc: bytes = b""
+    xmp: bytes = b""
+    xmp_more: tuple[bytes, ...] = ()
+    iptc: bytes = b""
+    photoshop: bytes = b""
+    comment: bytes = b""
+    texts: tuple[bytes, ...] = ()
+    colours: tuple[bytes, ...] = ()
+    dpi: tuple[float, float] | tuple[()] = ()
+    lost: tuple[str, ...] = ()
+
+
+# Names for the log, and the formats that hold them. A resolution that is lost is not worth a line.
+_HELD = {
+    "exif": ("EXIF", ("JPEG", "PNG", "WEBP", "TIFF")),
+    "icc": ("colour profile", ("JPEG", "PNG", "WEBP", "TIFF")),
+    "xmp": ("XMP", ("JPEG", "PNG", "WEBP", "TIFF")),
+    "xmp_more": ("extended XMP", ("JPEG",)),
+    "iptc": ("IPTC", ("JPEG", "PNG", "TIFF")),
+    "photoshop": ("Photoshop's resources", ("JPEG", "PNG", "TIFF")),
+    "comment": ("comment", ("JPEG",)),
+    "texts": ("texts", ("PNG",)),
+    "colours": ("gamma and primaries", ("PNG",)),
+}
+# In a JPEG file.
+_LONGEST = {
+    "exif": _SEGMENT - len(exif.HEADER),
+    "icc": 255 * (_SEGMENT - 14),
+    "xmp": _SEGMENT - len(_XMP_HEADER),
+    "iptc": _SEGMENT - len(_PHOTOSHOP_HEADER) - 13,
+    "photoshop": _SEGMENT - len(_PHOTOSHOP_HEADER),
+}
+
+
+def notes_of(image: Image.Image, source: bytes, orientation: int) -> Notes:
+    """What a loaded picture's file says.
+
+    Args:
+      image: not turned yet.
+      source: the bytes of the file.
+      orientation: how it will be turned, 1 to 8.
+    """
+    lost = []
+    size = image.size if orientation < 5 else image.size[::-1]
+    block = b""
+    try:
+        block = exif.of_tiff(image) if image.format == "TIFF" else image.info.get("exif") or _profile(image, "exif")
+    except Exception:  # Pillow raises anything, from SyntaxError to struct.error
+        lost.append("EXIF, which is damaged")
+    if image.format == "MPO" or any(body.startswith(b"MPF\0") for body in _segments(image, "APP2")):
+        lost.append("further pictures (preview, depth or gain map)")
+    if any(b"c2pa" in body for body in _segments(image, "APP11")):
+        lost.append("content credentials, which vouch for the pixels as they were")
+    if image.format == "TIFF" and _LAYERS in image.tag_v2:  # type: ignore[attr-defined]
+        lost.append("layers")
+    iptc, photoshop = _iptc_of(image, source, orientation > 1)
+    chunks = list(_chunks(source)) if image.format == "PNG" else []
+    return Notes(
+        exif=exif.fitted(block, size),
+        icc=image.info.get("icc_profile") or b"",
+        xmp=_xmp_of(image),
+        xmp_more=tuple(body for body in _segments(image, "APP1") if body.startswith(_XMP_MORE_HEADER)),
+        iptc=iptc,
+        photoshop=photoshop,
+        comment=image.info.get("comment", b"") if image.format in ("JPEG", "MPO") else b"",
+        texts=tuple(c for c in chunks if c[:4] in _PNG_TEXTS and not c[4:].startswith(_PNG_OWN)),
+        colours=tuple(c for c in chunks if c[:4] in _PNG_COLOURS),
+        dpi=_dpi_of(image),
+        lost=tuple(lost),
+    )
 
 
 def settings_of(image: Image.Image, source: bytes) -> dict[str, Any]:
     """What makes Pillow save in the format of `image` as it was saved before."""
-    settings: dict[str, Any] = {}
-    dpi = [float(value) for value in image.info.get("dpi", ())]
-    if len(dpi) == 2 and all(0 < value < 1e5 for value in dpi):
-        settings["dpi"] = tuple(dpi)
-    if xmp := image.info.get("xmp"):
-        xmp = xmp.encode() if isinstance(xmp, str) else xmp
-        settings["xmp"] = re.sub(rb"(tiff:Orientation(?:=[\"']|>))[2-8]", rb"\g<1>1", xmp)
     if image.format in ("JPEG", "MPO"):
-        # The same tables and chroma sampling: no better and no worse than the photographer chose.
-        settings["qtables"] = image.quantization  # type: ignore[attr-defined]
-        settings["subsampling"] = max(JpegImagePlugin.get_sampling(image), 0)  # -1, rare samplings: keep all chroma
-        settings["progressive"] = bool(image.info.get("progressive"))
-    elif image.format == "WEBP" and _lossless_webp(source):
-        settings["lossless"] = True
-    return settings
+        return {
+            # The same tables and chroma sampling: no better and no worse than the photographer chose.
+            "qtables": image.quantization,  # type: ignore[attr-defined]
+            "subsampling": max(JpegImagePlugin.get_sampling(image), 0),  # -1, rare samplings: keep all chroma
+            "progressive": bool(image.info.get("progressive")),
+        }
+    if image.format == "TIFF":
+        compression = image.info.get("compression")
+        return {"compression": compression if compression in _LOSSLESS else "tiff_adobe_deflate"}
+    if image.format == "WEBP" and _lossless_webp(source):
+        return {"lossless": True, "exact": True}  # exact: with colours where alpha is 0
+    return _DEFAULTS[str(image.format)]
 
 
-def settings_for(format: str, source_format: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def settings_for(format: str, source_format: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings to save in `format`: those of the source if it came in that format, good defaults otherwise."""
-    common = {key: settings[key] for key in _COMMON if key in settings}
-    if format != source_format:
-        return _DEFAULTS[format] | common
-    defaults = {} if "qtables" in settings else _DEFAULTS[format]
-    return defaults | dict(settings)
+    return settings if format == source_format else _DEFAULTS[format]
 
 
-def with_chunks(png: bytes, exif: bytes, icc: bytes, settings: Mapping[str, Any]) -> bytes:
-    """Inserts metadata after the header (PNG, third edition, section 11.3)."""
-    chunks = []
-    if icc:
-        chunks.append(b"iCCP" + b"ICC profile\0\0" + zlib.compress(icc))
-    if "dpi" in settings:
-        per_metre = (round(float(value) / 0.0254) for value in settings["dpi"])
+def held(notes: Notes, format: str, gray: bool) -> tuple[Notes, list[str]]:
+    """The notes that a file can hold, and names of the others.
+
+    Args:
+      notes: of the source.
+      format: of the file.
+      gray: whether its pixels have one channel of colour.
+    """
+    lost = {}
+    for field, (name, formats) in _HELD.items():
+        content = getattr(notes, field)
+        if content and format not in formats:
+            lost[field] = name
+        elif format == "JPEG" and len(content) > _LONGEST.get(field, len(content)):
+            lost[field] = f"{name} of {len(content)} bytes"
+    if format == "TIFF" and notes.exif and not exif.tags(notes.exif):
+        lost["exif"] = "EXIF, which is damaged"
+    if notes.icc[16:20] == b"GRAY" and not gray:
+        lost["icc"] = "colour profile of gray"
+    if notes.icc or _are_srgb(notes.colours):
+        lost.pop("colours", None)
+    empty = {field: type(getattr(notes, field))() for field in lost}
+    return dataclasses.replace(notes, **empty), [*notes.lost, *lost.values()]
+
+
+def jpeg(image: Image.Image, notes: Notes, settings: Mapping[str, Any]) -> bytes:
+    """A JPEG file; the notes must fit, see `held`."""
+    markers = [(0xE1, _XMP_HEADER + notes.xmp)] if notes.xmp else []
+    markers += [(0xE1, body) for body in notes.xmp_more]
+    if notes.iptc:
+        markers.append((0xED, _PHOTOSHOP_HEADER + _resource(notes.iptc)))
+    if notes.photoshop:
+        markers.append((0xED, _PHOTOSHOP_HEADER + notes.photoshop))
+    extra = b"".join(struct.pack(">BBH", 0xFF, marker, 2 + len(body)) + body for marker, body in markers)
+    block = exif.HEADER + notes.exif if notes.exif else b""
+    buffer = io.BytesIO()
+    common = {"exif": block, "icc_profile": notes.icc, "comment": notes.comment, "dpi": notes.dpi or (0, 0)}
+    image.save(buffer, "JPEG", extra=extra, **common, **settings)
+    return buffer.getvalue()
+
+
+def webp(image: Image.Image, notes: Notes, settings: Mapping[str, Any]) -> bytes:
+    """A WebP file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", exif=notes.exif, icc_profile=notes.icc, xmp=notes.xmp, **settings)
+    return buffer.getvalue()
+
+
+def tiff(image: Image.Image, notes: Notes, settings: Mapping[str, Any]) -> bytes:
+    """A TIFF file: strips as libtiff packs them behind a directory of ours, for its own holds no EXIF."""
+    buffer = io.BytesIO()
+    predictor = {_PREDICTOR: 2} if settings["compression"] in _PREDICTED else {}
+    image.save(buffer, "TIFF", icc_profile=notes.icc, tiffinfo=predictor, **settings)
+    packed = buffer.getvalue()
+    directory = ImageFileDirectory_v2()
+    with Image.open(buffer) as stored:
+        for tag, value in stored.tag_v2.items():  # type: ignore[attr-defined]
+            directory.tagtype[tag] = stored.tag_v2.tagtype[tag]  # type: ignore[attr-defined]
+            directory[tag] = value
+    strips = [packed[at : at + n] for at, n in zip(directory[_STRIP_OFFSETS], directory[_STRIP_BYTES], strict=True)]
+    directory.tagtype[_STRIP_OFFSETS] = 4  # LONG
+    directory[_STRIP_OFFSETS] = tuple(itertools.accumulate(map(len, strips[:-1]), initial=0))  # beyond the directory
+    directory.update(exif.tags(notes.exif))
+    if notes.dpi:
+        directory[282], directory[283], directory[296] = *notes.dpi, 2  # per inch
+    for tag, kind, content in (
+        (_XMP, 1, notes.xmp),
+        (_IPTC, 7, notes.iptc),
+        (_PHOTOSHOP, 1, notes.photoshop),
+    ):
+        if content:
+            directory.tagtype[tag] = kind  # BYTE or UNDEFINED
+            directory[tag] = content
+    written = io.BytesIO()
+    directory.save(written)
+    return written.getvalue() + b"".join(strips)
+
+
+def with_chunks(png: bytes, notes: Notes) -> bytes:
+    """Inserts notes after the header of a PNG file (PNG, third edition, section 11.3)."""
+    chunks = list(notes.colours)
+    if notes.icc:
+        chunks.append(b"iCCP" + b"ICC profile\0\0" + zlib.compress(notes.icc))
+    if notes.dpi:
+        per_metre = (round(value / 0.0254) for value in notes.dpi)
         chunks.append(b"pHYs" + struct.pack(">IIB", *per_metre, 1))
-    if exif:
-        chunks.append(b"eXIf" + exif.removeprefix(b"Exif\0\0"))
-    if "xmp" in settings:
-        chunks.append(b"iTXt" + b"XML:com.adobe.xmp\0\0\0\0\0" + settings["xmp"])
+    if notes.exif:
+        chunks.append(b"eXIf" + notes.exif)
+    if notes.xmp:
+        chunks.append(b"iTXt" + b"XML:com.adobe.xmp\0\0\0\0\0" + notes.xmp)
+    resources = (_resource(notes.iptc) if notes.iptc else b"") + notes.photoshop
+    if resources:  # as ImageMagick and ExifTool write it: PNG has no chunk for it
+        text = b"\niptc\n%8d\n%s\n" % (len(resources), resources.hex("\n", -36).encode())
+        chunks.append(b"zTXt" + b"Raw profile type iptc\0\0" + zlib.compress(text))
+    chunks += notes.texts
     framed = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
     header = 8 + 25  # signature, IHDR
     return png[:header] + b"".join(framed) + png[header:]
+
+
+def _dpi_of(image: Image.Image) -> tuple[float, float] | tuple[()]:
+    dpi = [float(value) for value in image.info.get("dpi", ())]
+    return (dpi[0], dpi[1]) if len(dpi) == 2 and all(0 < value < 1e5 for value in dpi) else ()
+
+
+def _xmp_of(image: Image.Image) -> bytes:
+    xmp = image.info.get("xmp") or _profile(image, "xmp")
+    xmp = xmp.encode() if isinstance(xmp, str) else xmp
+    return re.sub(rb"(tiff:Orientation(?:=[\"']|>))[2-8]", rb"\g<1>1", xmp) if isinstance(xmp, bytes) else b""
+
+
+def _iptc_of(image: Image.Image, source: bytes, turned: bool) -> tuple[bytes, bytes]:
+    """Records of IPTC, and Photoshop's other resources that hold for the picture as it is written."""
+    iptc, block = b"", b""
+    if image.format == "TIFF":
+        iptc, block = _tag(source, _IPTC), _tag(source, _PHOTOSHOP)
+    elif image.format == "PNG":
+        block = _profile(image, "iptc") or _profile(image, "8bim")
+    else:
+        bodies = _segments(image, "APP13")
+        block = b"".join(b[len(_PHOTOSHOP_HEADER) :] for b in bodies if b.startswith(_PHOTOSHOP_HEADER))
+    if block.startswith(b"\x1c"):  # records alone
+        return block, b""
+    others = []
+    for number, content, whole in _resources(block):
+        if number == _IPTC_RESOURCE:
+            iptc = iptc or content
+        elif number not in _STALE and not (turned and number in _PATHS):
+            others.append(whole)
+    return iptc, b"".join(others)
+
+
+def _tag(tiff: bytes, wanted: int) -> bytes:
+    """The bytes of a tag in a TIFF file's first directory, as they lie there: Adobe once gave IPTC the type LONG."""
+    order = "<" if tiff[:2] == b"II" else ">"
+    with contextlib.suppress(struct.error):
+        (first,) = struct.unpack_from(order + "I", tiff, 4)
+        for tag, at in exif.entries(tiff, order, first):
+            if tag == wanted:
+                kind, count, place = struct.unpack_from(order + "HII", tiff, at + 2)
+                return tiff[place : place + count * {1: 1, 4: 4, 7: 1}.get(kind, 0)]
+    return b""
+
+
+def _resources(block: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """Photoshop's image resources: number, content, and all of it; those before the first damaged one."""
+    at = 0
+    while block[at : at + 4] == b"8BIM" and at + 12 <= len(block):
+        number, name = struct.unpack_from(">HB", block, at + 4)
+        start = at + 6 + (name + 2) // 2 * 2 + 4  # behind the name, padded to an even length, and the size
+        if start > len(block):
+            return
+        end = start + struct.unpack_from(">I", block, start - 4)[0]
+        if end > len(block):
+            return
+        whole = block[at:end] + b"\0" * (end % 2 != at % 2)
+        yield number, block[start:end], whole
+        at += len(whole)
+
+
+def _resource(iptc: bytes) -> bytes:
+    return b"8BIM" + struct.pack(">HHI", _IPTC_RESOURCE, 0, len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
+
+
+def _segments(image: Image.Image, marker: str) -> Iterator[bytes]:
+    """Bodies of the application markers of a JPEG file."""
+    return (body for name, body in getattr(image, "applist", ()) if name == marker)
+
+
+def _profile(image: Image.Image, kind: str) -> bytes:
+    """What ImageMagick wrote into a text of a PNG file: a line of its name, one of its length, and digits."""
+    text = image.info.get(f"Raw profile type {kind}", "")
+    with contextlib.suppress(ValueError, AttributeError):
+        return bytes.fromhex("".join(text.split("\n")[3:]))
+    return b""
+
+
+def _chunks(png: bytes) -> Iterator[bytes]:
+    """Names and contents of a PNG file's chunks; those before the first damaged one."""
+    at = 8
+    while at + 12 <= len(png):
+        (size,) = struct.unpack_from(">I", png, at)
+        body = png[at + 4 : at + 8 + size]
+        if png[at + 8 + size : at + 12 + size] != struct.pack(">I", zlib.crc32(body)):
+            return
+        yield body
+        at += 12 + size
+
+
+def _are_srgb(colours: tuple[bytes, ...]) -> bool:
+    """Whether a PNG file's gamma and primaries are those of sRGB, within what writers round."""
+    chunks = {chunk[:4]: chunk[4:] for chunk in colours}
+    if b"cICP" in chunks:
+        return chunks[b"cICP"] == bytes((1, 13, 0, 1))
+    if b"sRGB" in chunks:
+        return True
+    expected = {b"gAMA": (45455,), b"cHRM": (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)}
+    for name, values in expected.items():
+        stored = chunks.get(name, struct.pack(f">{len(values)}I", *values))
+        if len(stored) != 4 * len(values):
+            continue
+        found = struct.unpack(f">{len(values)}I", stored)
+        if any(abs(a - b) > 500 for a, b in zip(found, values, strict=True)):
+            return False
+    return True
 
 
 def _lossless_webp(source: bytes) -> bool:

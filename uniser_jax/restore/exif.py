@@ -1,0 +1,103 @@
+"""EXIF of a photograph that was turned and changed: a block of TIFF (EXIF 2.32, section 4.5), patched in place.
+
+Nothing moves: cameras keep offsets of their own in it, which a rewritten block would break.
+"""
+
+import contextlib
+import re
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+HEADER = b"Exif\0\0"  # in JPEG files
+ORIENTATION = 0x0112
+
+_SHORT, _LONG = 3, 4
+_NO_NUMBERS = (1, 2, 7)  # bytes and text: an orientation of that type is not obeyed
+_PARTS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+_WIDTHS, _HEIGHTS = (0x0100, 0xA002), (0x0101, 0xA003)  # of the picture, in the first directory and in EXIF's own
+# What of a TIFF's first directory is about the photograph, not about how its pixels are stored.
+_ABOUT = {270, 271, 272, 282, 283, 296, 305, 306, 315, 33432, *_PARTS}
+
+
+def fitted(exif: bytes, size: tuple[int, int]) -> bytes:
+    """EXIF for the picture as it is written: upright, of `size`, without the thumbnail of what it was.
+
+    Args:
+      exif: raw, with any number of `Exif` headers; damaged ones are passed on as they came.
+      size: (width, height) of the upright picture.
+
+    Returns:
+      The block without a header; no other byte changes.
+    """
+    exif = re.sub(rb"^(Exif\0\0)+", b"", exif)
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None:
+        return exif
+    patched = bytearray(exif)
+    with contextlib.suppress(struct.error):
+        (first,) = struct.unpack_from(order + "I", exif, 4)
+        for tag, at in entries(exif, order, first):
+            if tag == ExifTags.IFD.Exif:
+                (own,) = struct.unpack_from(order + "I", exif, at + 8)
+                with contextlib.suppress(struct.error):
+                    for tag, at in entries(exif, order, own):
+                        _fit(patched, order, tag, at, size)
+            else:
+                _fit(patched, order, tag, at, size)
+        (count,) = struct.unpack_from(order + "H", exif, first)
+        struct.pack_into(order + "I", patched, first + 2 + 12 * count, 0)  # no next directory: it is the thumbnail's
+    return bytes(patched)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """How a loaded picture is to be turned, 1 to 8: as Pillow and viewers read it, from EXIF or else XMP."""
+    with contextlib.suppress(Exception):  # Pillow raises anything for a damaged block
+        orientation = image.getexif().get(ORIENTATION, 1)
+        return int(orientation) if orientation in range(1, 9) else 1
+    return 1
+
+
+def of_tiff(image: Image.Image) -> bytes:
+    """EXIF of a TIFF file's photograph; its first directory without what it says about how pixels are stored.
+
+    Raises:
+      Exception: whatever Pillow raises for a damaged one.
+    """
+    exif = image.getexif()
+    for tag in set(exif) - _ABOUT:
+        del exif[tag]
+    return exif.tobytes() if len(exif) else b""
+
+
+def tags(exif: bytes) -> dict[int, Any]:
+    """The block as entries of a TIFF file's directory; none if it is damaged."""
+    parsed = Image.Exif()
+    with contextlib.suppress(Exception):  # Pillow raises anything, from SyntaxError to struct.error
+        parsed.load(exif)
+        found = {tag: parsed.get_ifd(tag) if tag in _PARTS else parsed[tag] for tag in _ABOUT & set(parsed)}
+        if ExifTags.IFD.Interop in found.get(ExifTags.IFD.Exif, {}):
+            found[ExifTags.IFD.Exif][ExifTags.IFD.Interop] = parsed.get_ifd(ExifTags.IFD.Interop)
+        directory = ImageFileDirectory_v2()
+        directory.update(found)
+        directory.tobytes()  # or it would fail when the photograph is written
+        return found
+    return {}
+
+
+def entries(exif: bytes, order: str, directory: int) -> Iterator[tuple[int, int]]:
+    """Tags of a directory and where their entries of 12 bytes lie."""
+    (count,) = struct.unpack_from(order + "H", exif, directory)
+    for at in range(directory + 2, directory + 2 + 12 * count, 12):
+        yield struct.unpack_from(order + "H10x", exif, at)[0], at
+
+
+def _fit(exif: bytearray, order: str, tag: int, at: int, size: tuple[int, int]) -> None:
+    (kind,) = struct.unpack_from(order + "H", exif, at + 2)
+    if tag == ORIENTATION and kind not in _NO_NUMBERS:
+        struct.pack_into(order + "HIH", exif, at + 2, _SHORT, 1, 1)
+    elif tag in _WIDTHS + _HEIGHTS:
+        struct.pack_into(order + "HII", exif, at + 2, _LONG, 1, size[tag in _HEIGHTS])
