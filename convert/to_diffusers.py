@@ -85,9 +85,7 @@ def export(
             "--single-file holds a whole transformer and --lora writes adapters alone: leave one of them out"
         )
     with Checkpoints(run) as checkpoints:
-        step = checkpoints.best() if at == "best" else at
-        if step is not None and step not in checkpoints.steps():
-            raise ValueError(f"{run}: no checkpoint of step {step}; there are {checkpoints.steps()} and best")
+        step = checkpoints.find(at)
         record = checkpoints.record(step)
         if "base" in record and not adapters:
             if not ema or dtype is not None or single_file:

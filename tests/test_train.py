@@ -190,24 +190,16 @@ def test_a_second_start_compiles_nothing_again_and_traces_its_own_steps(tmp_path
     assert start() == (True, [3])
 
 
-def test_a_continued_run_says_what_changed(run: pathlib.Path, tmp_path: pathlib.Path, caplog) -> None:
+def test_a_continued_run_says_what_changed(run: pathlib.Path, tmp_path: pathlib.Path, caplog, monkeypatch) -> None:
     shutil.copytree(run, tmp_path / "again")
+    monkeypatch.setattr(train.manifest, "describe", lambda photos: {"count": 8, "fingerprint": "other"})
     with caplog.at_level("WARNING", "absl"):
         train.train(config_of("--config.optim.lr=0.5", "--config.edit.mixture.strength_min=0.5"), tmp_path / "again")
     assert "config.optim.lr was 0.002 in the checkpoint, now it is 0.5" in caplog.text
     assert "config.edit.mixture.strength_min was 0.25" in caplog.text
     assert "config.steps" not in caplog.text
-    assert "changed since the checkpoint" not in caplog.text
-
-
-def test_a_run_continued_on_other_photographs_says_so(
-    run: pathlib.Path, tmp_path: pathlib.Path, caplog, monkeypatch
-) -> None:
-    shutil.copytree(run, tmp_path / "again")
-    monkeypatch.setattr(train.manifest, "describe", lambda photos: {"count": 8, "fingerprint": "other"})
-    with caplog.at_level("WARNING", "absl"):
-        train.train(config_of(), tmp_path / "again")
     assert "the photographs changed since the checkpoint" in caplog.text
+    assert "the code changed" not in caplog.text
 
 
 def test_a_full_disk_ends_a_run_in_one_line(tmp_path, monkeypatch, capsys) -> None:

@@ -103,6 +103,17 @@ class Checkpoints:
         """The committed step with the lowest held-out loss; the newest one if none was measured."""
         return self._manager.best_step()
 
+    def find(self, at: int | str | None) -> int | None:
+        """The committed step that is meant: a number, `best`, or None for the newest.
+
+        Raises:
+          ValueError: if there is no such step.
+        """
+        step = self.best() if at == "best" else self.latest() if at is None else at
+        if step is not None and step not in self.steps():
+            raise ValueError(f"{self._folder.parent}: no checkpoint of step {step}; there are {self.steps()} and best")
+        return step
+
     def due(self, step: int) -> bool:
         """Whether a step is to be saved by the rhythm of the run."""
         return step != self.latest() and self._manager.should_save(step)

@@ -97,9 +97,6 @@ def expand_highlights(
 
 def black_body(kelvin: float, white: float = 6_500.0) -> Float32[np.ndarray, "c"]:
     """Equation (2): the colour of a black body, linear RGB with green = 1, white at `white` kelvin."""
-
-    def planck(temperature: float) -> np.ndarray:
-        return WAVELENGTHS**-5 / np.expm1(14_388 / (WAVELENGTHS * temperature))
-
-    ratio = planck(kelvin) / planck(white)
+    exponents = 14_388 / WAVELENGTHS
+    ratio = np.expm1(exponents / white) / np.expm1(exponents / kelvin)  # l^-5 cancels
     return (ratio / ratio[1]).astype(np.float32)

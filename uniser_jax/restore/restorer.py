@@ -90,16 +90,13 @@ class Restorer:
           step: which checkpoint: a number, `best` for that with the lowest held-out loss, None for the newest.
 
         Raises:
-          RestoreError: if there is no such checkpoint.
-          ValueError: if it does not fit this version.
+          RestoreError: if there is no checkpoint.
+          ValueError: if it does not fit this version, or there is none of that step.
         """
         if not has_checkpoint(run):
             raise RestoreError(f"{run}: no checkpoint here; name a run folder that `uniser train` has written")
         with Checkpoints(run) as checkpoints:
-            step = checkpoints.best() if step == "best" else step
-            if step is not None and step not in checkpoints.steps():
-                raise RestoreError(f"{run}: no checkpoint of step {step}; there are {checkpoints.steps()} and best")
-            config, network, params = read_run(checkpoints, ema, step)
+            config, network, params = read_run(checkpoints, ema, checkpoints.find(step))
         flow = schema.build(Flow, config.flow)
         working_size = config.restore.working_size or config.data.size
         steps, direct, shift = config.restore.steps, config.restore.direct, config.restore.shift
