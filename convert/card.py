@@ -117,8 +117,7 @@ def _filled(usage: str, config: ConfigDict) -> str:
     words = {
         "STEPS": str(config.restore.steps),
         "SHIFT": str(config.restore.shift),
-        "-BASE": f"-{_base(config)[0]}",
-        "[klein] BASE": f"[klein] {_base(config)[0]}",
+        "BASE": _base(config)[0],
         "REDUCED": "" if scale == 1 else f".reduce({scale})",
     }
     for word, value in words.items():

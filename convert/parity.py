@@ -114,9 +114,7 @@ def _restorations(folder: pathlib.Path, pipe: Any, config: ConfigDict, params: A
     noise = np.asarray(jax.random.normal(key, shape))  # as `euler` draws it
     image: Any = Image.fromarray(photo)
     if latents is None:
-        pipe.register_to_config(
-            working_size=max(height, width), direct=1.0
-        )  # small enough for the network to see every pixel
+        pipe.register_to_config(working_size=max(height, width), direct=1.0)  # the network sees every pixel
     else:
         image = [image, Image.new("RGB", image.size, "white").reduce(config.model.mask_scale)]
     theirs = pipe(

@@ -168,10 +168,7 @@ def start_or_continue(
     state = checkpoints.restore(shapes, config.checkpoint.on_corrupt)
     record = checkpoints.record(int(state.step))
     pretrained.check_frozen(record, config, facts["frozen"])
-    report_changes(record["config"], config)
-    for fact, means in (("photographs", "another stream, and other photographs are held out"), ("code", "another run")):
-        if record.get(fact, facts[fact]) != facts[fact]:
-            logging.warning("the %s changed since the checkpoint: what follows may be %s", fact, means)
+    report_changes(record, config, facts)
     return state, base, record
 
 
@@ -199,9 +196,12 @@ def open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
     return training, held_out
 
 
-def report_changes(saved: dict[str, Any], config: ConfigDict) -> None:
-    """Says which keys of a continued run's config differ from those it was saved with."""
-    before, now = schema.flat(saved), schema.flat(config.to_dict())
+def report_changes(record: Mapping[str, Any], config: ConfigDict, facts: Mapping[str, Any]) -> None:
+    """Says which keys of a continued run's config differ from those it was saved with, and whether photographs or code do."""
+    for fact, means in (("photographs", "another stream, and other photographs are held out"), ("code", "another run")):
+        if record.get(fact, facts[fact]) != facts[fact]:
+            logging.warning("the %s changed since the checkpoint: what follows may be %s", fact, means)
+    before, now = schema.flat(record["config"]), schema.flat(config.to_dict())
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             logging.warning("config.%s was %r in the checkpoint, now it is %r", key, before.get(key), now.get(key))

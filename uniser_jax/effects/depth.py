@@ -229,6 +229,7 @@ def _stand(
                 d[i, j] -= detail[i, j] * max(d[i, j] - near, _ZERO)
 
 
+@_compiled
 def signs(small: Float32[np.ndarray, "h w c"]) -> tuple[Field, Field, Field]:
     """What a photograph itself says of depth.
 
@@ -240,11 +241,6 @@ def signs(small: Float32[np.ndarray, "h w c"]) -> tuple[Field, Field, Field]:
       [-1, 1], a weak sign of distance even in clear air (Zhu, Mai & Shao 2015). Where there is detail, in [0, 1]: something
       may stand there.
     """
-    return _signs(small)
-
-
-@_compiled
-def _signs(small: kernels.Image) -> tuple[Field, Field, Field]:
     h, w = small.shape[:2]
     root = np.empty((3, h, w), np.float32)
     for c in range(3):

@@ -283,17 +283,13 @@ def asked_for(task: str, names: Sequence[str]) -> list[bool]:
 
 def _sample_task(rng: np.random.Generator, sampling: EditSampling, names: tuple[str, ...]) -> str:
     if not names:
-        return _any(rng, TASKS)  # nothing is there: whatever is asked, the answer is the photograph
+        return fields.any_of(rng, TASKS)  # nothing is there: whatever is asked, the answer is the photograph
     if rng.random() < sampling.absent:
         absent = [name for name in EFFECTS[:4] if name not in names]
-        return task_of("remove", _any(rng, absent)) if absent else ""
+        return task_of("remove", fields.any_of(rng, absent)) if absent else ""
     verb = "add" if rng.random() < sampling.add and "occlusion" not in names else "remove"
-    effect = "occlusion" if rng.random() < sampling.generic else _any(rng, names)
+    effect = "occlusion" if rng.random() < sampling.generic else fields.any_of(rng, names)
     return task_of(verb, effect)
-
-
-def _any(rng: np.random.Generator, names: Sequence[str]) -> str:
-    return names[int(rng.integers(len(names)))]
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import bisect
 import itertools
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import cv2
 import numba
@@ -14,6 +15,7 @@ from uniser_jax.effects import grids
 
 Field = Float32[np.ndarray, "h w"]
 Shape = tuple[int, int]
+T = TypeVar("T")
 
 
 def side(shape: Shape) -> float:
@@ -24,6 +26,11 @@ def side(shape: Shape) -> float:
 def pick(rng: np.random.Generator, weights: Sequence[float]) -> int:
     """An index, as likely as its weight; a tenth of the price of `rng.choice`."""
     return bisect.bisect(list(itertools.accumulate(weights[:-1])), rng.random() * sum(weights))
+
+
+def any_of(rng: np.random.Generator, items: Sequence[T]) -> T:
+    """One of several, all as likely."""
+    return items[int(rng.integers(len(items)))]
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:

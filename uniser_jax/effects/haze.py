@@ -250,7 +250,7 @@ class Haze:
     @classmethod
     def _sample_uniser(cls, rng: np.random.Generator, sampling: HazeSampling) -> Self:
         names = tuple(haze_presets.settings())
-        preset, textured = names[int(rng.integers(len(names)))], rng.random() < sampling.texture
+        preset, textured = fields.any_of(rng, names), rng.random() < sampling.texture
         return cls("uniser", int(rng.integers(2**31)), preset, mix=0.5 if textured else 0.0)
 
     def render(self, scene: Scene) -> MediumLayer | UniserLayer:

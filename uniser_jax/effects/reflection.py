@@ -167,7 +167,7 @@ class Reflection:
             lamps=lamps if night else 0,
             lamp_light=lamp_light,
             lamp_kelvin=float(rng.uniform(2_500, 5_500)),
-            occluder=OCCLUDERS[1 + int(rng.integers(len(OCCLUDERS) - 1))] if occluded else "none",
+            occluder=fields.any_of(rng, OCCLUDERS[1:]) if occluded else "none",
             cover=float(rng.uniform(0.6, 1)),
             cloth=float(rng.uniform(0, 0.08)),
             seed=int(rng.integers(2**31)),

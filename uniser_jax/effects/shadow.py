@@ -87,7 +87,7 @@ class ShadowSampling:
         """One of SHAPES."""
         weights = [getattr(self, group) for group in _GROUPS]
         group = list(_GROUPS.values())[fields.pick(rng, weights)]
-        return group[int(rng.integers(len(group)))]
+        return fields.any_of(rng, group)
 
 
 @dataclasses.dataclass(frozen=True)

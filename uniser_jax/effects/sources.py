@@ -101,7 +101,7 @@ def outside(rng: np.random.Generator, count: int) -> list[Source]:
 def lamp_colour(rng: np.random.Generator) -> Rgb:
     """Of a black body from candle to sky, or now and then of a signal or an advertisement."""
     if rng.random() < 0.12:
-        return _LEDS[int(rng.integers(len(_LEDS)))]
+        return fields.any_of(rng, _LEDS)
     return _hue(light.black_body(float(rng.uniform(2_600, 9_000))))
 
 
