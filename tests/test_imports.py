@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "uniser_jax"
 LEVELS = {
     "types": 0,
     "hosts": 0,
+    "digest": 0,
     "status": 0,
     "mesh": 1,
     "feed": 1,

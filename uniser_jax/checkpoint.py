@@ -7,7 +7,6 @@ file says, so a run continues on any mesh; and every leaf is checked, because fi
 
 import contextlib
 import errno
-import functools
 import os
 import pathlib
 import shutil
@@ -18,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
@@ -29,6 +27,7 @@ from orbax.checkpoint import args
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 from uniser_jax import __version__, hosts
+from uniser_jax.digest import digest_slice, digests, leaf_name
 from uniser_jax.types import TrainState, tasks_digest
 
 FORMAT_VERSION = 1
@@ -36,7 +35,6 @@ ON_CORRUPT = ("stop", "previous")
 _ITEMS = ("params", "ema", "opt_state")
 _FROZEN = "vae"  # beside a converted base
 _SCORE = "held_out_loss"
-_LANES = ((0, 2_654_435_761), (12_345, 2_246_822_519))  # offset and factor of the weights of a digest
 
 
 class DamagedError(ValueError):
@@ -351,12 +349,12 @@ def write_base(
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as writer:
             writer.save(temporary / item, args.PyTreeSave(scalars))
         leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-        arrays |= {(item, _name(path)): _zarr(temporary / item, _name(path), leaf) for path, leaf in leaves}
+        arrays |= {(item, leaf_name(path)): _zarr(temporary / item, leaf_name(path), leaf) for path, leaf in leaves}
     sums = {key: np.zeros(2, np.uint32) for key in arrays}
     for part in slices:
         array = arrays[part.item, part.path]
         array[part.where].write(part.values).result()
-        sums[part.item, part.path] += _digest_slice(array.shape, part.where, part.values)
+        sums[part.item, part.path] += digest_slice(array.shape, part.where, part.values)
     found = {item: {path: [int(n) for n in sums[i, path]] for i, path in sums if i == item} for item in items}
     record = {"format": FORMAT_VERSION, "version": __version__, "step": 0, "digests": found, **record}
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
@@ -376,50 +374,6 @@ def newest_run(root: str | pathlib.Path = "runs") -> pathlib.Path:
             if "config" in checkpoints.record():
                 return folder
     raise ValueError(f"no run with a checkpoint under {root}/: train one, or give --checkpoint RUN")
-
-
-def digests(tree: Any) -> dict[str, list[int]]:
-    """A checksum of each leaf, by path: exact, and the same on any mesh.
-
-    Two sums modulo 2^32 of the leaf's bits times odd weights of their positions, so that flipped bits and swapped rows show.
-    """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    sums = jax.device_get(_digest([leaf for _, leaf in leaves]))
-    return {_name(path): [int(n) for n in pair] for (path, _), pair in zip(leaves, sums, strict=True)}
-
-
-@jax.jit
-def _digest(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [_digest_leaf(leaf) for leaf in leaves]
-
-
-def _digest_leaf(leaf: jax.Array) -> jax.Array:
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-    place, stride = jnp.zeros(leaf.shape, jnp.uint32), 1
-    for axis in reversed(range(leaf.ndim)):  # not arange and reshape: each shard counts for itself
-        place += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride % 2**32)
-        stride *= leaf.shape[axis]
-    weights = [((place + offset) * jnp.uint32(factor) ^ (place >> 15)) | 1 for offset, factor in _LANES]
-    return jnp.stack([jnp.sum(bits * weight, dtype=jnp.uint32) for weight in weights])
-
-
-def _digest_slice(shape: tuple[int, ...], where: tuple[Any, ...], values: np.ndarray) -> np.ndarray:
-    """What a slice adds to `_digest_leaf`: the same sums, on the host."""
-    gap = len(shape) - sum(index is not ... for index in where)
-    start = where.index(...) if ... in where else len(where)
-    where = where[:start] + (slice(None),) * gap + where[start + 1 :]
-    strides = np.cumprod((1, *shape[:0:-1]), dtype=np.uint64)[::-1].astype(np.uint32)
-    with np.errstate(over="ignore"):
-        places = (np.arange(n, dtype=np.uint32)[i] * s for n, i, s in zip(shape, where, strides, strict=False))
-        place = np.atleast_1d(functools.reduce(np.add.outer, places, np.uint32(0))).ravel()
-        bits = np.atleast_1d(values).ravel().view(f"u{values.dtype.itemsize}").astype(np.uint32, copy=False)
-        return np.array(
-            [
-                np.sum(bits * (((place + np.uint32(offset)) * np.uint32(factor) ^ (place >> 15)) | 1), dtype=np.uint32)
-                for offset, factor in _LANES
-            ]
-        )
 
 
 @contextlib.contextmanager
@@ -448,11 +402,7 @@ def _check_shapes(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {_name(path): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return {leaf_name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _reason(error: Exception) -> str:
