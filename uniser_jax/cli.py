@@ -6,6 +6,7 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
+from uniser_jax import xla
 from uniser_jax.types import EFFECTS
 
 Command = Callable[[argparse.Namespace, list[str]], None]
@@ -13,6 +14,7 @@ Command = Callable[[argparse.Namespace, list[str]], None]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    xla.prepare()
     argv = list(sys.argv[1:] if argv is None else argv)
     place = next((index for index, word in enumerate(argv) if not word.startswith("-")), len(argv))
     name, given = "".join(argv[place : place + 1]), argv[:place] + argv[place + 1 :]
