@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
+from uniser_jax import xla
+
 ROOT = pathlib.Path(__file__).parent.parent
 # A third of the time to compile, for programs that run a few times.
 _QUICK = (
@@ -21,7 +23,9 @@ _QUICK = (
 
 def xla_flags(devices: int) -> str:
     """XLA_FLAGS of a process with so many fake devices; alike in all that share a compilation cache."""
-    return f"{_QUICK} --xla_force_host_platform_device_count={devices}"
+    environ = {"XLA_FLAGS": f"{_QUICK} --xla_force_host_platform_device_count={devices}"}
+    xla.prepare(environ)  # as every command does
+    return environ["XLA_FLAGS"]
 
 
 def run(commands: Sequence[Sequence[str]], devices: int = 4, seconds: float = 480) -> list[tuple[int | None, str]]:
