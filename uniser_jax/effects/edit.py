@@ -157,10 +157,16 @@ class Rendering:
         Args:
           task: one of TASKS.
           mask: aM, 255 is one.
+
+        Raises:
+          ValueError: for a task that adds an effect which the recipe does not hold: nothing here would answer it.
         """
         strengths = self.recipe.strengths
         asked = asked_for(task, self.names)
         if not any(asked):
+            if task.startswith("add"):
+                there = ", ".join(self.names) or "nothing"
+                raise ValueError(f"task {task!r}: expected a recipe that holds the effect, this one holds {there}")
             degraded = self.expose(strengths)
             return degraded, degraded
         first = asked.index(True)
@@ -282,8 +288,8 @@ def asked_for(task: str, names: Sequence[str]) -> list[bool]:
 
 
 def _sample_task(rng: np.random.Generator, sampling: EditSampling, names: tuple[str, ...]) -> str:
-    if not names:
-        return fields.any_of(rng, TASKS)  # nothing is there: whatever is asked, the answer is the photograph
+    if not names:  # whatever is to be removed, the answer is the photograph; to add, there is nothing
+        return fields.any_of(rng, tuple(task for task in TASKS if not task.startswith("add")))
     if rng.random() < sampling.absent:
         absent = [name for name in EFFECTS[:4] if name not in names]
         return task_of("remove", fields.any_of(rng, absent)) if absent else ""
