@@ -88,7 +88,7 @@ class Examples:
         stops = float(rng.uniform(0, self.sampling.highlight_stops))
         scene = self._view(rng, drawn, drawn.photo, stops)
         recipe = edit.sample(rng, scene, self.sampling)
-        if any(name == "reflection" for name, _ in recipe.effects):  # only a window needs a second photograph
+        if recipe.shows_another:
             # The part that the example before showed: any other would do, but this one was cut a moment ago.
             scene = scene._replace(other=self._view(rng, drawn, drawn.other, stops).radiance)
         return scene, recipe
@@ -148,7 +148,7 @@ class _Drawn(NamedTuple):
     pair: int  # its number, the seed of all that is random about it
     epoch: int
     photo: int
-    other: int  # for what a window reflects
+    other: int  # for what a window reflects or a patch shows
     shape: tuple[int, int]  # (h, w) of the example in pixels
 
 

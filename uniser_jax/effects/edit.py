@@ -109,6 +109,11 @@ class Recipe:
     alpha: float = 1.0
     target: str = "exact"
 
+    @property
+    def shows_another(self) -> bool:
+        """Whether it takes a second photograph: for a window, or a patch with one on it."""
+        return any(name == "reflection" or values.get("texture") == "photo" for name, values in self.effects)
+
     def to_json(self) -> str:
         """One line of JSON."""
         return json.dumps(dataclasses.asdict(self))
