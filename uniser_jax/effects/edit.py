@@ -136,13 +136,15 @@ class Rendering:
     """
 
     def __init__(self, scene: Scene, recipe: Recipe):
-        self.scene, self.recipe = scene, recipe
-        self.layers: list[Layer] = [FAMILIES[name](**values).render(scene) for name, values in recipe.effects]
+        self.recipe = recipe
         self.names = tuple(name for name, _ in recipe.effects)
+        self.layers: list[Layer] = []
+        for name, values in recipe.effects:
+            layer = FAMILIES[name](**values).render(scene)
+            self.layers.append(layer)
+            if layer.lamp is not None:  # it belongs to the scene, whatever is removed: later layers see it
+                scene = scene._replace(radiance=layer.lamp.onto(scene.radiance))
         self.radiance = scene.radiance
-        for layer in self.layers:
-            if layer.lamp is not None:  # it belongs to the scene, whatever is removed
-                self.radiance = layer.lamp.onto(self.radiance)
 
     def clean(self) -> UInt8[np.ndarray, "h w c"]:
         """The photograph without any effect, as the same camera takes it without noise."""
