@@ -305,6 +305,27 @@ def test_an_empty_depth_map_is_one_line() -> None:
         decode_depth(stream.getvalue())
 
 
+@pytest.mark.parametrize("mode", ["LA", "LAB", "RGB"])
+def test_what_is_not_gray_is_no_depth(mode: str) -> None:
+    stream = io.BytesIO()
+    gray = Image.fromarray(RNG.integers(1, 255, (8, 9), dtype=np.uint8))
+    Image.merge(mode, (gray,) * len(mode)).save(stream, "TIFF")
+    with pytest.raises(ValueError, match=f"{mode} image: expected a gray depth map"):
+        decode_depth(stream.getvalue())
+
+
+@pytest.mark.parametrize("read", [decode, decode_depth])
+def test_a_damaged_chunk_is_an_error_of_one_line(read) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(RNG.integers(1, 255, (300, 300), dtype=np.uint8)).save(stream, "PNG")
+    data = bytearray(stream.getvalue())
+    data[data.rfind(b"IDAT")] ^= 0xFF
+    assert data.count(b"IDAT") >= 1  # the first is whole
+    with pytest.raises(ValueError, match="broken PNG file") as caught:
+        read(bytes(data))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("side", [13_000, 20_000])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_an_image_larger_than_memory_allows_is_refused_by_its_header(side: int) -> None:
