@@ -123,6 +123,17 @@ def test_a_second_photograph_is_the_one_decoded_for_the_example_before_and_the_s
             np.testing.assert_array_equal(one, two)
 
 
+def test_an_enlarged_depth_stays_in_range(tmp_path: pathlib.Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), cv2.resize(EXAMPLES.photos[0], (70, 70)))
+    step = np.full((70, 70), 255, np.uint8)
+    step[:, ::4] = step[:, 1::4] = 1
+    cv2.imwrite(str(tmp_path / "a_depth.png"), step)
+    depth = Examples(open_photos(str(tmp_path)), EditSampling(), fixed(200)).recipe(0)[0].depth
+    assert depth.shape == (200, 200)
+    assert depth.min() == 0
+    assert depth.max() == 1
+
+
 def test_seeds_and_indices_differ() -> None:
     other = Examples(EXAMPLES.photos, EXAMPLES.sampling, fixed(32, 8), seed=6)
     assert (EXAMPLES[0].input != other[0].input).any()

@@ -107,7 +107,9 @@ class Examples:
 
     def _part(self, photo: int, crop: "Crop", shape: tuple[int, int]) -> Photo:
         pixels, depth = self.photos.reduced(photo, lambda size: crop.reduction(size, shape))
-        return Photo(crop.cut(pixels, shape), None if depth is None else crop.cut(depth, shape))
+        if depth is not None:
+            depth = np.clip(crop.cut(depth, shape), 0, 1)  # cubic enlargement overshoots
+        return Photo(crop.cut(pixels, shape), depth)
 
     def _drawn(self, index: int) -> "_Drawn":
         """Which photograph a global index shows, and in which shape."""
