@@ -291,6 +291,15 @@ def test_expanded_highlights_encode_to_the_same_file() -> None:
     np.testing.assert_array_equal(expanded[0, 0], [1, 1, 0])  # one clipped channel is no highlight
 
 
+@pytest.mark.parametrize("view", [np.s_[:, ::-1], np.s_[..., ::-1], np.s_[::2]])
+def test_a_view_of_a_photograph_is_a_photograph(view) -> None:
+    photo = PHOTO.copy()
+    photo[20:40, 20:40] = 255
+    expected = light.expand_highlights(photo[view].copy(), 2.0)
+    assert expected.max() > 1
+    np.testing.assert_array_equal(light.expand_highlights(photo[view], 2.0), expected)
+
+
 def test_noise_is_the_same_for_the_same_seed_and_scales() -> None:
     gray = np.full((200, 200, 3), 0.5, np.float32)
     sensor = Sensor(shot=1e-3, read=1e-2, seed=7)
