@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from uniser_jax.data.decoding import Reduction, whole
-from uniser_jax.data.photos import Photos, folder, samples
+from uniser_jax.data.photos import Photo, Photos, folder, samples
 from uniser_jax.data.pipeline import Examples, Recent, batches, random_crop
 from uniser_jax.data.schedule import fixed
 from uniser_jax.effects import pupil
@@ -179,14 +179,14 @@ class _Timed:
         return len(self._photos)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.reduced(index, whole)
+        return self.reduced(index, whole).pixels
 
-    def reduced(self, index: int, reduction: Reduction) -> np.ndarray:
+    def reduced(self, index: int, reduction: Reduction) -> Photo:
         """Timed."""
         start = time.process_time()
-        pixels = self._photos.reduced(index, reduction)
+        photo = self._photos.reduced(index, reduction)
         self.seconds += time.process_time() - start
-        return pixels
+        return photo
 
 
 def _at_once(photos: Photos, size: int, seconds: float) -> dict[str, dict[str, float]]:
