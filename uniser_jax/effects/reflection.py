@@ -204,10 +204,8 @@ class Reflection:
         near, far, through = (polarised.mean(0)[:, None] for polarised in (near, far, through))
         table = np.concatenate([near, far * (once * once), through * once], 1)
         normal = math.sin(self.yaw), math.sin(self.pitch), math.cos(self.yaw) * math.cos(self.pitch)
-        half = (
-            math.tan(self.field_of_view / 2) * n / max(shape) for n in shape
-        )  # the longer side has it all, as in (6)
-        over_frame = _over_frame(table, normal, *half, *(grid or shape))
+        half = math.tan(self.field_of_view / 2) / max(shape)  # per pixel; the longer side has it all, as in (6)
+        over_frame = _over_frame(table, normal, half * shape[0], half * shape[1], *(grid or shape))
         return over_frame[..., :1], over_frame[..., 1:4], over_frame[..., 4:]
 
     def _gain(self, reflected: Plane, behind: Plane) -> float:
