@@ -278,6 +278,18 @@ def test_depth_lies_beside_a_photograph(tmp_path: pathlib.Path, caplog) -> None:
     assert sum(part.depth is not None for part in parts) == 1
 
 
+def test_no_held_out_photograph_stands_in_for_one_to_train_on(tmp_path: pathlib.Path) -> None:
+    for value in range(12):
+        Image.fromarray(np.full((80, 80, 3), 20 * value, np.uint8)).save(tmp_path / f"{value}.png")
+    training, held_out = (split(open_photos(str(tmp_path)), 0.5, part) for part in ("train", "holdout"))
+    values = [[int(part[index].mean()) for index in range(6)] for part in (training, held_out)]
+    for index in range(5):
+        damaged = tmp_path / training.name(index).split("/")[1]
+        damaged.write_bytes(damaged.read_bytes()[:-40])
+    assert [int(training[index].mean()) for index in range(6)] == 6 * [values[0][5]]
+    assert [int(held_out[index].mean()) for index in range(6)] == values[1]
+
+
 def test_what_stands_in_for_a_photograph_brings_its_own_depth(tmp_path: pathlib.Path) -> None:
     photo, ramp = skimage.data.astronaut()[:100, :120], np.linspace(1, 255, 12_000).astype(np.uint8)
     for name, depth in (("a", ramp.reshape(100, 120)), ("b", ramp[::-1].reshape(100, 120)), ("c", None)):

@@ -113,8 +113,8 @@ def test_a_second_photograph_is_the_one_decoded_for_the_example_before_and_the_s
     assert all(examples.recipe(index)[0].other is not None for index in range(4))
     examples = dataclasses.replace(examples, recent=Recent())
     decoded: list[int] = []
-    reduced = Encoded.reduced
-    monkeypatch.setattr(Encoded, "reduced", lambda self, *args: decoded.append(args[0]) or reduced(self, *args))
+    decode = Encoded.decoded
+    monkeypatch.setattr(Encoded, "decoded", lambda self, *args: decoded.append(args[0]) or decode(self, *args))
     in_order = [examples[index] for index in range(12)]
     assert len(decoded) <= 12 + 6  # not 24: only the first of an epoch reflects a part that none has shown yet
     for index in range(12):

@@ -56,14 +56,35 @@ class Photo(NamedTuple):
 
 
 class Photos(Protocol):
-    """Random access to photographs."""
+    """Random access to photographs; for one that cannot be decoded the next of the same set stands in."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Pixels: ...
+    def __getitem__(self, index: int) -> Pixels:
+        """The photograph at its full size; see `reduced`."""
+        return self.reduced(index, whole).pixels
 
     def reduced(self, index: int, reduction: Reduction) -> Photo:
-        """The photograph, as much smaller as it may be if it can be decoded so in less time, else as it is."""
+        """The photograph, as much smaller as it may be if it can be decoded so in less time, else as it is.
+
+        Raises:
+          ValueError: if neither it nor any other can be decoded.
+        """
+        for offset in range(len(self)):
+            candidate = (index + offset) % len(self)
+            try:
+                return self.decoded(candidate, reduction)
+            except (OSError, ValueError, RuntimeError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            _warn_once(self.name(candidate), reason)
+        raise ValueError(f"none of {len(self)} photographs can be decoded")
+
+    def decoded(self, index: int, reduction: Reduction) -> Photo:
+        """This very photograph.
+
+        Raises:
+          OSError, ValueError, RuntimeError: if it cannot be decoded, or is too small.
+        """
         ...
 
     def name(self, index: int) -> str:
@@ -135,7 +156,7 @@ def folder(path: str, min_side: int = 64) -> Photos:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Encoded:
+class Encoded(Photos):
     """Photographs that lie encoded in records; the base of all sources here.
 
     Args:
@@ -178,29 +199,14 @@ class Encoded:
         """Of this very image, see Photo; None: records hold no depth."""
         return None
 
-    def __getitem__(self, index: int) -> Pixels:
-        """The photograph at its full size; see `reduced`."""
-        return self.reduced(index, whole).pixels
-
-    def reduced(self, index: int, reduction: Reduction) -> Photo:
-        """The photograph (see Photos), or the next one that can be decoded.
-
-        Raises:
-          ValueError: if none can.
-        """
-        for offset in range(len(self)):
-            candidate = (index + offset) % len(self)
-            try:
-                pixels = decode(self.read(candidate), reduction)
-                if min(pixels.shape[:2]) >= self.min_side:
-                    return Photo(pixels, self.depth(candidate))
-                if reduction is not whole:
-                    return self.reduced(index, whole)  # only the whole tells whether it is too small
-                reason = f"{pixels.shape[1]} x {pixels.shape[0]} px"
-            except (OSError, ValueError, RuntimeError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            _warn_once(self.name(candidate), reason)
-        raise ValueError(f"none of {len(self)} photographs can be decoded")
+    def decoded(self, index: int, reduction: Reduction) -> Photo:
+        """See Photos."""
+        pixels = decode(self.read(index), reduction)
+        if min(pixels.shape[:2]) < self.min_side:
+            if reduction is not whole:
+                return self.decoded(index, whole)  # only the whole tells whether it is too small
+            raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} px")
+        return Photo(pixels, self.depth(index))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -242,9 +248,9 @@ class Files(Encoded):
         with open(self.paths[index], "rb") as file:
             return file.read()
 
-    def reduced(self, index: int, reduction: Reduction) -> Photo:
+    def decoded(self, index: int, reduction: Reduction) -> Photo:
         """See Encoded; what stays in memory is not decoded again."""
-        return _cached(self, index) if self.cached else super().reduced(index, reduction)
+        return _cached(self, index) if self.cached else super().decoded(index, reduction)
 
     def depth(self, index: int) -> Depth | None:
         """From the file beside the photograph; one that cannot be read counts as missing, with a warning."""
@@ -282,7 +288,7 @@ class Records(Encoded):
 
 
 @dataclasses.dataclass(frozen=True)
-class Subset:
+class Subset(Photos):
     """Some photographs of a source, in a given order."""
 
     photos: Photos
@@ -291,12 +297,9 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> Pixels:
-        return self.photos[self.indices[index]]
-
-    def reduced(self, index: int, reduction: Reduction) -> Photo:
+    def decoded(self, index: int, reduction: Reduction) -> Photo:
         """As in the source."""
-        return self.photos.reduced(self.indices[index], reduction)
+        return self.photos.decoded(self.indices[index], reduction)
 
     def name(self, index: int) -> str:
         """As in the source."""
@@ -374,7 +377,7 @@ def _usable(photos: Records, spec: str) -> Photos:
 
 @functools.lru_cache(maxsize=64)
 def _cached(files: Files, index: int) -> Photo:
-    return Encoded.reduced(files, index, whole)
+    return Encoded.decoded(files, index, whole)
 
 
 def _is_depth_of(file: pathlib.Path, stems: set[pathlib.Path]) -> bool:
