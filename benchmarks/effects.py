@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--size", type=int, nargs="*", default=[256, 512], help="sides of the pairs in pixels")
     parser.add_argument("--photos", help="a folder; default: scikit-image's samples as JPEG of 1024 x 768 px")
-    parser.add_argument("--seconds", type=float, default=_SECONDS, help="per measurement")
+    parser.add_argument("--seconds", type=float, default=_SECONDS, help="per measurement, in turns")
     parser.add_argument("--json", type=pathlib.Path)
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
@@ -65,17 +65,19 @@ def measure(photos: Photos, size: int, seconds: float) -> dict[str, Any]:
     """Everything at one size."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(cores)})
-    results: dict[str, Any] = {}
-    for name in ("default", *EFFECTS):
-        examples = Examples(photos, sampling_of(name), fixed(size), seed=1, colour=0.2)
-        results[name] = {"pairs_per_second": _rate(examples.__getitem__, seconds), "shares": _shares(examples)}
-    four = [1 / results[name]["pairs_per_second"] for name in EFFECTS[:4]]
-    results["mean_of_four"] = {"pairs_per_second": 4 / sum(four)}
-    results["numpy_float64"] = {"pairs_per_second": _rate(_plain(photos, size), seconds)}
-    results["reuse"] = {str(views): _reused(photos, size, views, seconds) for views in (1, 2, 4)}
+    examples = {
+        name: Examples(photos, sampling_of(name), fixed(size), seed=1, colour=0.2) for name in ("default", *EFFECTS)
+    }
+    calls = {name: each.__getitem__ for name, each in examples.items()} | {"numpy_float64": _plain(photos, size)}
     peer = _albumentations(photos, size)
     if peer is not None:
-        results["albumentations"] = {"pairs_per_second": _rate(peer, seconds)}
+        calls["albumentations"] = peer
+    results: dict[str, Any] = {name: {"pairs_per_second": rate} for name, rate in _rates(calls, seconds).items()}
+    for name, each in examples.items():
+        results[name]["shares"] = _shares(each)
+    four = [1 / results[name]["pairs_per_second"] for name in EFFECTS[:4]]
+    results["mean_of_four"] = {"pairs_per_second": 4 / sum(four)}
+    results["reuse"] = _reused(photos, size, seconds)
     os.sched_setaffinity(0, cores)
     if len(cores) > 1:
         results["at_once"] = _at_once(photos, size, seconds)
@@ -121,21 +123,32 @@ def _filled() -> float:
     return time.process_time() - start
 
 
-def _rate(call: Callable[[int], Any], seconds: float) -> float:
-    """Calls per second of processor time, over different indices."""
-    for index in range(200):  # compile
-        call(index)
-    start, index = time.process_time(), 200
-    while time.process_time() - start < seconds:
-        call(index)
-        index += 1
-    return (index - 200) / (time.process_time() - start)
+def _rates(calls: Mapping[str, Callable[[int], Any]], seconds: float) -> dict[str, float]:
+    """Of each, the calls per second of processor time over different indices: the median of turns."""
+    for call in calls.values():  # compile
+        for index in range(200):
+            call(index)
+    indices = dict.fromkeys(calls, 200)
+    rates: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(_TURNS):
+        for name, call in calls.items():
+            start, first = time.process_time(), indices[name]
+            while time.process_time() - start < seconds / _TURNS:
+                call(indices[name])
+                indices[name] += 1
+            rates[name].append((indices[name] - first) / (time.process_time() - start))
+    return {name: statistics.median(turns) for name, turns in rates.items()}
 
 
-def _reused(photos: Photos, size: int, views: int, seconds: float) -> float:
-    """Views per second of processor time, so many cut from each rendered pair."""
-    examples = Examples(photos, EditSampling(), fixed(size, 1, views), seed=1, colour=0.2)
-    return views * _rate(lambda number: examples.views(number * views), seconds)
+def _reused(photos: Photos, size: int, seconds: float) -> dict[str, float]:
+    """Views per second of processor time, with 1, 2 and 4 of them cut from each rendered pair."""
+
+    def of(views: int) -> Callable[[int], Any]:
+        examples = Examples(photos, EditSampling(), fixed(size, 1, views), seed=1, colour=0.2)
+        return lambda number: examples.views(number * views)
+
+    pairs = _rates({str(views): of(views) for views in (1, 2, 4)}, seconds)
+    return {views: int(views) * rate for views, rate in pairs.items()}
 
 
 def _shares(examples: Examples, count: int = 200) -> dict[str, float]:
