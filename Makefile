@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PHOTOS ?= samples
 RUN ?= runs/demo
-PYTEST_ARGS ?= -n 2 --dist=loadfile
+PYTEST_ARGS ?= -n 2 --dist=worksteal
 
 .PHONY: demo test lint aot install install-dev clean
 

@@ -4,15 +4,19 @@
 
 Each family alone, the default mixture, and beside them on the same photographs: albumentations' three soft effects (if it is
 installed), and our own maths as anyone would first write it, in float64 NumPy. Rates are pairs per second of processor time
-on one core; threads are compared by the clock, in the same run.
+on one core. Two threads, and two processes that share nothing, take turns with one thread by the clock: two cores need not
+be twice one.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
+import multiprocessing
 import os
 import pathlib
 import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -24,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from uniser_jax.data.decoding import Reduction, whole
-from uniser_jax.data.photos import Photos, folder, samples
+from uniser_jax.data.photos import Photo, Photos, folder, samples
 from uniser_jax.data.pipeline import Examples, Recent, batches, random_crop
 from uniser_jax.data.schedule import fixed
 from uniser_jax.effects import pupil
@@ -34,7 +38,7 @@ from uniser_jax.evaluation.tables import write
 from uniser_jax.types import EFFECTS
 
 _SECONDS = 3.0  # per measurement, after a warm-up
-_BATCH, _FILES = 16, 64
+_BATCH, _FILES, _TURNS = 16, 64, 5
 
 
 def main() -> None:
@@ -50,7 +54,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         photos = folder(arguments.photos or _as_jpeg(scratch))
         sizes = {size: measure(photos, size, arguments.seconds) for size in arguments.size}
-        time.sleep(0.5)  # threads of the pipeline still read ahead
     sys.stdout.write(f"the bank of {pupil.COUNT} pupils: {filled:.1f} s, once per process, before all that follows\n\n")
     for size, results in sizes.items():
         sys.stdout.write(to_text(size, results))
@@ -74,7 +77,8 @@ def measure(photos: Photos, size: int, seconds: float) -> dict[str, Any]:
     if peer is not None:
         results["albumentations"] = {"pairs_per_second": _rate(peer, seconds)}
     os.sched_setaffinity(0, cores)
-    results["threads"] = {str(n): _clocked(photos, size, n, seconds) for n in (1, 2) if n <= len(cores)}
+    if len(cores) > 1:
+        results["at_once"] = _at_once(photos, size, seconds)
     results["memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return results
 
@@ -103,10 +107,8 @@ def to_text(size: int, results: dict[str, Any]) -> str:
     reuse = results["reuse"]
     each = (f"{views} views of a pair: {rate:.1f}/s ({rate / reuse['1']:.2f} x)" for views, rate in reuse.items())
     lines.append("reuse           " + ", ".join(each))
-    threads = results["threads"]
-    lines.append("threads         " + ", ".join(f"{n}: {rate:.1f} pairs/s" for n, rate in threads.items()))
-    if "2" in threads:
-        lines[-1] += f", ratio {threads['2'] / threads['1']:.2f}"
+    for name, found in results.get("at_once", {}).items():
+        lines.append(f"{name:16}{found['pairs_per_second']:9.1f}   {found['ratio']:.2f} x one thread, by the clock")
     lines.append(f"memory          {results['memory_mib']:.0f} MiB at most, so far")
     return "\n".join(lines) + "\n\n"
 
@@ -177,14 +179,35 @@ class _Timed:
         return len(self._photos)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.reduced(index, whole)
+        return self.reduced(index, whole).pixels
 
-    def reduced(self, index: int, reduction: Reduction) -> np.ndarray:
+    def reduced(self, index: int, reduction: Reduction) -> Photo:
         """Timed."""
         start = time.process_time()
-        pixels = self._photos.reduced(index, reduction)
+        photo = self._photos.reduced(index, reduction)
         self.seconds += time.process_time() - start
-        return pixels
+        return photo
+
+
+def _at_once(photos: Photos, size: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Pairs per second by the clock of one thread, two threads and two processes, and the median ratio of their turns."""
+    alone = functools.partial(_clocked, photos, size, 1, seconds)
+    with multiprocessing.get_context("spawn").Pool(2, cv2.setNumThreads, (1,)) as pool:
+        ways: dict[str, Callable[[], float]] = {
+            "one thread": alone,
+            "two threads": functools.partial(_clocked, photos, size, 2, seconds),
+            "two processes": lambda: sum(job.get() for job in [pool.apply_async(alone) for _ in range(2)]),
+        }
+        for way in ways.values():  # compile, and fill the banks
+            way()
+        turns = [{name: way() for name, way in ways.items()} for _ in range(_TURNS)]
+    return {
+        name: {
+            "pairs_per_second": statistics.median(turn[name] for turn in turns),
+            "ratio": statistics.median(turn[name] / turn["one thread"] for turn in turns),
+        }
+        for name in ways
+    }
 
 
 def _clocked(photos: Photos, size: int, threads: int, seconds: float) -> float:
@@ -193,11 +216,12 @@ def _clocked(photos: Photos, size: int, threads: int, seconds: float) -> float:
     for _ in range(2):
         next(stream)
     start, count = time.monotonic(), 0
-    while time.monotonic() - start < 2 * seconds:
+    while time.monotonic() - start < seconds:
         next(stream)
         count += _BATCH
     rate = count / (time.monotonic() - start)
     stream.close()
+    time.sleep(0.5)  # it still reads ahead
     return rate
 
 

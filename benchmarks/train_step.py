@@ -37,7 +37,7 @@ from flax import nnx
 
 from convert import mapping
 from uniser_jax import config as schema
-from uniser_jax import flops, optim
+from uniser_jax import flops, optim, xla
 from uniser_jax.evaluation.tables import write
 from uniser_jax.models.codec import PixelCodec
 from uniser_jax.models.dit import DiT
@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="5 turns, without torch.compile")
     arguments = parser.parse_args()
+    xla.prepare()
     keep_memory()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     if jax.default_backend() == "gpu":  # the same products for both

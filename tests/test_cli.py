@@ -13,12 +13,13 @@ from uniser_jax.checkpoint import has_checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs/tiny.py")
-FAST = [
-    "--config.steps=2",
+FAST = [  # the programs of tests/test_train.py, from the cache
+    "--config.steps=6",
     "--config.batch_size=8",
     "--config.sample_every=0",
     "--config.data.size=24",
     "--config.mesh.data=8",
+    "--config.model.prompt_length=2",
     "--config.evaluation.count=1",
 ]
 

@@ -36,9 +36,6 @@ class Fake:
     def nbytes(self, index: int) -> int:
         return self._value
 
-    def depth(self, index: int) -> None:
-        return None
-
 
 def write(workdir: pathlib.Path, step: int) -> dict:
     mesh = meshes.make_mesh({"data": 4, "fsdp": 2})

@@ -31,8 +31,6 @@ NANO = DiTConfig(
     axes_dims_rope=(2, 2, 2, 2),
     timestep_guidance_channels=16,
 )
-# A third of the time to compile, for programs that run once.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 SIZES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=len(meshes.AXES)) if np.prod(sizes) == 8]
 TWO_PROCESSES = {
     "slices": {"slice": 2, "fsdp": 2, "tensor": 2},
@@ -82,7 +80,7 @@ def loss_and_gradient(sizes: dict[str, int] | None, network: Network | None = No
     shardings = meshes.sharding_of(mesh, network.axes, network.shapes)
     with jax.set_mesh(mesh):
         placed = jax.tree.map(lambda a, s: jax.make_array_from_callback(a.shape, s, lambda i: a[i]), params, shardings)
-        (loss, _), gradient = jax.jit(step, compiler_options=QUICK)(placed, *meshes.to_global(mesh, mine))
+        (loss, _), gradient = jax.jit(step)(placed, *meshes.to_global(mesh, mine))
     return loss, gradient
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from uniser_jax import xla
 from uniser_jax.types import EFFECTS
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ Command = Callable[[argparse.Namespace, list[str]], None]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    xla.prepare()
     argv = list(sys.argv[1:] if argv is None else argv)
     place = next((index for index, word in enumerate(argv) if not word.startswith("-")), len(argv))
     name, given = "".join(argv[place : place + 1]), argv[:place] + argv[place + 1 :]

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from uniser_jax import config as schema
-from uniser_jax import flops, hosts, manifest, optim, pretrained
+from uniser_jax import flops, hosts, manifest, optim, pretrained, xla
 from uniser_jax import mesh as meshes
 from uniser_jax.checkpoint import Checkpoints
 from uniser_jax.data.buckets import Buckets
@@ -213,6 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="configs/NAME.py, with arguments configs/pixel.py:size=b")
     parser.add_argument("--workdir", required=True, help="the run folder")
     known, overrides = parser.parse_known_args(argv)
+    xla.prepare()
     log_to_terminal()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
     try:

@@ -15,9 +15,12 @@ from PIL import Image
 
 from tests.profiles import P3, SRGB, SRGB_CURVE, primaries, profile
 from uniser_jax.data import photos
-from uniser_jax.data.decoding import decode, decode_depth
+from uniser_jax.data.decoding import decode, decode_depth, whole
 from uniser_jax.data.photos import open_photos, split
+from uniser_jax.data.pipeline import Examples
+from uniser_jax.data.schedule import fixed
 from uniser_jax.effects import light
+from uniser_jax.effects.edit import EditSampling
 
 RNG = np.random.default_rng(0)
 
@@ -69,10 +72,10 @@ def test_only_upright_jpeg_files_are_decoded_smaller_and_none_smaller_than_any_m
     (tmp_path / "b.jpg").write_bytes(encoded(400, "JPEG", exif=_turned()))
     (tmp_path / "c.png").write_bytes(encoded(400))
     opened = photos.Subset(open_photos(str(tmp_path), min_side=64), (0, 1, 2))
-    sides = [min(opened.reduced(0, lambda shape, factor=factor: factor).shape[:2]) for factor in (1, 2, 4, 8)]
+    sides = [min(opened.reduced(0, lambda shape, factor=factor: factor).pixels.shape[:2]) for factor in (1, 2, 4, 8)]
     assert sides == [400, 200, 100, 400]
     for index in (1, 2):
-        np.testing.assert_array_equal(opened.reduced(index, lambda shape: 4), opened[index])
+        np.testing.assert_array_equal(opened.reduced(index, lambda shape: 4).pixels, opened[index])
 
 
 def _turned() -> Image.Exif:
@@ -262,16 +265,37 @@ def test_depth_lies_beside_a_photograph(tmp_path: pathlib.Path, caplog) -> None:
     (tmp_path / "b_depth.png").write_bytes(b"nonsense")
     photos = open_photos(str(tmp_path))
     assert [photos.name(i).split("/")[1] for i in range(len(photos))] == ["a.png", "b.png", "c.png", "odd_depth.png"]
-    depth = photos.depth(0)
+    depths = [photos.reduced(index, whole).depth for index in range(4)]
+    depth = depths[0]
     assert depth.shape == (100, 120)
     assert (np.diff(depth[:, 0]) >= 0).all()
     assert depth[0, 0] == 0
     assert depth[-1, -1] == 1
     assert 0.3 < depth[50, 60] < 0.7
-    assert photos.depth(1) is None
+    assert depths[1:] == [None, None, None]
     assert "b_depth.png" in caplog.text
-    assert photos.depth(2) is None
-    assert split(photos, 0.5, "train").depth(0) is not None or split(photos, 0.5, "holdout").depth(0) is not None
+    parts = [split(photos, 0.5, part).reduced(0, whole) for part in ("train", "holdout")]
+    assert sum(part.depth is not None for part in parts) == 1
+
+
+def test_what_stands_in_for_a_photograph_brings_its_own_depth(tmp_path: pathlib.Path) -> None:
+    photo, ramp = skimage.data.astronaut()[:100, :120], np.linspace(1, 255, 12_000).astype(np.uint8)
+    for name, depth in (("a", ramp.reshape(100, 120)), ("b", ramp[::-1].reshape(100, 120)), ("c", None)):
+        Image.fromarray(photo).save(tmp_path / f"{name}.png")
+        if depth is not None:
+            Image.fromarray(depth).save(tmp_path / f"{name}_depth.png")
+    for name in ("a", "c"):  # whole headers, cut pixels
+        file = tmp_path / f"{name}.png"
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    opened = open_photos(str(tmp_path))
+    shown = [opened.reduced(index, whole).depth for index in range(3)]
+    for depth in shown:  # all are b
+        assert depth[0, 0] == 1
+        np.testing.assert_array_equal(depth, shown[1])
+    examples = Examples(opened, EditSampling(), fixed(64), smallest=1.0)
+    for index in range(3):
+        scene, _ = examples.recipe(index)
+        assert (scene.depth[0] > scene.depth[-1]).all()
 
 
 def test_an_empty_depth_map_is_one_line() -> None:
@@ -279,6 +303,27 @@ def test_an_empty_depth_map_is_one_line() -> None:
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(stream, "PNG")
     with pytest.raises(ValueError, match="empty"):
         decode_depth(stream.getvalue())
+
+
+@pytest.mark.parametrize("mode", ["LA", "LAB", "RGB"])
+def test_what_is_not_gray_is_no_depth(mode: str) -> None:
+    stream = io.BytesIO()
+    gray = Image.fromarray(RNG.integers(1, 255, (8, 9), dtype=np.uint8))
+    Image.merge(mode, (gray,) * len(mode)).save(stream, "TIFF")
+    with pytest.raises(ValueError, match=f"{mode} image: expected a gray depth map"):
+        decode_depth(stream.getvalue())
+
+
+@pytest.mark.parametrize("read", [decode, decode_depth])
+def test_a_damaged_chunk_is_an_error_of_one_line(read) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(RNG.integers(1, 255, (300, 300), dtype=np.uint8)).save(stream, "PNG")
+    data = bytearray(stream.getvalue())
+    data[data.rfind(b"IDAT")] ^= 0xFF
+    assert data.count(b"IDAT") >= 1  # the first is whole
+    with pytest.raises(ValueError, match="broken PNG file") as caught:
+        read(bytes(data))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("side", [13_000, 20_000])

@@ -15,7 +15,8 @@ from uniser_jax.data.schedule import Schedule, Stage, fixed
 from uniser_jax.effects import light
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.layer import Scene
-from uniser_jax.effects.mixture import Mixture
+from uniser_jax.effects.mixture import Families, Mixture
+from uniser_jax.effects.occlusion import TEXTURES, OcclusionSampling
 from uniser_jax.types import TASKS, Batch
 
 EXAMPLES = Examples(split(open_photos("samples"), 0.25, "train"), EditSampling(), fixed(32, 8), seed=5, colour=0.5)
@@ -90,7 +91,7 @@ def test_every_epoch_visits_all_photographs_in_a_new_order(monkeypatch: pytest.M
         "_view",
         lambda self, rng, drawn, photo, stops: visited.append(photo) or Scene(np.zeros((8, 8, 3), np.float32)),
     )
-    quiet = EditSampling().__class__(mixture=type(EXAMPLES.sampling.mixture)(reflection=0.0))
+    quiet = EditSampling(mixture=Mixture(reflection=0.0, auxiliary=0.0))  # no second photographs
     examples = Examples(EXAMPLES.photos, quiet, fixed(8))
     for index in range(2 * count):
         examples.recipe(index)
@@ -98,13 +99,19 @@ def test_every_epoch_visits_all_photographs_in_a_new_order(monkeypatch: pytest.M
     assert visited[:count] != visited[count:]
 
 
-def test_a_window_reflects_what_was_decoded_for_the_example_before_and_shows_it_alone_too(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("effect", ["reflection", "occlusion"])
+def test_a_second_photograph_is_the_one_decoded_for_the_example_before_and_the_same_alone(
+    effect: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, side in enumerate((210, 260)):
         cv2.imwrite(str(tmp_path / f"{number}.jpg"), cv2.resize(EXAMPLES.photos[number], (side, side)))
-    families = EditSampling(mixture=Mixture(counts=(0, 1, 0, 0, 0), shadow=0, haze=0, flare=0, auxiliary=0))
-    examples = Examples(open_photos(str(tmp_path)), families, fixed(96, 4), seed=0)
+    auxiliary = float(effect == "occlusion")
+    mixture = Mixture(counts=(0, 1, 0, 0, 0), shadow=0, haze=0, flare=0, auxiliary=auxiliary)
+    patches = OcclusionSampling(textures=tuple(float(texture == "photo") for texture in TEXTURES))
+    sampling = EditSampling(mixture=mixture, families=Families(occlusion=patches))
+    examples = Examples(open_photos(str(tmp_path)), sampling, fixed(96, 4), seed=0)
+    assert all(examples.recipe(index)[0].other is not None for index in range(4))
+    examples = dataclasses.replace(examples, recent=Recent())
     decoded: list[int] = []
     reduced = Encoded.reduced
     monkeypatch.setattr(Encoded, "reduced", lambda self, *args: decoded.append(args[0]) or reduced(self, *args))
@@ -114,6 +121,17 @@ def test_a_window_reflects_what_was_decoded_for_the_example_before_and_shows_it_
         alone = dataclasses.replace(examples, recent=Recent())[index]
         for one, two in zip(in_order[index], alone, strict=True):
             np.testing.assert_array_equal(one, two)
+
+
+def test_an_enlarged_depth_stays_in_range(tmp_path: pathlib.Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), cv2.resize(EXAMPLES.photos[0], (70, 70)))
+    step = np.full((70, 70), 255, np.uint8)
+    step[:, ::4] = step[:, 1::4] = 1
+    cv2.imwrite(str(tmp_path / "a_depth.png"), step)
+    depth = Examples(open_photos(str(tmp_path)), EditSampling(), fixed(200)).recipe(0)[0].depth
+    assert depth.shape == (200, 200)
+    assert depth.min() == 0
+    assert depth.max() == 1
 
 
 def test_seeds_and_indices_differ() -> None:

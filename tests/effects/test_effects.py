@@ -141,9 +141,21 @@ def test_one_effect_is_removed_and_the_others_stay() -> None:
 
 
 def test_the_identity_task_and_absent_effects_change_nothing() -> None:
-    for task in ("", "remove reflection", "add reflection"):
+    for task in ("", "remove reflection"):
         before, after = Rendering(SCENE, recipe_of(2, task, effects=("shadow", "haze"))).pair(task, constant_mask(255))
         np.testing.assert_array_equal(before, after)
+
+
+def test_what_is_to_be_added_is_there_to_add() -> None:
+    with pytest.raises(ValueError, match=r"'add reflection'.* shadow, haze"):
+        Rendering(SCENE, recipe_of(2, "add reflection", effects=("shadow", "haze"))).edit()
+    rng = np.random.default_rng(0)
+    asked = {edit.sample(rng, SCENE, EditSampling(), effects=()).task for _ in range(200)}
+    assert asked == {task for task in TASKS if not task.startswith("add")}  # of a clean photograph
+    for _ in range(300):
+        recipe = edit.sample(rng, SCENE, EditSampling(add=1.0))
+        names = [name for name, _ in recipe.effects]
+        assert not recipe.task.startswith("add") or any(edit.asked_for(recipe.task, names))
 
 
 def test_adding_is_removing_backwards() -> None:
@@ -188,6 +200,8 @@ def test_every_target_equals_a_float64_reference(names: tuple[str, ...], seed: i
         for task in [t for t in TASKS if t]:
             asked = edit.asked_for(task, rendering.names)
             adds = task.startswith("add")
+            if adds and not any(asked):
+                continue
             before = [0.0 if adds and ask else s for s, ask in zip(strengths, asked, strict=True)]
             after = [s * (a if adds else 1 - a) if ask else s for s, ask in zip(strengths, asked, strict=True)]
             for got, at in zip(rendering.pair(task, mask), (before, after), strict=True):
@@ -275,6 +289,15 @@ def test_expanded_highlights_encode_to_the_same_file() -> None:
     assert expanded.max() > 2
     np.testing.assert_array_equal(light.encode(expanded), photo)
     np.testing.assert_array_equal(expanded[0, 0], [1, 1, 0])  # one clipped channel is no highlight
+
+
+@pytest.mark.parametrize("view", [np.s_[:, ::-1], np.s_[..., ::-1], np.s_[::2]])
+def test_a_view_of_a_photograph_is_a_photograph(view) -> None:
+    photo = PHOTO.copy()
+    photo[20:40, 20:40] = 255
+    expected = light.expand_highlights(photo[view].copy(), 2.0)
+    assert expected.max() > 1
+    np.testing.assert_array_equal(light.expand_highlights(photo[view], 2.0), expected)
 
 
 def test_noise_is_the_same_for_the_same_seed_and_scales() -> None:

@@ -13,7 +13,7 @@ from uniser_jax.effects.gallery import square
 from uniser_jax.effects.haze import KINDS, Haze, HazeSampling
 from uniser_jax.effects.layer import Scene, support
 from uniser_jax.effects.medium import MediumLayer
-from uniser_jax.effects.mixture import Families
+from uniser_jax.effects.mixture import FAMILIES, Families
 
 SIZE = 96
 SCENE = edit.scene_from_photo(square(skimage.data.astronaut(), SIZE), None, 2.0)
@@ -213,6 +213,40 @@ def test_a_night_is_dark_has_lamps_and_stays_in_the_target(seed: int) -> None:
     rendering = Rendering(SCENE, edit.sample(np.random.default_rng(seed), SCENE, sampling, ("haze",), "remove haze"))
     _, target = rendering.pair("remove haze", np.full((SIZE, SIZE), 255, np.uint8))
     np.testing.assert_array_equal(target, light.encode(rendering.radiance))
+
+
+def overcast() -> Scene:
+    """A white sky, clipped, over gray ground."""
+    photo = np.full((SIZE, SIZE, 3), 90, np.uint8)
+    photo[: SIZE // 3] = 255
+    return edit.scene_from_photo(photo, photo, 2.0)
+
+
+def test_by_night_only_what_shines_by_night_glows() -> None:
+    haze = Haze("night", 0, luminance=0.02, glow=1.0, dark=0.05)
+    np.testing.assert_array_equal(
+        haze.render(overcast()).veil(), dataclasses.replace(haze, glow=0.0).render(overcast()).veil()
+    )
+    lit = dataclasses.replace(haze, lamps=((0.5, 0.7, 3_000.0, 2.0, 0.02),))
+    glow = lit.render(overcast()).veil() - dataclasses.replace(lit, glow=0.0).render(overcast()).veil()
+    row, column = np.unravel_index(light.luminance(glow).argmax(), glow.shape[:2])
+    assert abs((row + 0.5) / len(glow) - 0.7) < 0.03
+    assert abs((column + 0.5) / glow.shape[1] - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("effect", ["reflection", "flare"])
+@pytest.mark.parametrize("seed", range(6))
+def test_later_effects_are_drawn_and_rendered_for_the_night(effect: str, seed: int) -> None:
+    sampling = EditSampling(families=Families(haze=only("night")))
+    recipe = edit.sample(np.random.default_rng(seed), overcast(), sampling, ("haze", effect), "remove effects")
+    rendering = Rendering(overcast(), recipe)
+    haze, after = (FAMILIES[name](**values) for name, values in recipe.effects)
+    dark = overcast()._replace(radiance=haze.night(overcast()).onto(overcast().radiance))
+    np.testing.assert_array_equal(rendering.layers[1].emission, after.render(dark).emission)
+    if effect == "flare" and not after.lamp:  # its light comes from what is bright by then, or from outside
+        for x, y, *_ in after.sources:
+            where = min(int(y * SIZE), SIZE - 1), min(int(x * SIZE), SIZE - 1)
+            assert not (0 <= x <= 1 and 0 <= y <= 1) or dark.radiance[where].max() > 0.9
 
 
 def test_plumes_cover_what_they_say() -> None:

@@ -65,6 +65,19 @@ def test_reflections_grow_with_the_angle_and_the_second_image_fades() -> None:
     np.testing.assert_allclose(green[0], plain().glazing((8, 8))[0])  # what the first face reflects saw no glass
 
 
+@pytest.mark.parametrize("shape", [(80, 160), (160, 80), (90, 130)])
+def test_angles_over_the_frame_are_those_of_its_aspect(shape: tuple[int, int]) -> None:
+    """One camera: a frame cut from the middle of a square one sees the same angles there."""
+    reflection, side = plain(yaw=0.7, pitch=0.3), max(shape)
+    top, left = ((side - n) // 2 for n in shape)
+    for whole, cut in zip(reflection.glazing((side, side)), reflection.glazing(shape), strict=True):
+        np.testing.assert_allclose(cut, whole[top : top + shape[0], left : left + shape[1]], rtol=1e-4)
+    photo = np.full((*shape, 3), 90, np.uint8)
+    layer = reflection.render(edit.scene_from_photo(photo, photo))
+    inner = np.s_[4:-4, 4:-4]  # the layer is linear between the centres of its cells
+    np.testing.assert_allclose(layer.transmission[inner], reflection.glazing(shape)[2][inner], rtol=2e-3)
+
+
 @pytest.mark.parametrize(("panes", "ghost"), [(1, 0.0), (1, 0.013), (2, 0.031)])
 def test_the_layer_equals_a_float64_reference(panes: int, ghost: float) -> None:
     """Equations (1) to (5), with the gain taken from the layer: it is one number."""

@@ -8,7 +8,7 @@ Files come from strangers: what is too large, cut or no image is an error of one
 import contextlib
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -81,16 +81,16 @@ def _transform(icc: bytes) -> ImageCms.ImageCmsTransform | None:
     return None
 
 
-def _opened(data: bytes) -> Image.Image:
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
     """An image whose header promises a size that fits in memory; its pixels are not read yet."""
     try:
-        image = Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError as error:  # Pillow's own limit
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} px is more than {MAX_PIXELS // 10**6} megapixels")
+            yield image
+    except (Image.DecompressionBombError, SyntaxError) as error:  # Pillow's own limit; its word for a damaged chunk
         raise ValueError(str(error)) from None
-    if image.width * image.height > MAX_PIXELS:
-        image.close()
-        raise ValueError(f"{image.width} x {image.height} px is more than {MAX_PIXELS // 10**6} megapixels")
-    return image
 
 
 def _plain_jpeg(data: bytes, image: Image.Image) -> bool:
@@ -106,7 +106,7 @@ def decode_depth(data: bytes) -> Depth:
       OSError, ValueError: if the bytes are no such image, too large a one, or hold no depth.
     """
     with _opened(data) as image:
-        if not image.mode.startswith(("I", "L")):
+        if image.mode != "L" and not image.mode.startswith("I"):  # I;16 and its byte orders
             raise ValueError(f"{image.mode} image: expected a gray depth map")
         values = np.asarray(image, np.float32)
     unknown = (values <= 0).astype(np.uint8)

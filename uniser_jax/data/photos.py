@@ -15,7 +15,7 @@ import itertools
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 from absl import logging
 from PIL import Image
@@ -43,6 +43,18 @@ _SAMPLES = (
 _DEPTH = "_depth.png"
 
 
+class Photo(NamedTuple):
+    """A photograph, and how far each of its pixels is, 0 near and 1 far, where that is known; sizes may differ."""
+
+    pixels: Pixels
+    depth: Depth | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of both."""
+        return self.pixels.nbytes + (0 if self.depth is None else self.depth.nbytes)
+
+
 class Photos(Protocol):
     """Random access to photographs."""
 
@@ -50,7 +62,7 @@ class Photos(Protocol):
 
     def __getitem__(self, index: int) -> Pixels: ...
 
-    def reduced(self, index: int, reduction: Reduction) -> Pixels:
+    def reduced(self, index: int, reduction: Reduction) -> Photo:
         """The photograph, as much smaller as it may be if it can be decoded so in less time, else as it is."""
         ...
 
@@ -64,10 +76,6 @@ class Photos(Protocol):
 
     def shape(self, index: int) -> tuple[int, int]:
         """(h, w) of the photograph in pixels, from its header."""
-        ...
-
-    def depth(self, index: int) -> Depth | None:
-        """How far each pixel of the photograph is, 0 near and 1 far, where that is known."""
         ...
 
 
@@ -167,14 +175,14 @@ class Encoded:
         raise TypeError("a subclass knows its records")
 
     def depth(self, index: int) -> Depth | None:
-        """None: records hold no depth."""
+        """Of this very image, see Photo; None: records hold no depth."""
         return None
 
     def __getitem__(self, index: int) -> Pixels:
         """The photograph at its full size; see `reduced`."""
-        return self.reduced(index, whole)
+        return self.reduced(index, whole).pixels
 
-    def reduced(self, index: int, reduction: Reduction) -> Pixels:
+    def reduced(self, index: int, reduction: Reduction) -> Photo:
         """The photograph (see Photos), or the next one that can be decoded.
 
         Raises:
@@ -185,7 +193,7 @@ class Encoded:
             try:
                 pixels = decode(self.read(candidate), reduction)
                 if min(pixels.shape[:2]) >= self.min_side:
-                    return pixels
+                    return Photo(pixels, self.depth(candidate))
                 if reduction is not whole:
                     return self.reduced(index, whole)  # only the whole tells whether it is too small
                 reason = f"{pixels.shape[1]} x {pixels.shape[0]} px"
@@ -234,13 +242,9 @@ class Files(Encoded):
         with open(self.paths[index], "rb") as file:
             return file.read()
 
-    def __getitem__(self, index: int) -> Pixels:
-        """The photograph; see Encoded."""
-        return _cached(self, index) if self.cached else super().__getitem__(index)
-
-    def reduced(self, index: int, reduction: Reduction) -> Pixels:
+    def reduced(self, index: int, reduction: Reduction) -> Photo:
         """See Encoded; what stays in memory is not decoded again."""
-        return self[index] if self.cached else super().reduced(index, reduction)
+        return _cached(self, index) if self.cached else super().reduced(index, reduction)
 
     def depth(self, index: int) -> Depth | None:
         """From the file beside the photograph; one that cannot be read counts as missing, with a warning."""
@@ -290,7 +294,7 @@ class Subset:
     def __getitem__(self, index: int) -> Pixels:
         return self.photos[self.indices[index]]
 
-    def reduced(self, index: int, reduction: Reduction) -> Pixels:
+    def reduced(self, index: int, reduction: Reduction) -> Photo:
         """As in the source."""
         return self.photos.reduced(self.indices[index], reduction)
 
@@ -305,10 +309,6 @@ class Subset:
     def shape(self, index: int) -> tuple[int, int]:
         """As in the source."""
         return self.photos.shape(self.indices[index])
-
-    def depth(self, index: int) -> Depth | None:
-        """As in the source."""
-        return self.photos.depth(self.indices[index])
 
 
 def split(photos: Photos, holdout: float, part: str) -> Photos:
@@ -375,7 +375,7 @@ def _usable(photos: Records, spec: str) -> Photos:
 
 
 @functools.lru_cache(maxsize=64)
-def _cached(files: Files, index: int) -> Pixels:
+def _cached(files: Files, index: int) -> Photo:
     return Encoded.reduced(files, index, whole)
 
 

@@ -16,7 +16,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Generator, Hashable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import cv2
 import grain
@@ -25,12 +25,14 @@ from absl import flags
 from jaxtyping import Float64, Int32, Shaped, UInt8
 
 from uniser_jax.data.buckets import Buckets
-from uniser_jax.data.photos import Photos
+from uniser_jax.data.photos import Photo, Photos
 from uniser_jax.data.schedule import Schedule
 from uniser_jax.effects import edit, light
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.layer import Scene
 from uniser_jax.types import Batch, Edit
+
+_Made = TypeVar("_Made", np.ndarray, Photo)
 
 _CROP = 4  # tells this use of a seed from others
 _MARGIN = 1.25  # sides of a pair that several views are cut from, over those of a view
@@ -88,7 +90,7 @@ class Examples:
         stops = float(rng.uniform(0, self.sampling.highlight_stops))
         scene = self._view(rng, drawn, drawn.photo, stops)
         recipe = edit.sample(rng, scene, self.sampling)
-        if any(name == "reflection" for name, _ in recipe.effects):  # only a window needs a second photograph
+        if recipe.shows_another:
             # The part that the example before showed: any other would do, but this one was cut a moment ago.
             scene = scene._replace(other=self._view(rng, drawn, drawn.other, stops).radiance)
         return scene, recipe
@@ -99,14 +101,15 @@ class Examples:
         if self.schedule.reuse > 1:  # the views are smaller than the pair: they are what must show so much
             shape, smallest = _enlarged(shape), min(1.0, smallest * _MARGIN**2)
         crop = _crop(self.seed, drawn.epoch, photo, smallest, shape[1] / shape[0])
-        part = self.recent.get((photo, crop, shape), lambda: crop.cut(self._decoded(photo, crop, shape), shape))
-        depth = self.photos.depth(photo)
+        part = self.recent.get((photo, crop, shape), lambda: self._part(photo, crop, shape))
         matrix = colour_matrix(rng, self.colour) if self.colour else None
-        radiance = light.expand_highlights(part, stops, matrix)
-        return Scene(radiance, depth=None if depth is None else crop.cut(depth, shape))
+        return Scene(light.expand_highlights(part.pixels, stops, matrix), depth=part.depth)
 
-    def _decoded(self, photo: int, crop: "Crop", shape: tuple[int, int]) -> UInt8[np.ndarray, "h w c"]:
-        return self.photos.reduced(photo, lambda size: crop.reduction(size, shape))
+    def _part(self, photo: int, crop: "Crop", shape: tuple[int, int]) -> Photo:
+        pixels, depth = self.photos.reduced(photo, lambda size: crop.reduction(size, shape))
+        if depth is not None:
+            depth = np.clip(crop.cut(depth, shape), 0, 1)  # cubic enlargement overshoots
+        return Photo(crop.cut(pixels, shape), depth)
 
     def _drawn(self, index: int) -> "_Drawn":
         """Which photograph a global index shows, and in which shape."""
@@ -148,7 +151,7 @@ class _Drawn(NamedTuple):
     pair: int  # its number, the seed of all that is random about it
     epoch: int
     photo: int
-    other: int  # for what a window reflects
+    other: int  # for what a window reflects or a patch shows
     shape: tuple[int, int]  # (h, w) of the example in pixels
 
 
@@ -162,11 +165,11 @@ class Recent:
 
     def __init__(self, limit: int = 2**26, count: int = 8):
         self._limit, self._count, self._bytes = limit, count, 0
-        self._kept: collections.OrderedDict[Hashable, np.ndarray] = collections.OrderedDict()
+        self._kept: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, index: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The array of an index, made if it is not kept."""
+    def get(self, index: Hashable, make: Callable[[], _Made]) -> _Made:
+        """What was made of an index, made if it is not kept."""
         with self._lock:
             if index in self._kept:
                 return self._kept[index]

@@ -109,6 +109,11 @@ class Recipe:
     alpha: float = 1.0
     target: str = "exact"
 
+    @property
+    def shows_another(self) -> bool:
+        """Whether it takes a second photograph: for a window, or a patch with one on it."""
+        return any(name == "reflection" or values.get("texture") == "photo" for name, values in self.effects)
+
     def to_json(self) -> str:
         """One line of JSON."""
         return json.dumps(dataclasses.asdict(self))
@@ -131,13 +136,15 @@ class Rendering:
     """
 
     def __init__(self, scene: Scene, recipe: Recipe):
-        self.scene, self.recipe = scene, recipe
-        self.layers: list[Layer] = [FAMILIES[name](**values).render(scene) for name, values in recipe.effects]
+        self.recipe = recipe
         self.names = tuple(name for name, _ in recipe.effects)
+        self.layers: list[Layer] = []
+        for name, values in recipe.effects:
+            layer = FAMILIES[name](**values).render(scene)
+            self.layers.append(layer)
+            if layer.lamp is not None:  # it belongs to the scene, whatever is removed: later layers see it
+                scene = scene._replace(radiance=layer.lamp.onto(scene.radiance))
         self.radiance = scene.radiance
-        for layer in self.layers:
-            if layer.lamp is not None:  # it belongs to the scene, whatever is removed
-                self.radiance = layer.lamp.onto(self.radiance)
 
     def clean(self) -> UInt8[np.ndarray, "h w c"]:
         """The photograph without any effect, as the same camera takes it without noise."""
@@ -157,10 +164,16 @@ class Rendering:
         Args:
           task: one of TASKS.
           mask: aM, 255 is one.
+
+        Raises:
+          ValueError: for a task that adds an effect which the recipe does not hold: nothing here would answer it.
         """
         strengths = self.recipe.strengths
         asked = asked_for(task, self.names)
         if not any(asked):
+            if task.startswith("add"):
+                there = ", ".join(self.names) or "nothing"
+                raise ValueError(f"task {task!r}: expected a recipe that holds the effect, this one holds {there}")
             degraded = self.expose(strengths)
             return degraded, degraded
         first = asked.index(True)
@@ -282,8 +295,8 @@ def asked_for(task: str, names: Sequence[str]) -> list[bool]:
 
 
 def _sample_task(rng: np.random.Generator, sampling: EditSampling, names: tuple[str, ...]) -> str:
-    if not names:
-        return fields.any_of(rng, TASKS)  # nothing is there: whatever is asked, the answer is the photograph
+    if not names:  # whatever is to be removed, the answer is the photograph; to add, there is nothing
+        return fields.any_of(rng, tuple(task for task in TASKS if not task.startswith("add")))
     if rng.random() < sampling.absent:
         absent = [name for name in EFFECTS[:4] if name not in names]
         return task_of("remove", fields.any_of(rng, absent)) if absent else ""

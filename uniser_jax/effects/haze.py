@@ -271,12 +271,18 @@ class Haze:
             raise ValueError(f"haze kind {self.kind!r} is unknown; known: {', '.join(KINDS)}, uniser")
         tau = self._optical_depth(rng, scene, small)
         spectrum = (light.WAVELENGTHS / light.WAVELENGTHS[1]) ** -self.angstrom  # (5)
-        night = None
-        if self.kind == "night":
-            night = Shine(0, 0, airlight.night(scene.radiance, self.dark, self.lamps))
         veil = airlight.veil(small, self.luminance, self.kelvin, self.tint, self.sky)
+        night = self.night(scene)
+        if night is not None:  # what glows is what shines by night
+            small = small + depth.reduce(night.light, depth.cell(scene.radiance.shape[:2]))
         lit = airlight.field(small, veil, self.sun, self.glow, self.lamps)
         return MediumLayer("haze", tau, spectrum.astype(np.float32), lit, self.forward, self.spread, night)
+
+    def night(self, scene: Scene) -> Shine | None:
+        """What the night adds to the scene, see `airlight.night`; None by day."""
+        if self.kind != "night":
+            return None
+        return Shine(0, 0, airlight.night(scene.radiance, self.dark, self.lamps))
 
     def _render_uniser(
         self, rng: np.random.Generator, scene: Scene, small: Float32[np.ndarray, "h w c"]

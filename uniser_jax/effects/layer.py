@@ -27,7 +27,7 @@ class Scene(NamedTuple):
     """What effects are rendered on: linear light, white at 1, highlights above it."""
 
     radiance: Float32[np.ndarray, "h w c"]
-    other: Float32[np.ndarray, "h w c"] | None = None  # a second photograph, for what a window reflects
+    other: Float32[np.ndarray, "h w c"] | None = None  # a second photograph, for a window or a patch
     depth: Float32[np.ndarray, "h w"] | None = None  # 0 near, 1 far, where the photograph comes with one
 
 

@@ -81,10 +81,11 @@ def expand_highlights(
       stops: how much brighter than white the brightest becomes, in powers of two.
       matrix: mixes the channels afterwards, for other colours; nothing falls below 0. None leaves them.
     """
+    photo = np.ascontiguousarray(photo)
     if matrix is None:
         linear, white = decode(photo), stops > 0
     else:
-        linear, white = kernels.decode(np.ascontiguousarray(photo), _decoded(), matrix.astype(np.float32))
+        linear, white = kernels.decode(photo, _decoded(), matrix.astype(np.float32))
     if stops <= 0 or not white:
         return linear
     sigma = _RAMP * fields.side(photo.shape[:2])

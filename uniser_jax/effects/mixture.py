@@ -111,5 +111,9 @@ def sample(
     if unknown:
         raise ValueError(f"effect {sorted(unknown)[0]!r} is unknown; known: {', '.join(EFFECTS)}")
     ordered = [name for name in EFFECTS if name in names]
-    drawn = [FAMILIES[name].sample(rng, scene, getattr(families, name)) for name in ordered]
+    drawn = []
+    for name in ordered:
+        drawn.append(FAMILIES[name].sample(rng, scene, getattr(families, name)))
+        if name == "haze" and name != ordered[-1] and (night := drawn[-1].night(scene)) is not None:
+            scene = scene._replace(radiance=night.onto(scene.radiance))  # whose lights the others are drawn for
     return [(parameters, float(rng.uniform(mixture.strength_min, 1))) for parameters in drawn]

@@ -84,7 +84,7 @@ class Reflection:
     Args:
       yaw: between the pane's normal and the optical axis, radians.
       pitch: the same, vertically.
-      field_of_view: of the photograph, radians.
+      field_of_view: of the photograph's longer side, radians.
       panes: 1 or 2.
       glass: a of (5), linear RGB in (0, 1].
       ghost: |d|, shift between the two images, as a fraction of the image side.
@@ -177,7 +177,7 @@ class Reflection:
         """The layer on one photograph; without `scene.other` the pane mirrors the photograph itself."""
         shape = scene.radiance.shape[:2]
         grid = tuple(min(_GRID, n) for n in shape)
-        near, far, transmission = self.glazing(grid)
+        near, far, transmission = self.glazing(shape, grid)
         seen, margin = self._reflected(scene)
         inside = seen[margin : margin + shape[0], margin : margin + shape[1]]
         some = inside[:: max(1, shape[0] // (4 * _GRID))]  # rows: enough for means over cells
@@ -195,8 +195,8 @@ class Reflection:
         shift = float(step * np.sin(self.direction)), float(step * np.cos(self.direction))
         return PaneLayer(near, far, through, seen.reshape(len(seen), -1), shape[0], margin, shift)
 
-    def glazing(self, grid: tuple[int, ...]) -> tuple[Image, Image, Image]:
-        """f [h w 1], b and T [h w c] of (4) and (5), at the centres of a grid of cells over the frame."""
+    def glazing(self, shape: tuple[int, ...], grid: tuple[int, ...] | None = None) -> tuple[Image, Image, Image]:
+        """f [h w 1], b and T [h w c] of (4) and (5) over a frame of a shape, at the centres of a grid of cells or pixels."""
         faces, inner = fresnel(np.linspace(_GRAZING, 1, _ANGLES, dtype=np.float32))
         near = several(faces, self.panes)
         far, through = near * (1 - near) ** 2, 1 - several(faces, 2 * self.panes)
@@ -204,7 +204,8 @@ class Reflection:
         near, far, through = (polarised.mean(0)[:, None] for polarised in (near, far, through))
         table = np.concatenate([near, far * (once * once), through * once], 1)
         normal = math.sin(self.yaw), math.sin(self.pitch), math.cos(self.yaw) * math.cos(self.pitch)
-        over_frame = _over_frame(table, normal, math.tan(self.field_of_view / 2), *grid)
+        half = math.tan(self.field_of_view / 2) / max(shape)  # per pixel; the longer side has it all, as in (6)
+        over_frame = _over_frame(table, normal, half * shape[0], half * shape[1], *(grid or shape))
         return over_frame[..., :1], over_frame[..., 1:4], over_frame[..., 4:]
 
     def _gain(self, reflected: Plane, behind: Plane) -> float:
@@ -276,16 +277,16 @@ class Reflection:
 
 @_compiled
 def _over_frame(
-    table: Float32[np.ndarray, "n k"], normal: tuple[float, float, float], half: float, h: int, w: int
+    table: Float32[np.ndarray, "n k"], normal: tuple[float, float, float], high: float, wide: float, h: int, w: int
 ) -> Float32[np.ndarray, "h w k"]:
-    """A table over even cosines from _GRAZING to 1, at the angles to a pane's normal."""
+    """A table over even cosines from _GRAZING to 1, at the angles to a pane's normal; the frame ends at +-high and +-wide."""
     out, place = np.empty((h, w, table.shape[1]), np.float32), np.empty(w)
     (n_x, n_y, n_z), last = normal, len(table) - 1
     length = math.sqrt(n_x * n_x + n_y * n_y + n_z * n_z)
     for i in range(h):
-        y = ((i + 0.5) * 2 / h - 1) * half
+        y = ((i + 0.5) * 2 / h - 1) * high
         for j in range(w):
-            x = ((j + 0.5) * 2 / w - 1) * half
+            x = ((j + 0.5) * 2 / w - 1) * wide
             cosine = abs(x * n_x + y * n_y + n_z) / (length * math.sqrt(x * x + y * y + 1))
             place[j] = (cosine - _GRAZING) / (1 - _GRAZING) * last
         for j in range(w):
