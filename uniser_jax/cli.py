@@ -5,13 +5,10 @@ import importlib
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from uniser_jax import xla
 from uniser_jax.types import EFFECTS
-
-if TYPE_CHECKING:
-    from uniser_jax.restore.restorer import Restorer
 
 Command = Callable[[argparse.Namespace, list[str]], None]
 
@@ -165,7 +162,8 @@ def step_of(text: str) -> int | str | None:
     return None if text == "newest" else text if text == "best" else int(text)
 
 
-def _restorer(arguments: argparse.Namespace) -> "Restorer":
+def _restorer(arguments: argparse.Namespace) -> Any:
+    # A Restorer, whose module starts jax: it is imported only where it is used.
     from uniser_jax.checkpoint import newest_run
     from uniser_jax.restore.restorer import Restorer
 
