@@ -4,11 +4,10 @@
     python -m uniser_jax.train --config=configs/klein.py:photos=/data/photos --workdir=runs/klein
     python -m uniser_jax.train --config=configs/klein.py:lora,photos=/data/photos --workdir=runs/klein_lora
     python -m uniser_jax.train --config=configs/klein.py:stages,image=1024,photos=/data/photos --workdir=runs/klein_1024
-    python -m uniser_jax.train --config=configs/klein.py:tiny,base=runs/tiny_base --workdir=runs/klein_tiny
 
-Hardware: a v5p-32 or 16 H100 at 512 px, twice that at 1024 px; an estimate, nobody has run it yet. `lora` trains low-rank
-adapters of the blocks alone, the base frozen in bfloat16: one card of 80 GB at 512 px, an estimate too. `tiny` and `tiny,lora`
-are the twins for two CPU cores, of a base as small: a minute.
+Hardware: 16 H100 or a v5p-128 (64 chips), at 512 px and at 1024 px; with `lora`, which trains low-rank adapters of the blocks
+alone, the base frozen in bfloat16, 8 H100 or a v5p-16. That is where it fits by the compiler (docs/scale.md); nobody has run it
+yet. `tiny` and `tiny,lora` are the twins for two CPU cores, of a base as small, such as tests/convert/test_docs.py makes.
 Metric: PSNR gain per effect on held-out photographs (`uniser evaluate`).
 """
 

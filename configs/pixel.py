@@ -2,7 +2,7 @@
 
     python -m uniser_jax.train --config=configs/pixel.py:size=b,photos=/data/photos --workdir=runs/pixel_b
 
-Hardware: size=s one GPU or TPU chip; b, l 8 chips; xl a v5e-64 or 8 H100. Metric: PSNR gain per effect on held-out
+Hardware: size=s one GPU or TPU chip of 16 GB; b, l 8 chips; xl a v5e-64 or 8 H100. Metric: PSNR gain per effect on held-out
 photographs (`uniser evaluate`).
 """
 
@@ -13,7 +13,7 @@ from uniser_jax import config as schema
 # batch size, learning rate, steps and remat policy by preset
 _SIZES = {
     "tiny": (64, 1e-3, 50_000, "none"),
-    "s": (256, 4e-4, 200_000, "none"),
+    "s": (256, 4e-4, 200_000, "dots"),
     "b": (256, 2e-4, 300_000, "dots"),
     "l": (256, 1.5e-4, 400_000, "dots"),
     "xl": (256, 1e-4, 400_000, "full"),

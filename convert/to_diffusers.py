@@ -1,6 +1,6 @@
 """A run as a diffusers folder, for people who use PyTorch.
 
-    python -m convert.to_diffusers RUN OUT [--at best] [--no-ema] [--dtype bf16] [--single-file] [--lora]
+    python -m convert.to_diffusers RUN OUT [--at best] [--no-ema] [--dtype bf16] [--single-file] [--lora] [--base BASE]
 
 OUT gets the transformer in diffusers' stock class, `prompt_embeds.safetensors` with one tensor per task, a model card, the
 training config, and either `pipeline.py` or, of a run through latents, all that diffusers' own `Flux2KleinPipeline` needs.
@@ -59,6 +59,7 @@ def export(
     single_file: bool = False,
     adapters: bool = False,
     at: int | str | None = None,
+    base: str | pathlib.Path | None = None,
 ) -> float | None:
     """Writes the folder; returns the largest difference between ours and the exported model, None without torch.
 
@@ -70,6 +71,7 @@ def export(
       single_file: whether to write Black Forest Labs' layout, for ComfyUI, beside diffusers'.
       adapters: whether to write the adapters alone, not merged into their base.
       at: which checkpoint: a step, `best` for that with the lowest held-out loss, None for the newest.
+      base: where the run's base lies; None is where training found it.
 
     Raises:
       ValueError: one line, for a run without that checkpoint or without the adapters asked for, options that would do nothing,
@@ -84,17 +86,19 @@ def export(
         raise ValueError(
             "--single-file holds a whole transformer and --lora writes adapters alone: leave one of them out"
         )
+    if base is not None and adapters:
+        raise ValueError("--lora writes adapters alone and reads no base: leave out --base")
     with Checkpoints(run) as checkpoints:
         step = checkpoints.find(at)
         record = checkpoints.record(step)
         if "base" in record and not adapters:
-            if not ema or dtype is not None or single_file:
+            if not ema or dtype is not None or single_file or base is not None:
                 raise ValueError(
-                    f"{run} is a base, which goes back as it came: leave out --no-ema, --dtype and --single-file"
+                    f"{run} is a base, which goes back as it came: leave out --no-ema, --dtype, --single-file and --base"
                 )
             _export_base(checkpoints, record["base"], out)
             return None
-        loaded = (_load_adapters if adapters else _load)(checkpoints, record, ema)
+        loaded = _load_adapters(checkpoints, record, ema) if adapters else _load(checkpoints, record, ema, base)
     difference, dtype = None, dtype or "f32"
     if adapters:
         _export_adapters(loaded, out, DTYPES[dtype])
@@ -189,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ema", action=average, default=True, help="the average of the parameters over training")
     parser.add_argument("--dtype", choices=DTYPES, help="of the transformer's weights (default: f32)")
     parser.add_argument("--at", type=step_of, help="its step, best, by the held-out loss, or newest (default)")
+    parser.add_argument("--base", type=pathlib.Path, help="its converted base, where that was moved since training")
     parser.add_argument("--single-file", action="store_true", help="add uniser.safetensors in the layout of ComfyUI")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--lora", action="store_true", help="only the adapters, for `load_lora_weights`")
@@ -196,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--merge", action="store_false", dest="lora", help="adapters merged into their base, as without a flag"
     )
     arguments = parser.parse_args(argv)
-    given = arguments.ema, arguments.dtype, arguments.single_file, arguments.lora, arguments.at
+    given = arguments.ema, arguments.dtype, arguments.single_file, arguments.lora, arguments.at, arguments.base
     try:
         difference = export(arguments.run, arguments.out, *given)
     except (ValueError, OSError) as error:
@@ -207,8 +212,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _load(checkpoints: Checkpoints, record: Mapping[str, Any], ema: bool) -> Run:
-    config, network, params = read_run(checkpoints, ema, record["step"])
+def _load(
+    checkpoints: Checkpoints, record: Mapping[str, Any], ema: bool, base: str | pathlib.Path | None = None
+) -> Run:
+    config, network, params = read_run(checkpoints, ema, record["step"], base)
     return Run(config, _transformer(config, network), params, record["step"])
 
 

@@ -90,7 +90,8 @@ def check(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     schema.read(arguments.config, overrides)
     if not pathlib.PurePath(arguments.workdir).is_absolute():
-        raise ValueError(f"--workdir={arguments.workdir}: give an absolute path on a disk that all hosts share")
+        mount = "mount the bucket and " if "://" in arguments.workdir else ""
+        raise ValueError(f"--workdir={arguments.workdir}: {mount}give an absolute path on a disk that all hosts share")
 
 
 def trainer(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[str]:

@@ -5,7 +5,8 @@
 
 It copies the last commit to all hosts, installs it, and starts a supervisor on each, which outlives the connection and
 starts its process again when any of them dies. What is not committed is refused. It starts on all hosts or on none: a slice
-that is not whole and healthy is refused, and if one host does not come up, the others are stopped.
+that is not whole and healthy is refused, or whose hosts lack Python 3.11, and if one host does not come up, the others are
+stopped.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from uniser_jax import manifest
 _CODE = "uniser-jax"  # the folder in the home of each host
 _ROOT = pathlib.Path(__file__).parent.parent
 _PID = "run.pid"  # of the supervisor, in that folder
+_PYTHONS = ("python3.11", "python3.12", "python3.13", "python3")
+_SUITS = shlex.quote("import ensurepip, sys; sys.exit(sys.version_info < (3, 11))")  # Debian keeps ensurepip apart
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,8 +40,11 @@ def _main(argv: Sequence[str] | None) -> int:
     parser.add_argument("--zone", required=True)
     parser.add_argument("--project")
     parser.add_argument("--create", metavar="TPU", help="make the slice first: v5e:4x4")
-    parser.add_argument("--version", default="tpu-ubuntu2204-base", help="with --create: of the runtime")
+    parser.add_argument("--version", help="with --create: of the runtime (default: by generation)")
     parser.add_argument("--spot", action="store_true", help="with --create: spot capacity")
+    parser.add_argument(
+        "--python", help=f"of the hosts, 3.11 or newer (default: the first such of {', '.join(_PYTHONS)})"
+    )
     parser.add_argument("--stop", action="store_true", help="stop the run, in time to save, and start nothing")
     parser.set_defaults(grace=25)  # a spot VM has thirty seconds
     arguments, overrides = job.parse(parser, argv)
@@ -50,6 +56,7 @@ def _main(argv: Sequence[str] | None) -> int:
     if arguments.create:
         job.run_all([create(arguments)], arguments.dry_run)
     hosts = _hosts(arguments)
+    check_python(arguments)
     with tempfile.TemporaryDirectory() as folder:
         archive = f"{'FOLDER' if arguments.dry_run else folder}/{_CODE}.tar.gz"
         job.run_all(prepare(arguments, archive), arguments.dry_run)
@@ -80,15 +87,37 @@ def check_committed(config: str) -> None:
 def create(arguments: argparse.Namespace) -> Command:
     """Makes the slice."""
     spot = ["--spot"] if arguments.spot else []
-    kind = accelerators.tpu(arguments.create).device_type
-    return _gcloud(arguments, "create", f"--accelerator-type={kind}", f"--version={arguments.version}", *spot)
+    tpu = accelerators.tpu(arguments.create)
+    version = arguments.version or tpu.runtime
+    return _gcloud(arguments, "create", f"--accelerator-type={tpu.device_type}", f"--version={version}", *spot)
+
+
+def check_python(arguments: argparse.Namespace) -> None:
+    """Checks that all hosts have a Python to run with.
+
+    Raises:
+      ValueError: if not.
+    """
+    try:
+        job.run_all([_ssh(arguments, has_python(arguments.python))], arguments.dry_run)
+    except subprocess.CalledProcessError:
+        raise ValueError(
+            f"not every host has Python 3.11 with venv as {arguments.python or ' or '.join(_PYTHONS)}: install it there"
+            " (docs/launch.md) or name it, --python; nothing was started"
+        ) from None
+
+
+def has_python(given: str | None) -> str:
+    """Prints the Python of a host to run with, the given one or the first of those known; fails where it is none."""
+    named = shlex.join([given] if given else _PYTHONS)
+    return f'for python in {named}; do "$python" -c {_SUITS} 2>/dev/null && command -v "$python" && exit; done; exit 1'
 
 
 def prepare(arguments: argparse.Namespace, archive: str) -> list[Command]:
     """Copies and installs the last commit on all hosts, none of which may be training; `archive` is a file to make."""
     install = [
         f"mkdir -p {_CODE} && tar -xzf {_CODE}.tar.gz -C {_CODE} && cd {_CODE}",
-        "{ test -x .venv/bin/python || python3 -m venv .venv; }",
+        f'{{ .venv/bin/python -c {_SUITS} 2>/dev/null || "$({has_python(arguments.python)})" -m venv --clear .venv; }}',
         ".venv/bin/python -m pip install --quiet -c constraints.txt -e '.[tpu]'",
     ]
     copy = _gcloud(arguments, "scp", archive, f"{arguments.tpu_name}:{_CODE}.tar.gz", "--worker=all", named=False)

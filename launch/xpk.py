@@ -1,14 +1,16 @@
 """Trains on GKE: TPU slices through XPK, or TPUs and GPUs as a JobSet through kubectl.
 
-    python -m launch.xpk --cluster=pods --zone=us-west4-a --tpu=v5e:4x4 --image=IMAGE --config=CONFIG --workdir=/runs/x
+    python -m launch.xpk --cluster=pods --tpu=v5e:4x4 --storage=runs --image=IMAGE --config=CONFIG --workdir=/runs/x
     python -m launch.xpk --kubectl --gpu=h100:8 --nodes=2 --claim=runs --image=IMAGE --config=CONFIG --workdir=/runs/x
 
 Kubernetes starts all pods or none, and all again when one fails; a mistake in the command is not tried again. The image
-holds this repository (Dockerfile); /runs is a disk that all pods share: --storage for XPK, --claim for kubectl.
+holds this repository (Dockerfile); /runs is a disk that all pods share: --storage for XPK, --claim for kubectl. Without one
+a run would lose its checkpoints with its pods, and is refused; --no-disk says that the cluster mounts one by itself.
 """
 
 import argparse
 import json
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -31,20 +33,23 @@ def _main(argv: Sequence[str] | None) -> int:
     parser.add_argument("--nodes", type=int, default=1, help="GPU nodes")
     parser.add_argument("--image", required=True, help="a container image with this repository, see Dockerfile")
     parser.add_argument("--kubectl", action="store_true", help="apply a JobSet with kubectl, without XPK")
-    parser.add_argument("--claim", help="with --kubectl: a persistent volume claim, mounted at --mount")
-    parser.add_argument("--mount", default="/runs")
+    disk = parser.add_mutually_exclusive_group()
+    disk.add_argument("--claim", help="with --kubectl: a persistent volume claim, mounted at --mount")
+    parser.add_argument("--mount", default="/runs", help="with --claim: where, with the run folder in it")
     parser.add_argument("--queue", help="with --kubectl: a local queue of Kueue")
     parser.add_argument("--namespace", help="with --kubectl")
     parser.add_argument("--cluster", help="with XPK")
     parser.add_argument("--project", help="with XPK")
     parser.add_argument("--zone", help="with XPK")
-    parser.add_argument("--storage", action="append", default=[], help="with XPK: a storage of the cluster to mount")
+    disk.add_argument("--storage", action="append", default=[], help="with XPK: a storage of the cluster to mount")
+    disk.add_argument("--no-disk", action="store_true", help="mount none: the cluster does, or nothing is to be kept")
     parser.add_argument("--priority", help="with XPK: very-low to very-high")
     parser.add_argument("--spot", action="store_true", help="with XPK: spot capacity")
     parser.add_argument("--replace", action="store_true", help="end a job of the same name first")
     parser.add_argument("--wait", action="store_true", help="return when the job has ended")
     arguments, overrides = job.parse(parser, argv)
     job.check(arguments, overrides)
+    check_disk(arguments)
     tpu, gpu = arguments.tpu, arguments.gpu
     accelerator = accelerators.tpu(tpu) if tpu else accelerators.gpu(gpu, arguments.nodes)
     # Kubernetes starts all pods again, not each by itself: they must begin together.
@@ -52,6 +57,19 @@ def _main(argv: Sequence[str] | None) -> int:
     plan = kubectl_plan if arguments.kubectl else xpk_plan
     job.run_all(plan(arguments, accelerator, command), arguments.dry_run)
     return 0
+
+
+def check_disk(arguments: argparse.Namespace) -> None:
+    """Checks that the run folder outlives its pods.
+
+    Raises:
+      ValueError: if not.
+    """
+    if not (arguments.claim or arguments.storage or arguments.no_disk):
+        option = "--claim=CLAIM" if arguments.kubectl else "--storage=NAME"
+        raise ValueError(f"checkpoints would be lost with the pods: mount a shared disk, {option}; or say --no-disk")
+    if arguments.claim and not pathlib.PurePath(arguments.workdir).is_relative_to(arguments.mount):
+        raise ValueError(f"--workdir={arguments.workdir} lies outside the claim, which is mounted at {arguments.mount}")
 
 
 def xpk_plan(arguments: argparse.Namespace, accelerator: Accelerator, command: Sequence[str]) -> list[Command]:

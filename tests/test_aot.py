@@ -124,7 +124,7 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch, capsys) -> No
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name))
     assert aot.main([f"--config={TINY}", "--topology=v5e:2x2"]) == 2
-    assert "pip install 'uniser-jax[tpu]'" in capsys.readouterr().err
+    assert "pip install -c constraints.txt -e '.[tpu]'" in capsys.readouterr().err
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert aot.main([f"--config={TINY}", "--topology=h100:8"]) == 2
     line = f"pip install jax-cuda12-plugin=={jax.__version__} jax-cuda12-pjrt=={jax.__version__} nvidia-cuda-nvcc-cu12"

@@ -1,6 +1,6 @@
 """Compiles the real training step of a config for chips that are not there, and says what it needs and whether it fits.
 
-    uniser aot --config=configs/klein.py --topology=v5e:16x16 --config.optim.accumulate=2
+    uniser aot --config=configs/klein.py --topology=v5e:16x16 --config.batch_size=256
     uniser aot --config=configs/pixel.py:size=xl --topology=h100:8
 
 The compiler is that of the pod, so its answer is too: a step that does not fit fails here, in minutes and for nothing.

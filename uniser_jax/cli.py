@@ -5,6 +5,7 @@ import importlib
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from uniser_jax import xla
 from uniser_jax.types import EFFECTS
@@ -39,14 +40,14 @@ def restore(arguments: argparse.Namespace, rest: list[str]) -> None:
     """`uniser restore in.jpg -o out.jpg`."""
     _no_more(rest)
     from uniser_jax.restore import files
-    from uniser_jax.restore.restorer import Restorer, resolve_task
+    from uniser_jax.restore.restorer import resolve_task
 
     # Cheap checks come before jax starts and weights are read.
     task = resolve_task(arguments.task)
     photo = files.read_photo(arguments.input)
     mask = None if arguments.mask is None else files.read_mask(arguments.mask, photo.pixels.shape[:2])
     files.check_output(arguments.output, photo)
-    restorer = Restorer.from_checkpoint(_run(arguments.checkpoint), step=arguments.at)
+    restorer = _restorer(arguments)
     pixels = restorer(photo.pixels, task=task, mask=mask, strength=arguments.strength, steps=arguments.steps)
     files.write_photo(arguments.output, photo, pixels)
     print(arguments.output)
@@ -59,9 +60,8 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
         raise ValueError("--held-out renders its own effects: give --photos or nothing beside it, not --pairs")
     from uniser_jax.data.photos import open_photos, split
     from uniser_jax.evaluation import benchmarks, tables
-    from uniser_jax.restore.restorer import Restorer
 
-    restorer = Restorer.from_checkpoint(_run(arguments.checkpoint), step=arguments.at)
+    restorer = _restorer(arguments)
     config = restorer.config
     assert config is not None, "a checkpoint has one"
     if arguments.pairs:
@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="train | restore | evaluate | preview | status | aot")
     commands.add_parser("train", help="train a model: uniser train --config=configs/tiny.py --workdir=runs/x")
     commands.add_parser("status", help="how runs are doing: uniser status RUN...")
-    commands.add_parser("aot", help="does it fit: uniser aot --config=configs/klein.py --topology=v5e:16x16")
+    commands.add_parser("aot", help="does it fit: uniser aot --config=configs/klein.py --topology=v5p:4x4x4")
 
     add = commands.add_parser("restore", help="remove soft effects from a photograph")
     add.set_defaults(command=restore)
@@ -154,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=pathlib.Path, help="a run folder (default: the newest under runs/)")
     parser.add_argument("--at", type=step_of, help="its step, best, by the held-out loss, or newest (default)")
+    parser.add_argument("--base", type=pathlib.Path, help="its converted base, where that was moved since training")
 
 
 def step_of(text: str) -> int | str | None:
@@ -161,10 +162,13 @@ def step_of(text: str) -> int | str | None:
     return None if text == "newest" else text if text == "best" else int(text)
 
 
-def _run(checkpoint: pathlib.Path | None) -> pathlib.Path:
+def _restorer(arguments: argparse.Namespace) -> Any:
+    # A Restorer, whose module starts jax: it is imported only where it is used.
     from uniser_jax.checkpoint import newest_run
+    from uniser_jax.restore.restorer import Restorer
 
-    return newest_run() if checkpoint is None else checkpoint
+    run = arguments.checkpoint or newest_run()
+    return Restorer.from_checkpoint(run, step=arguments.at, base=arguments.base)
 
 
 def _no_more(rest: list[str]) -> None:

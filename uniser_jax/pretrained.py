@@ -148,7 +148,8 @@ def open_base(base: str | pathlib.Path) -> Checkpoints:
     """
     if not has_checkpoint(base):
         raise ValueError(
-            f"config.model.base = {str(base)!r} is no converted base; python -m convert.from_diffusers makes one"
+            f"config.model.base = {str(base)!r} is no converted base; python -m convert.from_diffusers makes one,"
+            " and --base=FOLDER names one of a trained run that was moved"
         )
     return Checkpoints(base)
 

@@ -160,7 +160,7 @@ def target_config(gpu: GPU) -> str:
 
 def _tpus(topology: str, sides: tuple[int, ...], slices: int) -> Sequence[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("compiling for TPUs takes their compiler, libtpu: pip install 'uniser-jax[tpu]'")
+        raise ValueError("compiling for TPUs takes their compiler, libtpu: pip install -c constraints.txt -e '.[tpu]'")
     for name, value in _NO_TPU.items():
         os.environ.setdefault(name, value)
     settings: dict[str, Any] = {"num_slices": slices}

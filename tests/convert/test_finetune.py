@@ -200,6 +200,29 @@ def test_another_base_is_refused(
     with pytest.raises(ValueError, match="is not this run's base: the digest of its params is") as caught:
         train(config_of(tmp_path / "other", 21, "tiny,lora"), tmp_path / "run")
     assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="is not this run's base: the digest of its params is"):
+        Restorer.from_checkpoint(tmp_path / "run", base=tmp_path / "other")
+
+
+def test_a_base_that_was_moved_is_named(
+    base: pathlib.Path, adapted: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    moved, run = tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(base, moved)
+    shutil.copytree(adapted, run)
+    (record,) = run.glob("checkpoints/20/record/metadata")
+    record.write_text(record.read_text().replace(str(base), str(tmp_path / "gone")))
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(photo)
+    restore = [cli.main, "restore", str(photo), "-o", str(tmp_path / "out.png"), "--checkpoint", str(run)]
+    evaluate = [cli.main, "evaluate", "--checkpoint", str(run), "--count", "1"]
+    export = [to_diffusers.main, str(run), str(tmp_path / "out")]
+    for main, *command in (restore, evaluate, export):
+        assert main(command) == 2
+        assert "--base=FOLDER names one of a trained run that was moved" in capsys.readouterr().err
+        assert main([*command, "--base", str(moved)]) == 0
+    assert to_diffusers.main([str(run), str(tmp_path / "x"), "--lora", "--base", str(moved)]) == 2
+    assert "reads no base" in capsys.readouterr().err
 
 
 def test_a_run_without_adapters_has_none_to_write(

@@ -114,13 +114,16 @@ def manifest(tmp_path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def test_real_pairs(manifest: pathlib.Path) -> None:
+def test_real_pairs(manifest: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
     items = list(benchmarks.real_pairs(manifest))
     assert [(item.effect, item.task, item.mask is None) for item in items] == [
         ("haze", "remove haze", True),
         ("shadow", "remove shadow", False),
     ]
     assert items[1].mask.shape == (20, 30)
+    expected = "expected real_pair"
+    kinds = "; ".join(f"1 with kind '{kind}', {expected}" for kind in ("input_only", "clean", "synthetic_pair"))
+    assert caplog.messages == [f"{manifest}: 3 of 5 rows left out: {kinds}"]
     assert len(pairs.read_manifest(manifest, kinds=("real_pair", "synthetic_pair"))) == 3
 
 
@@ -132,7 +135,12 @@ def test_real_pairs(manifest: pathlib.Path) -> None:
         ("haze,a,1,real_pair,/etc/passwd,gt.png,", "outside the manifest"),
         ("haze,a,1,real_pair,in.png,small.png,", "sizes differ"),
         ("haze,a,1,real_pair,manifest.csv,gt.png,", "manifest.csv"),
-        ("haze,a,1,input_only,in.png,,", "nothing to evaluate"),
+        ("haze,a,1,input_only,in.png,,", "nothing to evaluate, of 1 rows 1 with kind 'input_only', expected real_pair"),
+        ("haze,a,1,real_pair,in.png,,", "nothing to evaluate, of 1 rows 1 with no gt"),
+        (
+            "glare,a,1,real_pair,in.png,gt.png,",
+            "1 with effect 'glare', expected shadow, haze, reflection, flare, occlusion",
+        ),
     ],
 )
 def test_bad_manifests_are_one_line(manifest: pathlib.Path, row: str, message: str) -> None:

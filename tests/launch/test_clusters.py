@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -20,7 +21,10 @@ SLICE = {
 LAUNCHERS = {
     "slurm": (slurm.main, ["--nodes=2", "--gpus=4", "--sbatch=--qos=high"]),
     "xpk": (xpk.main, ["--cluster=c", "--tpu=v5e:4x4", "--image=i", "--storage=runs", "--replace", "--wait"]),
-    "kubectl": (xpk.main, ["--kubectl", "--gpu=h100:8", "--nodes=2", "--image=i", "--claim=runs", "--replace"]),
+    "kubectl": (
+        xpk.main,
+        ["--kubectl", "--gpu=h100:8", "--nodes=2", "--image=i", "--claim=runs", "--mount=/runs", "--replace"],
+    ),
     "tpu_vm": (tpu_vm.main, ["--tpu-name=pod", "--zone=z", "--create=v5e:4x4", "--spot"]),
 }
 
@@ -50,7 +54,7 @@ def shown(output: str) -> list[dict]:
 def test_a_dry_run_prints_exactly_what_runs(name, programs, capsys, monkeypatch, tmp_path) -> None:
     main, options = LAUNCHERS[name]
     programs.answer("describe", output=json.dumps(SLICE))
-    trainer = [argument.replace("/runs", str(tmp_path)) for argument in TRAINER]
+    options, trainer = ([word.replace("/runs", str(tmp_path)) for word in words] for words in (options, TRAINER))
     assert main([*options, *trainer, "--dry-run"]) == 0
     dry = capsys.readouterr().out
     assert programs.calls() == []
@@ -91,7 +95,9 @@ def test_the_config_is_passed_through_untouched(name, programs, capsys) -> None:
         ("xpk", ["--namespace=n"], "need --kubectl"),
         ("kubectl", ["--gpu=h100"], "h100:8"),
         ("kubectl", ["--spot"], "XPK's"),
-        ("tpu_vm", ["--workdir=runs/x"], "absolute path"),
+        ("kubectl", ["--workdir=/disk/x"], "lies outside the claim, which is mounted at /runs"),
+        ("tpu_vm", ["--workdir=runs/x"], ": give an absolute path"),
+        ("tpu_vm", ["--workdir=gs://bucket/x"], "mount the bucket"),
         ("tpu_vm", ["--config=configs/missing.py"], "no config file"),
     ],
 )
@@ -102,6 +108,18 @@ def test_mistakes_are_one_line_and_nothing_runs(name, extra, message, programs, 
     assert message in error
     assert error.count("\n") == 1
     assert programs.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"), [(["--cluster=c", "--tpu=v5e:4x4"], "--storage"), (["--kubectl", "--gpu=h100:8"], "--claim")]
+)
+def test_a_run_that_no_disk_keeps_is_refused_unless_told(options, told, programs, capsys) -> None:
+    assert xpk.main([*options, "--image=i", *TRAINER]) == 2
+    error = capsys.readouterr().err
+    assert f"mount a shared disk, {told}=" in error
+    assert error.count("\n") == 1
+    assert programs.calls() == []
+    assert xpk.main([*options, "--image=i", "--no-disk", *TRAINER]) == 0
 
 
 def test_a_missing_program_is_one_line(capsys, monkeypatch, tmp_path) -> None:
@@ -126,6 +144,48 @@ def test_a_slice_is_counted() -> None:
     assert accelerators.tpu("v5p:4x4x4").device_type == "v5p-128"  # cores
     assert accelerators.tpu("v5p:4x4x4").hosts == 16
     assert accelerators.tpu("v5e:1x1").hosts == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "version"),
+    [
+        (["--create=v4:2x2x2"], "tpu-ubuntu2204-base"),
+        (["--create=v5e:4x4"], "v2-alpha-tpuv5-lite"),
+        (["--create=v5p:2x2x2"], "v2-alpha-tpuv5"),
+        (["--create=v6e:4x4"], "v2-alpha-tpuv6e"),
+        (["--create=v6e:4x4", "--version=mine"], "mine"),
+    ],
+)
+def test_a_slice_gets_the_runtime_of_its_generation(options, version, capsys) -> None:
+    assert tpu_vm.main(["--tpu-name=pod", "--zone=z", *options, *TRAINER, "--dry-run"]) == 0
+    assert f"--version={version}" in shown(capsys.readouterr().out)[0]["argv"]
+
+
+def test_hosts_without_a_python_are_refused_before_anything_is_installed(programs, capsys) -> None:
+    programs.answer("describe", output=json.dumps(SLICE))
+    programs.answer("for python in", code=1)
+    assert tpu_vm.main(["--tpu-name=pod", "--zone=z", *TRAINER]) == 2
+    error = capsys.readouterr().err
+    assert "not every host has Python 3.11 with venv as python3.11 or python3.12" in error
+    assert error.count("\n") == 1
+    assert [call["argv"][4] for call in programs.calls()] == ["describe", "ssh"]
+
+
+def test_the_first_python_that_is_new_enough_is_taken(tmp_path, monkeypatch) -> None:
+    for name, code in (("python3.11", 1), ("python3.12", 0), ("my python", 0)):
+        (tmp_path / name).write_text(f"#!/bin/bash\nexit {code}\n")
+        (tmp_path / name).chmod(0o755)
+    bash = shutil.which("bash")
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def found(given: str | None) -> tuple[int, str]:
+        ended = subprocess.run([bash, "-c", tpu_vm.has_python(given)], capture_output=True, text=True, timeout=20)
+        return ended.returncode, ended.stdout.strip()
+
+    assert found(None) == (0, str(tmp_path / "python3.12"))
+    assert found(str(tmp_path / "my python")) == (0, str(tmp_path / "my python"))
+    assert found("python3.11") == (1, "")
+    assert found("python3.99") == (1, "")
 
 
 @pytest.mark.parametrize(
@@ -334,7 +394,7 @@ def pod(manifest: dict) -> dict:
 
 def test_a_jobset_fits_its_schema(capsys) -> None:
     tpu = manifest_of(capsys, "--tpu=v5e:4x4", "--slices=2", "--claim=runs", "--queue=q")
-    gpu = manifest_of(capsys, "--gpu=h100:8", "--nodes=2")
+    gpu = manifest_of(capsys, "--gpu=h100:8", "--nodes=2", "--no-disk")
     assert faults(tpu, _JOBSET) == []
     assert faults(gpu, _JOBSET) == []
     broken = json.loads(json.dumps(gpu))
@@ -345,7 +405,7 @@ def test_a_jobset_fits_its_schema(capsys) -> None:
 
 
 def test_a_jobset_starts_whole_slices_and_tells_each_pod_of_the_others(capsys) -> None:
-    manifest = manifest_of(capsys, "--tpu=v5e:4x4", "--slices=2", "--restarts=5", "--grace=90")
+    manifest = manifest_of(capsys, "--tpu=v5e:4x4", "--slices=2", "--restarts=5", "--grace=90", "--claim=runs")
     jobs = manifest["spec"]["replicatedJobs"][0]
     assert (jobs["replicas"], jobs["template"]["spec"]["parallelism"]) == (2, 4)
     assert jobs["template"]["spec"]["backoffLimit"] == 0
@@ -355,7 +415,7 @@ def test_a_jobset_starts_whole_slices_and_tells_each_pod_of_the_others(capsys) -
     environment = {item["name"]: item.get("value") for item in pod(manifest)["containers"][0]["env"]}
     assert environment == {"UNISER_PROCESSES": "8", "UNISER_LOCAL_DEVICES": "4"}
 
-    manifest = manifest_of(capsys, "--gpu=h100:8", "--nodes=2", "--name=big")
+    manifest = manifest_of(capsys, "--gpu=h100:8", "--nodes=2", "--name=big", "--claim=runs")
     environment = {item["name"]: item.get("value") for item in pod(manifest)["containers"][0]["env"]}
     assert environment["UNISER_COORDINATOR"] == "big-workers-0-0.big:8476"
     assert environment["UNISER_PROCESSES"] == "2"
@@ -367,7 +427,7 @@ def test_a_jobset_starts_whole_slices_and_tells_each_pod_of_the_others(capsys) -
 )
 def test_an_orderly_stop_is_not_counted_and_a_mistake_ends_all(code, action, capsys) -> None:
     """Rules as both controllers apply them: the first that matches; no rule is a restart that counts."""
-    manifest = manifest_of(capsys, "--gpu=h100:8", "--nodes=2")
+    manifest = manifest_of(capsys, "--gpu=h100:8", "--nodes=2", "--claim=runs")
     spec = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
     reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
     for index, rule in enumerate(spec["podFailurePolicy"]["rules"]):

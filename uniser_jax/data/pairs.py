@@ -1,13 +1,16 @@
 """Real pairs: a degraded photograph and the same view without the effect, listed in a manifest."""
 
+import collections
 import csv
 import pathlib
 from typing import NamedTuple
 
+from absl import logging
 from jaxtyping import UInt8
 from numpy import ndarray
 
 from uniser_jax.data import decoding
+from uniser_jax.types import EFFECTS
 
 _COLUMNS = ("effect", "set", "id", "kind", "input", "gt")
 
@@ -33,14 +36,15 @@ class RealPair(NamedTuple):
 
 
 def read_manifest(path: str | pathlib.Path, kinds: tuple[str, ...] = ("real_pair",)) -> list[Entry]:
-    """Reads the rows of a manifest that have a ground truth.
+    """Reads the rows of a manifest that are pairs of an effect; others are counted in a warning.
 
     Args:
       path: a CSV file with the columns effect, set, id, kind, input, gt and optionally mask; files are relative to it.
       kinds: beginnings of the kinds to keep.
 
     Raises:
-      ValueError: for a missing file or column, a row without one of its files, or a file outside the manifest's folder.
+      ValueError: for a missing file or column, a row without one of its files, a file outside the manifest's folder, or no
+        row that is left.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -50,11 +54,21 @@ def read_manifest(path: str | pathlib.Path, kinds: tuple[str, ...] = ("real_pair
         missing = [column for column in _COLUMNS if column not in (rows.fieldnames or ())]
         if missing:
             raise ValueError(f"{path}: no column {missing[0]!r}; expected {', '.join(_COLUMNS)}")
-        return [
-            _entry(path, number, row)
-            for number, row in enumerate(rows, 2)
-            if row["gt"] and (row["kind"] or "").startswith(kinds)
-        ]
+        entries: list[Entry] = []
+        dropped: collections.Counter[str] = collections.Counter()
+        for number, row in enumerate(rows, 2):
+            if reason := _dropped(row, kinds):
+                dropped[reason] += 1
+            else:
+                entries.append(_entry(path, number, row))
+    reasons = "; ".join(f"{count} with {reason}" for reason, count in dropped.items())
+    if not entries:
+        raise ValueError(f"{path}: nothing to evaluate, of {dropped.total()} rows {reasons or 'none is left'}")
+    if dropped:
+        logging.warning(
+            "%s: %d of %d rows left out: %s", path, dropped.total(), len(entries) + dropped.total(), reasons
+        )
+    return entries
 
 
 def load(entry: Entry) -> RealPair:
@@ -74,6 +88,15 @@ def load(entry: Entry) -> RealPair:
     if len(sizes) > 1:
         raise ValueError(f"{entry.set}/{entry.id}: sizes differ, {' and '.join(map(str, sorted(sizes)))}")
     return RealPair(decoded[0], decoded[1], decoded[2][..., 0] if entry.mask else None)
+
+
+def _dropped(row: dict[str, str], kinds: tuple[str, ...]) -> str:
+    """Why a row is no pair to evaluate on; empty if it is one."""
+    if not (row["kind"] or "").startswith(kinds):
+        return f"kind {row['kind']!r}, expected {' or '.join(kinds)}"
+    if row["effect"] not in EFFECTS:
+        return f"effect {row['effect']!r}, expected {', '.join(EFFECTS)}"
+    return "" if row["gt"] else "no gt"
 
 
 def _entry(manifest: pathlib.Path, number: int, row: dict[str, str]) -> Entry:

@@ -339,7 +339,9 @@ def _tfds(rest: str, min_side: int) -> Photos:
     try:
         import tensorflow_datasets as tfds
     except ImportError:
-        raise ValueError("tfds: photographs need tensorflow-datasets: pip install 'uniser-jax[tfds]'") from None
+        raise ValueError(
+            "tfds: photographs need tensorflow-datasets: pip install -c constraints.txt -e '.[tfds]'"
+        ) from None
     name, _, tail = rest.partition(":")
     part, _, key = tail.partition(":")
     key = key or "image"

@@ -107,10 +107,9 @@ def _scenes(
 def real_pairs(manifest: str | pathlib.Path) -> Iterator[Item]:
     """The pairs of a manifest, asked for by name, inside the mask where there is one."""
     for entry in pairs.read_manifest(manifest):
-        if entry.effect in EFFECTS:
-            pair = pairs.load(entry)
-            task = edit.task_of("remove", entry.effect)
-            yield Item(entry.effect, f"{entry.set}/{entry.id}", task, pair.input, pair.target, pair.mask)
+        pair = pairs.load(entry)
+        task = edit.task_of("remove", entry.effect)
+        yield Item(entry.effect, f"{entry.set}/{entry.id}", task, pair.input, pair.target, pair.mask)
 
 
 def evaluate(restore: Restore, items: Iterable[Item]) -> dict[str, Scores]:

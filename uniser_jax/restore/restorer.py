@@ -80,6 +80,7 @@ class Restorer:
         ema: bool = True,
         compensate: bool | None = None,
         step: int | str | None = None,
+        base: str | pathlib.Path | None = None,
     ) -> Self:
         """Loads a checkpoint of a run folder.
 
@@ -88,15 +89,16 @@ class Restorer:
           ema: whether to take the average of the parameters over training, which restores better.
           compensate: see `diffusion.sampler.restore`; None takes the config's.
           step: which checkpoint: a number, `best` for that with the lowest held-out loss, None for the newest.
+          base: see `read_run`.
 
         Raises:
           RestoreError: if there is no checkpoint.
-          ValueError: if it does not fit this version, or there is none of that step.
+          ValueError: if it does not fit this version or the base, or there is none of that step.
         """
         if not has_checkpoint(run):
             raise RestoreError(f"{run}: no checkpoint here; name a run folder that `uniser train` has written")
         with Checkpoints(run) as checkpoints:
-            config, network, params = read_run(checkpoints, ema, checkpoints.find(step))
+            config, network, params = read_run(checkpoints, ema, checkpoints.find(step), base)
         flow = schema.build(Flow, config.flow)
         working_size = config.restore.working_size or config.data.size
         steps, direct, shift = config.restore.steps, config.restore.direct, config.restore.shift
@@ -157,16 +159,28 @@ class Restorer:
         )
 
 
-def read_run(checkpoints: Checkpoints, ema: bool = True, step: int | None = None) -> tuple[ConfigDict, Network, Any]:
+def read_run(
+    checkpoints: Checkpoints, ema: bool = True, step: int | None = None, base: str | pathlib.Path | None = None
+) -> tuple[ConfigDict, Network, Any]:
     """The config of a run, its network and its parameters; adapters are merged into their base.
 
+    Args:
+      checkpoints: of the run.
+      ema: whether to take the average of the parameters over training.
+      step: which of them, None for the newest.
+      base: where the run's base lies; None is where training found it.
+
     Raises:
-      ValueError: if the run does not fit this version, or its base is gone or another.
+      ValueError: if the run does not fit this version, its base is gone or another, or it needs none and one is given.
     """
     record = checkpoints.record(step)
     if "config" not in record:
         raise ValueError("this is a converted base, for config.model.base, and no run; name a run folder")
     config = schema.from_json(json.dumps(record["config"]))
+    if base is not None:
+        if not (config.lora.rank or config.model.codec == "latents"):
+            raise ValueError(f"--base={base}: this run holds all it needs; leave it out")
+        config.model.base = str(base)
     pretrained.check_frozen(record, config, pretrained.digests_of(config))
     network = build_network(config.model, config.lora)
     params = checkpoints.weights(network.shapes, ema, step)
