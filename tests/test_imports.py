@@ -14,6 +14,7 @@ LEVELS = {
     "types": 0,
     "hosts": 0,
     "digest": 0,
+    "xla": 0,
     "status": 0,
     "mesh": 1,
     "feed": 1,
