@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from uniser_jax import config as schema
-from uniser_jax import train
+from uniser_jax import train, xla
 from uniser_jax.data.photos import Photos
 from uniser_jax.effects import edit, gallery, masks
 from uniser_jax.effects.edit import EditSampling, Rendering
@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True)
     parser.add_argument("--workdir", required=True, type=pathlib.Path)
     known, overrides = parser.parse_known_args(argv)
+    xla.prepare()
     log_to_terminal()
     started = time.monotonic()
     try:
