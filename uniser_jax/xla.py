@@ -7,7 +7,7 @@ _OPTIONS = "--xla_backend_extra_options"
 
 
 def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Leaves the loops of programs for a CPU rolled: they compile in two thirds of the time and run as fast.
+    """Leaves the loops of programs for a CPU rolled: the train step compiles in 0.7 of the time, and runs as fast.
 
     The figures are those of `benchmarks/train_step.py`. Programs for other devices do not change, and nothing does where
     XLA_FLAGS has such options already.
