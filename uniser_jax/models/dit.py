@@ -71,6 +71,15 @@ def parameter(init: Any, shape: tuple[int, ...], axes: tuple[str | None, ...], r
     return nnx.Param(nnx.with_partitioning(init, axes, eager_sharding=False)(rngs.params(), shape))
 
 
+def shapes_and_axes(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, Any, Any]:
+    """The graph of a module, its parameters' shapes, and their logical axes (tuples of names), without allocating anything."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    axes = jax.tree.map(
+        lambda variable: variable.get_metadata()["out_sharding"], state, is_leaf=lambda v: isinstance(v, nnx.Variable)
+    )
+    return graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(axes)
+
+
 class Dense(nnx.Module):
     """A matrix without bias, applied in the dtype of its input.
 

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from uniser_jax.models.codec import PixelCodec, gray
-from uniser_jax.models.dit import DiT
+from uniser_jax.models.dit import DiT, shapes_and_axes
 from uniser_jax.models.lora import Lora, adapt
 from uniser_jax.models.presets import DiTConfig
 from uniser_jax.models.prompts import LearnedPrompts, text_ids
@@ -134,12 +134,8 @@ def create(config: DiTConfig, codec: PixelCodec, key: jax.Array, **settings: Any
 
 
 def abstract(config: DiTConfig, codec: PixelCodec, **settings: Any) -> tuple[nnx.GraphDef, Any, Any]:
-    """The graph, the parameters' shapes, and their logical axes (tuples of names), without allocating anything."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: UniSER(config, codec, rngs=nnx.Rngs(0), **settings)))
-    axes = jax.tree.map(
-        lambda variable: variable.get_metadata()["out_sharding"], state, is_leaf=lambda v: isinstance(v, nnx.Variable)
-    )
-    return graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(axes)
+    """The graph, the parameters' shapes, and their logical axes; see `shapes_and_axes`."""
+    return shapes_and_axes(lambda rngs: UniSER(config, codec, rngs=rngs, **settings))
 
 
 def apply(graphdef: nnx.GraphDef, params: Any, *args: Any, **settings: Any) -> Float32[Array, "b h w c"]:

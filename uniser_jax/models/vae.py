@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Float32
 from uniser_jax.mesh import constrain
 from uniser_jax.models.attention import attention
 from uniser_jax.models.codec import PixelCodec
-from uniser_jax.models.dit import parameter
+from uniser_jax.models.dit import parameter, shapes_and_axes
 
 _FAN_IN = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _ZERO, _ONE = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
@@ -326,9 +326,5 @@ class VAE(nnx.Module):
 
 
 def abstract(config: VAEConfig, **settings: Any) -> tuple[nnx.GraphDef, Any, Any]:
-    """The graph, the parameters' shapes, and their logical axes (tuples of names), without allocating anything."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0), **settings)))
-    axes = jax.tree.map(
-        lambda variable: variable.get_metadata()["out_sharding"], state, is_leaf=lambda v: isinstance(v, nnx.Variable)
-    )
-    return graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(axes)
+    """The graph, the parameters' shapes, and their logical axes; see `shapes_and_axes`."""
+    return shapes_and_axes(lambda rngs: VAE(config, rngs=rngs, **settings))
