@@ -65,8 +65,8 @@ def check_disk(arguments: argparse.Namespace) -> None:
     Raises:
       ValueError: if not.
     """
-    if not (arguments.claim or arguments.storage or arguments.no_disk):
-        option = "--claim=CLAIM" if arguments.kubectl else "--storage=NAME"
+    option, disk = ("--claim=CLAIM", arguments.claim) if arguments.kubectl else ("--storage=NAME", arguments.storage)
+    if not (disk or arguments.no_disk):
         raise ValueError(f"checkpoints would be lost with the pods: mount a shared disk, {option}; or say --no-disk")
     if arguments.claim and not pathlib.PurePath(arguments.workdir).is_relative_to(arguments.mount):
         raise ValueError(f"--workdir={arguments.workdir} lies outside the claim, which is mounted at {arguments.mount}")

@@ -111,14 +111,19 @@ def test_mistakes_are_one_line_and_nothing_runs(name, extra, message, programs, 
 
 
 @pytest.mark.parametrize(
-    ("options", "told"), [(["--cluster=c", "--tpu=v5e:4x4"], "--storage"), (["--kubectl", "--gpu=h100:8"], "--claim")]
+    ("options", "told", "other"),
+    [
+        (["--cluster=c", "--tpu=v5e:4x4"], "--storage", "--claim=runs"),
+        (["--kubectl", "--gpu=h100:8"], "--claim", "--storage=runs"),
+    ],
 )
-def test_a_run_that_no_disk_keeps_is_refused_unless_told(options, told, programs, capsys) -> None:
-    assert xpk.main([*options, "--image=i", *TRAINER]) == 2
-    error = capsys.readouterr().err
-    assert f"mount a shared disk, {told}=" in error
-    assert error.count("\n") == 1
-    assert programs.calls() == []
+def test_a_run_that_no_disk_keeps_is_refused_unless_told(options, told, other, programs, capsys) -> None:
+    for given in ([], [other]):
+        assert xpk.main([*options, "--image=i", *given, *TRAINER]) == 2
+        error = capsys.readouterr().err
+        assert f"mount a shared disk, {told}=" in error
+        assert error.count("\n") == 1
+        assert programs.calls() == []
     assert xpk.main([*options, "--image=i", "--no-disk", *TRAINER]) == 0
 
 
