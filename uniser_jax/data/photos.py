@@ -76,7 +76,7 @@ class Photos(Protocol):
                 return self.decoded(candidate, reduction)
             except (OSError, ValueError, RuntimeError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            _warn_once(self.name(candidate), reason)
+                _warn_once(self.name(candidate), reason)
         raise ValueError(f"none of {len(self)} photographs can be decoded")
 
     def decoded(self, index: int, reduction: Reduction) -> Photo:

@@ -169,9 +169,9 @@ class Rendering:
           ValueError: for a task that adds an effect which the recipe does not hold: nothing here would answer it.
         """
         strengths = self.recipe.strengths
-        asked = asked_for(task, self.names)
+        asked, adds = asked_for(task, self.names), task.startswith("add")
         if not any(asked):
-            if task.startswith("add"):
+            if adds:
                 there = ", ".join(self.names) or "nothing"
                 raise ValueError(f"task {task!r}: expected a recipe that holds the effect, this one holds {there}")
             degraded = self.expose(strengths)
@@ -185,7 +185,7 @@ class Rendering:
             return cv2.LUT(mask, share.astype(np.float32)) if uneven else float(share[mask[0, 0]])
 
         without = [0.0 if ask else s for ask, s in zip(asked, strengths, strict=True)]
-        if task.startswith("add"):
+        if adds:
             after = [over_frame(s * a) if ask else s for ask, s in zip(asked, strengths, strict=True)]
             degraded, target = self._expose_both(first, without, after, 1.0)  # (2)
         elif self.recipe.target == "blend":
