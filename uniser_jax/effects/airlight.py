@@ -10,11 +10,11 @@ Nothing shines that has no source: the sky L, the sun, bright places of the phot
 """
 
 import cv2
-import numba
 import numpy as np
 from jaxtyping import Float32
 
 from uniser_jax.effects import depth, fields, kernels, light
+from uniser_jax.effects.compiled import compiled
 from uniser_jax.effects.fields import Field
 
 Lamp = tuple[float, float, float, float, float]  # x, y, kelvin, power, size; places and size are fractions of the image
@@ -81,7 +81,7 @@ def night(radiance: Float32[np.ndarray, "h w c"], dark: float, lamps: tuple[Lamp
     return added
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def _relit(radiance: kernels.Image, lit: kernels.Image) -> kernels.Image:
     """The scene in another light, less the scene; clipped highlights are no lamps by night."""
     h, w = radiance.shape[:2]

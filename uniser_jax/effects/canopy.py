@@ -10,11 +10,11 @@ import functools
 from typing import Any
 
 import cv2
-import numba
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from uniser_jax.effects import casters, fields, mattes
+from uniser_jax.effects.compiled import compiled
 
 _TILE, _TILES = 512, 3
 _DISCS = (3, 8, 16)  # radii in pixels of a tile
@@ -49,7 +49,7 @@ def _placed(rng: np.random.Generator, shape: tuple[int, int], zoom: float) -> Fl
     return np.array([[c, -s / squeeze, shift[0]], [s, c / squeeze, shift[1]]], np.float32)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def _pass(light: Float32[np.ndarray, "h w"], tile: UInt8[np.ndarray, "n n"], place: Float32[np.ndarray, "2 3"]) -> None:
     """Takes from the light, in place, what a tile of leaves holds back; tiles repeat, linearly interpolated."""
     wrap, one = np.uint32(tile.shape[0] - 1), np.float32(1)

@@ -10,18 +10,17 @@ Everything but the last multiplication of (2) happens on a grid of at most `SIDE
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from jaxtyping import Float32, Float64
 
 from uniser_jax.effects import fields, grids, kernels, light
+from uniser_jax.effects.compiled import compiled
 from uniser_jax.effects.fields import Field, Shape
 
 SIDE = 96  # at most, of the grid of a square photograph; above 48 for all but the smallest
 
 _RED, _GREEN, _BLUE = np.float32(0.2126), np.float32(0.7152), np.float32(0.0722)
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
 class Sketch(NamedTuple):
@@ -54,7 +53,7 @@ def reduce(image: np.ndarray, n: int) -> np.ndarray:
     return fields.shrink(image, (max(2, round(h / n)), max(2, round(w / n))))
 
 
-@_compiled
+@compiled
 def _boxes(image: kernels.Image, n: int) -> kernels.Image:
     """Means over squares of n pixels, which divides both sides: rows are added first, in vector code."""
     h, w, channels = image.shape[0] // n, image.shape[1] // n, image.shape[2]
@@ -107,7 +106,7 @@ def _lines(field: Field, guide: Field, radius: float, epsilon: float) -> tuple[F
     return _fitted(field, guide, max(1, round(radius * fields.side(field.shape))), np.float32(epsilon))
 
 
-@_compiled
+@compiled
 def _fitted(field: kernels.Plane, guide: kernels.Plane, reach: int, epsilon: np.float32) -> tuple[Field, Field]:
     mean_g, mean_f = grids.box(guide, reach), grids.box(field, reach)
     covariance = grids.box(guide * field, reach) - mean_g * mean_f
@@ -115,7 +114,7 @@ def _fitted(field: kernels.Plane, guide: kernels.Plane, reach: int, epsilon: np.
     return grids.box(slope, reach), grids.box(mean_f - slope * mean_g, reach)
 
 
-@_compiled
+@compiled
 def _along_light(
     slope: kernels.Plane, start: kernels.Plane, radiance: kernels.Image, factor: kernels.Plane
 ) -> kernels.Plane:
@@ -140,7 +139,7 @@ def _along_light(
     return out
 
 
-@_compiled
+@compiled
 def _along_depth(slope: kernels.Plane, start: kernels.Plane, depth: kernels.Plane) -> kernels.Plane:
     h, w = depth.shape
     out = np.empty((h, w), np.float32)
@@ -168,7 +167,7 @@ def sketch(rng: np.random.Generator, small: Float32[np.ndarray, "h w c"], horizo
     return Sketch(*_sketched(*signs(small), noise, scene, tilt, standing, outlines, horizon))
 
 
-@_compiled
+@compiled
 def _sketched(
     above: Field,
     pale: Field,
@@ -207,12 +206,12 @@ def _sketched(
     return (d - low) / max(d.max() - low, np.float32(1e-6)), horizon
 
 
-@_compiled
+@compiled
 def _between(u: float, low: float, high: float) -> float:
     return low + (high - low) * u
 
 
-@_compiled
+@compiled
 def _stand(
     d: Field, detail: Field, foot: float, place: Float64[np.ndarray, "3"], outline: Float32[np.ndarray, "k"]
 ) -> None:
@@ -229,7 +228,7 @@ def _stand(
                 d[i, j] -= detail[i, j] * max(d[i, j] - near, _ZERO)
 
 
-@_compiled
+@compiled
 def signs(small: Float32[np.ndarray, "h w c"]) -> tuple[Field, Field, Field]:
     """What a photograph itself says of depth.
 

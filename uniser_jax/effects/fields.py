@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import cv2
-import numba
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from uniser_jax.effects import grids
+from uniser_jax.effects.compiled import compiled
 
 Field = Float32[np.ndarray, "h w"]
 Shape = tuple[int, int]
@@ -59,7 +59,7 @@ def fractal_noise(
     return total if total.shape == shape else cv2.resize(total, shape[::-1])
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def _summed(
     values: Float32[np.ndarray, "n"], sizes: Int64[np.ndarray, "octaves 2"], persistence: float, h: int, w: int
 ) -> Field:

@@ -15,11 +15,11 @@ to the scene, not to the flare.
 import dataclasses
 from typing import Any, ClassVar, Self
 
-import numba
 import numpy as np
 from jaxtyping import Float32
 
 from uniser_jax.effects import fields, ghosts, glare, kernels, light, pupil, sources, templates
+from uniser_jax.effects.compiled import compiled
 from uniser_jax.effects.glare import Glare, Grain
 from uniser_jax.effects.layer import Affine, Scene, Shine, Strength, per_pixel
 from uniser_jax.effects.sources import Rgb, Source
@@ -112,7 +112,7 @@ class FlareLayer:
         return Affine(self.transmission, s * self.emission)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def _lit(radiance: Image, scattered: Image, strength: Float32[np.ndarray, "h w"]) -> Image:
     """x + s F, F between its rows."""
     h, w = radiance.shape[:2]

@@ -12,19 +12,17 @@ where rays crowd (a caustic), and cut by the edge of another lens (Hullin et al.
 from typing import NamedTuple
 
 import cv2
-import numba
 import numpy as np
 from jaxtyping import Float32, Float64
 
 from uniser_jax.effects import fields, light
+from uniser_jax.effects.compiled import compiled
 
 _DISPERSION = np.array([1.025, 1.0, 0.965], np.float32)  # size of red, green and blue ghosts
 
 Image = Float32[np.ndarray, "h w c"]
 Colour = Float32[np.ndarray, "c"]
 Numbers = Float32[np.ndarray, "n"]
-
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
 class Lens(NamedTuple):
@@ -113,7 +111,7 @@ def mirrored(bright: Float32[np.ndarray, "h w"], tint: Colour) -> Image:
     return cv2.merge([soft * gain for gain in tint])
 
 
-@_compiled
+@compiled
 def _add(out, source, lit, side, along, radius, tint, softness, rim, cut, roundness, normals, dispersion):  # type: ignore[no-untyped-def]
     h, w = out.shape[:2]
     corner = np.float32(1 / np.cos(np.pi / len(normals)))
@@ -131,7 +129,7 @@ def _add(out, source, lit, side, along, radius, tint, softness, rim, cut, roundn
             _ghost(part, origin, lit * tint[k], 1 / pixels, normals, roundness, soft, rim[k], cut[k], dispersion)
 
 
-@_compiled
+@compiled
 def _ghost(out, origin, lit, unit, normals, roundness, softness, rim, cut, dispersion):  # type: ignore[no-untyped-def]
     one, unit, softness, rim = np.float32(1), np.float32(unit), np.float32(softness), np.float32(rim)
     round_share, caustic = np.float32(roundness), np.float32(1 / 0.12)

@@ -11,11 +11,11 @@ r and x are in image sides, from the source. A source with a size s acts at sqrt
 from typing import NamedTuple
 
 import cv2
-import numba
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from uniser_jax.effects import pupil
+from uniser_jax.effects.compiled import compiled, finite
 
 QUOTED = 0.05  # q: brightness is quoted at this distance from the source
 FAINT = 3e-4  # of white: what is fainter is not drawn
@@ -25,11 +25,6 @@ _FARTHEST, _STEPS = 4.0, 4096  # image sides; of the table of G, even in the roo
 Image = Float32[np.ndarray, "h w c"]
 Colour = Float32[np.ndarray, "c"]
 Falloff = Float32[np.ndarray, "n"]
-
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
-_fast = numba.njit(
-    nogil=True, cache=True, error_model="numpy", fastmath=True
-)  # no NaN comes here; eight pixels at once
 
 
 class Glare(NamedTuple):
@@ -130,7 +125,7 @@ def add_streak(
     _streak(out, origin, 1 / side, light, np.cos(angle), np.sin(angle), width, length)
 
 
-@_fast
+@finite
 def _scatter(out, origin, pixel, size2, strength, hue, table, form, share):  # type: ignore[no-untyped-def]
     pixel, size2, strength = np.float32(pixel), np.float32(size2), np.float32(strength)
     faint, last = np.float32(FAINT), np.float32(len(table) - 1)
@@ -156,7 +151,7 @@ def _scatter(out, origin, pixel, size2, strength, hue, table, form, share):  # t
                 out[i, j, c] += hue[c] * (even[j] + rays[j] * code * code)
 
 
-@_compiled
+@compiled
 def _streak(out, origin, pixel, light, cos, sin, width, length):  # type: ignore[no-untyped-def]
     pixel, cos, sin = np.float32(pixel), np.float32(cos), np.float32(sin)
     across_unit, along_unit = np.float32(1 / width), np.float32(1 / length)

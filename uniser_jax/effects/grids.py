@@ -3,23 +3,23 @@
 Each is what the OpenCV function of its docstring does, on float32.
 """
 
-import numba
 import numpy as np
 from jaxtyping import Float32
 
+from uniser_jax.effects.compiled import compiled
+
 Plane = Float32[np.ndarray, "h w"]
 
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 _A = -0.75  # of the cubic kernel, as OpenCV has it
 
 
-@_compiled
+@compiled
 def cubic(plane: Plane, h: int, w: int) -> Plane:
     """cv2.resize with INTER_CUBIC."""
     return _rows(np.ascontiguousarray(_rows(np.ascontiguousarray(plane.T), w).T), h)
 
 
-@_compiled
+@compiled
 def _rows(plane: Plane, h: int) -> Plane:
     """`cubic` along columns only, so that loops run along rows."""
     n, w = plane.shape
@@ -42,7 +42,7 @@ def _rows(plane: Plane, h: int) -> Plane:
     return out
 
 
-@_compiled
+@compiled
 def box(plane: Plane, reach: int) -> Plane:
     """cv2.blur with squares of side 2 reach + 1."""
     h, w = plane.shape
@@ -67,7 +67,7 @@ def box(plane: Plane, reach: int) -> Plane:
     return out
 
 
-@_compiled
+@compiled
 def _mirrored(k: int, n: int) -> int:
     """BORDER_REFLECT_101."""
     while n > 1 and not 0 <= k < n:

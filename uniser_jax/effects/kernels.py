@@ -2,12 +2,12 @@
 
 Loops over contiguous rows are vectorised, those over broadcast views are not; nor are min and max, which numba makes mind NaN.
 Results are new arrays, float32 or uint8.
-Compiled code is cached on disk beside this file, or in numba's user cache where that cannot be written.
 """
 
-import numba
 import numpy as np
 from jaxtyping import Float32, UInt8, UInt32
+
+from uniser_jax.effects.compiled import compiled
 
 Image = Float32[np.ndarray, "h w c"]
 Plane = Float32[np.ndarray, "h w"]
@@ -17,11 +17,10 @@ Curve = UInt32[np.ndarray, "n+1"]
 
 PARTS = 2**23
 
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 _ONE, _ZERO = np.float32(1), np.float32(0)
 
 
-@_compiled
+@compiled
 def linear(radiance: Image, transmission: Image, emission: Image, strength: Plane) -> Image:
     """x (1 - s (1 - T)) + s C: a layer whose strength obeys equation (3) of `layer`; T and C may be broadcast views."""
     out = np.empty(radiance.shape, np.float32)
@@ -34,13 +33,13 @@ def linear(radiance: Image, transmission: Image, emission: Image, strength: Plan
     return out
 
 
-@_compiled
+@compiled
 def row(strength: Plane, i: int, width: int) -> Float32[np.ndarray, "w"]:
     """Row i of strengths, or their only number in each place."""
     return np.full(width, strength[0, 0]) if strength.size == 1 else strength[i]
 
 
-@_compiled
+@compiled
 def per_value(strength: Plane, i: int, out: Float32[np.ndarray, "3*w"]) -> None:
     """The same for each channel."""
     if strength.size == 1:
@@ -50,7 +49,7 @@ def per_value(strength: Plane, i: int, out: Float32[np.ndarray, "3*w"]) -> None:
             out[3 * j] = out[3 * j + 1] = out[3 * j + 2] = strength[i, j]
 
 
-@_compiled
+@compiled
 def between_rows(i: int, h: int, rows: int) -> tuple[int, int, np.float32]:
     """Where row i of h lies among fewer rows, as cv2.resize has it: row above, row below, share of the latter."""
     y = max((i + 0.5) * rows / h - 0.5, 0.0)
@@ -58,7 +57,7 @@ def between_rows(i: int, h: int, rows: int) -> tuple[int, int, np.float32]:
     return above, min(above + 1, rows - 1), np.float32(y - above)
 
 
-@_compiled
+@compiled
 def white_share(stored: UInt8[np.ndarray, "h w c"], n: int) -> Plane:
     """How much of each square of n pixels is 255 in every channel; the last row and column may be cut."""
     h, w = stored.shape[:2]
@@ -77,7 +76,7 @@ def white_share(stored: UInt8[np.ndarray, "h w c"], n: int) -> Plane:
     return out
 
 
-@_compiled
+@compiled
 def lift(radiance: Image, stored: UInt8[np.ndarray, "h w c"], inside: Plane, gain: Float32[np.ndarray, "c"]) -> None:
     """Adds gain max(2 inside - 1, 0)^2 where all channels are 255, in place; rows of `inside` are interpolated.
 
@@ -101,7 +100,7 @@ def lift(radiance: Image, stored: UInt8[np.ndarray, "h w c"], inside: Plane, gai
                     radiance[i, j, c] += gain[c] * share * share
 
 
-@_compiled
+@compiled
 def encode(
     radiance: Image,
     gain: Float32[np.ndarray, "c"],
@@ -156,14 +155,14 @@ def encode(
     return out
 
 
-@_compiled
+@compiled
 def _clipped(x: np.float32) -> np.float32:
     """To [0, 1]."""
     x = x if x > _ZERO else _ZERO
     return x if x < _ONE else _ONE
 
 
-@_compiled
+@compiled
 def decode(
     stored: UInt8[np.ndarray, "h w c"], table: Float32[np.ndarray, "256"], matrix: Float32[np.ndarray, "c c"]
 ) -> tuple[Image, bool]:
@@ -188,7 +187,7 @@ def decode(
     return out.reshape(h, w, 3), white
 
 
-@_compiled
+@compiled
 def _repeated(gain: Float32[np.ndarray, "c"], width: int) -> Float32[np.ndarray, "w"]:
     out = np.empty(width, np.float32)
     for j in range(width):

@@ -10,11 +10,11 @@ Areas are exact, so a form looks the same at any size, and each pixel row is one
 from typing import Any
 
 import cv2
-import numba
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from uniser_jax.effects import fields, kernels
+from uniser_jax.effects.compiled import compiled, finite
 
 Plane = Float32[np.ndarray, "h w"]
 Points = Float32[np.ndarray, "n 2"]
@@ -23,8 +23,6 @@ Number = Any  # float32 in compiled code
 
 RESAMPLING = 0.25  # variance, in pixels of the smaller image, that averaging and linear enlargement add
 _ROUNDING = np.float32(1e-4)
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
-_fast = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "ninf", "nsz"})  # min and max as SIMD
 
 
 def polygons(forms: list[np.ndarray], shape: tuple[int, int]) -> Plane:
@@ -41,7 +39,7 @@ def polygons(forms: list[np.ndarray], shape: tuple[int, int]) -> Plane:
     return _areas(pixels.astype(np.float32), np.cumsum(counts), shape[0], shape[1])
 
 
-@_compiled
+@compiled
 def _areas(points: Points, ends: Int64[np.ndarray, "k"], rows: int, columns: int) -> Plane:
     out = np.zeros((rows, columns), np.float32)
     start = 0
@@ -64,7 +62,7 @@ def _areas(points: Points, ends: Int64[np.ndarray, "k"], rows: int, columns: int
     return out
 
 
-@_compiled
+@compiled
 def _add_edge(out: Plane, x0: Number, y0: Number, x1: Number, y1: Number, sign: Number) -> None:
     """Adds, for each row, the steps of the area right of an edge."""
     if y0 == y1:
@@ -84,7 +82,7 @@ def _add_edge(out: Plane, x0: Number, y0: Number, x1: Number, y1: Number, sign: 
             before = covered
 
 
-@_compiled
+@compiled
 def _mean_ramp(x: Number, left: Number, right: Number) -> Number:
     """Mean of max(x - u, 0) for u uniform in [left, right]."""
     if x <= left:
@@ -116,7 +114,7 @@ def soften(hard: Plane, contact: np.ndarray, direction: np.ndarray, sharp: float
     return _between(stack, np.float32(per_pixel[0]), np.float32(per_pixel[1]), np.float32(-origin))
 
 
-@_fast
+@finite
 def _between(stack: Stack, along_x: Number, along_y: Number, start: Number) -> Plane:
     one, last = np.float32(1), np.float32(stack.shape[0] - 1)
     out = np.zeros_like(stack[0])
@@ -146,7 +144,7 @@ def _gaussian(plane: Plane, sigma: float, out: Plane | None = None) -> Plane:
     return cv2.GaussianBlur(plane, reach, sigma, dst=out, borderType=cv2.BORDER_REPLICATE)
 
 
-@_fast
+@finite
 def bent(plane: Plane, relief: Plane, along_x: Number, along_y: Number) -> Plane:
     """Equation (3), `along` in pixels per unit of relief."""
     rows, columns = plane.shape
@@ -164,7 +162,7 @@ def bent(plane: Plane, relief: Plane, along_x: Number, along_y: Number) -> Plane
     return out
 
 
-@_fast
+@finite
 def shaded(
     radiance: Float32[np.ndarray, "h w c"],
     coverage: Stack,

@@ -12,11 +12,11 @@ import dataclasses
 from typing import ClassVar, Self
 
 import cv2
-import numba
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from uniser_jax.effects import fields, kernels
+from uniser_jax.effects.compiled import compiled
 from uniser_jax.effects.layer import Affine, Scene, Strength, per_pixel
 
 Image = Float32[np.ndarray, "h w c"]
@@ -27,8 +27,6 @@ MATERIALS = ("opaque", "semi-transparent", "tint", "veil", "film", "frosted")
 FORMS = ("box", "ellipse", "polygon", "stroke", "blob", "glyphs")
 TEXTURES = ("constant", "gradient", "fractal", "photo")
 _INK = 0.35  # share of a line of glyphs that is ink
-
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +216,7 @@ def frost(image: Image, sigma: float) -> Image:
     return _softened(image, sigma, 1, image.shape[:2])
 
 
-@_compiled
+@compiled
 def _patched(radiance: Image, spread: Image, coverage: Plane, filtered: Image, added: Image, strength: Plane) -> Image:
     """Equation (1)."""
     out = np.empty(radiance.shape, np.float32)

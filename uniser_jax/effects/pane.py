@@ -8,11 +8,11 @@
 import dataclasses
 from typing import ClassVar
 
-import numba
 import numpy as np
 from jaxtyping import Float32
 
 from uniser_jax.effects import kernels
+from uniser_jax.effects.compiled import compiled
 from uniser_jax.effects.layer import Affine, Strength, per_pixel
 
 Image = Float32[np.ndarray, "h w c"]
@@ -20,8 +20,6 @@ Plane = Float32[np.ndarray, "h w"]
 
 _INDEX = 1.52  # n of window glass
 _CAP = 4.0  # a lamp in the glass may clip, but need not blind
-
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +88,7 @@ def several(face: np.ndarray, count: int) -> np.ndarray:
     return count * face / (1 + (count - 1) * face)
 
 
-@_compiled
+@compiled
 def _behind_glass(
     radiance: Plane,
     near: Plane,

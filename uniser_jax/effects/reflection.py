@@ -18,11 +18,11 @@ import math
 from typing import ClassVar, Self
 
 import cv2
-import numba
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from uniser_jax.effects import fields, light
+from uniser_jax.effects.compiled import compiled
 from uniser_jax.effects.layer import Scene
 from uniser_jax.effects.pane import PaneLayer, fresnel, several
 
@@ -35,8 +35,6 @@ _VISIBLE, _OVERWHELMING = 0.08, 0.25  # changes of the square root of light, of 
 _MOST = 1.0  # of the transmitted light, in the mean
 _GRAZING = 0.17  # cosine of 80 degrees
 _ANGLES = 256  # at which glass is computed; lines between them are off by 2e-5 at most
-
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +273,7 @@ class Reflection:
         _dressed(seen, lamps, shine, blocked, self.cover, self.cloth)
 
 
-@_compiled
+@compiled
 def _over_frame(
     table: Float32[np.ndarray, "n k"], normal: tuple[float, float, float], high: float, wide: float, h: int, w: int
 ) -> Float32[np.ndarray, "h w k"]:
@@ -297,7 +295,7 @@ def _over_frame(
     return out
 
 
-@_compiled
+@compiled
 def _dressed(
     seen: Image,
     lamps: UInt8[np.ndarray, "h w"],
