@@ -20,11 +20,8 @@ from uniser_jax.effects.compiled import compiled
 from uniser_jax.effects.layer import Affine, Shine, Strength, per_pixel
 
 _NARROW, _WIDE = 0.25, 4.0  # optical depths between which (4) is followed, on a stack of two blurs
-_ONE, _LOG2E, _LOWEST = (
-    np.float32(1),
-    np.float32(1.4426950408889634),
-    np.float32(-126),
-)  # powers of two that float32 has
+_ONE, _LOG2E = np.float32(1), np.float32(1.4426950408889634)
+_LOWEST = np.float32(-126)  # exponent of two that float32 has
 # 2^x - 1 = C1 x + ... + C5 x^5 in [-1, 0], to 2e-7: least squares of the relative error
 _C1, _C2, _C3, _C4, _C5 = map(np.float32, (0.6931434, 0.24017924, 0.05529808, 0.00920968, 0.00094749))
 
