@@ -9,6 +9,7 @@ from uniser_jax import xla
 
 ROLLED = "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling=true"
 OWN = "--xla_cpu_experimental_ynn_fusion_type=reduce"
+OTHERS = "--xla_cpu_experimental_ynn_fusion_type=dot"
 
 
 @pytest.mark.parametrize(
@@ -20,12 +21,7 @@ OWN = "--xla_cpu_experimental_ynn_fusion_type=reduce"
         (None, {"avx2": True}, "0.11.0", ROLLED),  # whose flags nobody has looked at
         ("--xla_a=1", {}, "0.10.2", f"--xla_a=1 {ROLLED}"),
         ("--xla_backend_extra_options=mine=1", {}, "0.10.2", "--xla_backend_extra_options=mine=1"),
-        (
-            f"{ROLLED} {OWN.replace('reduce', 'dot')}",
-            {"avx2": True},
-            "0.10.2",
-            f"{ROLLED} {OWN.replace('reduce', 'dot')}",
-        ),
+        (f"{ROLLED} {OTHERS}", {"avx2": True}, "0.10.2", f"{ROLLED} {OTHERS}"),
     ],
 )
 def test_flags_are_added_and_none_is_changed(
