@@ -22,7 +22,8 @@ SUN = ((5_300.0, 0.8, 0.0),)
 
 def shadow_of(shape: str, seed: int = 0, **changes) -> Shadow:
     drawn = Shadow.sample(np.random.default_rng(seed), SCENE)
-    return dataclasses.replace(drawn, **{"shapes": (shape,), "lights": SUN, "sky_share": 0.2, **changes})
+    given = {"shapes": (shape,), "lights": SUN, "sky_share": 0.2, "on_sky": True}
+    return dataclasses.replace(drawn, **{**given, **changes})
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -162,6 +163,22 @@ def test_shadows_bend_where_the_depth_does() -> None:
     assert np.abs(bent - flat).max() > 0.1
 
 
+def test_nothing_falls_on_the_sky_unless_it_may_be_a_wall() -> None:
+    sky, ground = np.float32([0.5, 0.7, 1.0]), np.float32([0.1, 0.12, 0.08])
+    landscape = Scene(np.repeat(np.stack([sky, ground]), SIZE // 2, 0)[:, None].repeat(SIZE, 1))
+    shadow = shadow_of("dapples", 1, on_sky=False, bend=0.0)
+    everywhere = dataclasses.replace(shadow, on_sky=True).render(landscape).coverage
+    seen = shadow.render(landscape).coverage
+    assert everywhere[:, : SIZE // 2].mean() > 0.1
+    assert seen[:, : SIZE // 2 - 2].max() < 0.01
+    np.testing.assert_array_equal(seen[:, SIZE // 2 + 2 :], everywhere[:, SIZE // 2 + 2 :])
+    paper = Scene(np.ones((SIZE, SIZE, 3), np.float32))
+    np.testing.assert_array_equal(shadow.render(paper).coverage, everywhere)
+    drawn = [Shadow.sample(np.random.default_rng(seed), landscape) for seed in range(40)]
+    assert all(shadow.on_sky for shadow in drawn if shadow.kelvin_sky < 4_000)  # indoors
+    assert 0 < sum(not shadow.on_sky for shadow in drawn) < 40
+
+
 def test_attached_shading_follows_the_depth() -> None:
     y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j].astype(np.float32)
     ball = 1 - np.sqrt(np.clip(0.8 - x**2 - y**2, 0, None)).astype(np.float32)
@@ -186,12 +203,13 @@ def test_leaves_repeat_without_a_seam_and_dapples_are_bright_and_dark() -> None:
 
 def test_weights_and_shares_are_obeyed() -> None:
     none = dict.fromkeys(("people", "trees", "dapples", "fences", "walls", "objects", "relief"), 0.0)
-    only = ShadowSampling(**none | {"walls": 1.0}, several=0.0, indoors=0.0, bend=0.0, penumbra=(0.002, 0.003))
+    only = ShadowSampling(**none | {"walls": 1.0}, several=0, indoors=0, bend=0, on_sky=0, penumbra=(0.002, 0.003))
     for seed in range(20):
         drawn = Shadow.sample(np.random.default_rng(seed), SCENE, only)
         assert drawn.shapes == ("edge",)
         assert len(drawn.lights) == 1
         assert drawn.bend == 0
+        assert not drawn.on_sky
         assert 0.002 <= drawn.penumbra <= 0.003
     families = Families(shadow=only)
     recipe = edit.sample(np.random.default_rng(0), SCENE, EditSampling(families=families), effects=("shadow",))

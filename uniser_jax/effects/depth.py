@@ -84,7 +84,7 @@ def follow_light(
     """Enlarges a field from the grid along the edges of the photograph: equations (2) and (3); never below 0.
 
     Args:
-      field: on the grid, not negative.
+      field: on the grid; what falls below 0 becomes 0.
       small: the photograph on the grid.
       radiance: the photograph, linear; its guide is the square root of luminance, as bright in steps as an eye would see.
       factor: multiplies the result; on the grid too, and enlarged without regard to edges.

@@ -7,6 +7,7 @@
   (4) penumbra = apparent size of the light * distance from what casts the shadow, sigma(x) as in `mattes`
   (5) attached: m = 1 - step(n . l), n the normals of depth or of a relief of brightness, the step soft
   (6) dappled: 1 - m = product over layers of leaves (1 - leaves * disc)     each gap a pinhole, each spot the sun's image
+  (7) m = 0 in the sky, where there is nothing to fall on
 
 Linear in coverage because an area light is a sum of point lights, and never brighter than J. Colours of ratios do not depend
 on J. Skylight is 0.1-0.25 of daylight under a clear sky, 0.3-0.6 under thin cloud; ranges of what is drawn were set beside
@@ -21,7 +22,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32
 
-from uniser_jax.effects import canopy, casters, fields, light, mattes
+from uniser_jax.effects import canopy, casters, depth, fields, light, mattes
 from uniser_jax.effects.layer import Affine, Scene, Strength, per_pixel
 
 SHAPES = (*casters.FORMS, "blob", "dapples", "relief")
@@ -37,6 +38,7 @@ _GROUPS = {
 _EVERYWHERE = ("blob", "dapples", "relief")  # in any frame
 _FROM_BELOW = ("photographer", "hand")  # whoever holds the camera has the sun behind
 _RELIEF_SIDE = 128  # relief is smooth
+_SKY = (0.02, 0.75)  # share of a frame; what fills nearly all of it is a wall, or paper
 _COARSE = 1.2  # a matte is drawn at half size where its narrowest penumbra (sigma, pixels) is wider, and so on
 
 
@@ -55,6 +57,7 @@ class ShadowSampling:
       indoors: share of lamps and windows instead of sun and sky.
       several: share of shadows of two different casters.
       bend: share of shadows that bend over the scene.
+      on_sky: share of shadows in daylight that fall on what may be sky, too, for it may be a white wall. Indoors all do.
       penumbra: least and greatest sigma at the contact, fractions of the image side.
 
     Raises:
@@ -71,13 +74,14 @@ class ShadowSampling:
     indoors: float = 0.2
     several: float = 0.2
     bend: float = 0.4
+    on_sky: float = 0.2
     penumbra: tuple[float, ...] = (0.002, 0.013)
 
     def __post_init__(self) -> None:
         weights = tuple(getattr(self, group) for group in _GROUPS)
         if min(weights) < 0 or sum(weights) <= 0:
             raise ValueError(f"shadow weights {weights}: expected none below 0 and one above")
-        for name in ("indoors", "several", "bend"):
+        for name in ("indoors", "several", "bend", "on_sky"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"shadow.{name} = {getattr(self, name)}: expected in [0, 1]")
         if len(self.penumbra) != 2 or not 0 < self.penumbra[0] <= self.penumbra[1]:
@@ -141,6 +145,7 @@ class Shadow:
       angle: direction in which the shadow falls, radians, y downwards.
       size: of the caster, as a fraction of the image side.
       bend: how far relief displaces the shadow, as a fraction of the image side.
+      on_sky: whether it falls on what may be sky, too.
       seed: of the caster's form and place.
 
     Raises:
@@ -159,6 +164,7 @@ class Shadow:
     angle: float
     size: float
     bend: float
+    on_sky: bool
     seed: int
 
     def __post_init__(self) -> None:
@@ -169,7 +175,8 @@ class Shadow:
     @classmethod
     def sample(cls, rng: np.random.Generator, scene: Scene, sampling: ShadowSampling = ShadowSampling()) -> Self:
         """Mostly sun and sky, sometimes lamps indoors."""
-        indoors, several, bends = rng.random(3) < (sampling.indoors, sampling.several, sampling.bend)
+        shares = sampling.indoors, sampling.several, sampling.bend, sampling.on_sky
+        indoors, several, bends, on_sky = rng.random(4) < shares
         shapes = tuple(sampling.draw_shape(rng) for _ in range(2 if several else 1))
         lit_from_behind = any(shape in _FROM_BELOW for shape in shapes)
         angle = rng.normal(-np.pi / 2, 0.6) if lit_from_behind else rng.uniform(0, 2 * np.pi)
@@ -182,6 +189,7 @@ class Shadow:
             angle=float(angle),
             size=float(rng.uniform(0.4, 0.95)),
             bend=float(rng.uniform(0.004, 0.02)) if bends else 0.0,
+            on_sky=bool(indoors or on_sky),
             seed=int(rng.integers(2**31)),
         )
         for _ in range(6):  # a shadow that misses the frame or its light, or takes it all, is none
@@ -195,7 +203,12 @@ class Shadow:
         loss = self.losses()
         relief = self._relief(scene) if self.bend or "relief" in self.shapes else None
         coverage = [self.coverage(scene.radiance.shape[:2], turn, relief) for _, _, turn in self.lights]
-        return ShadowLayer(coverage[0][None] if len(coverage) == 1 else np.stack(coverage), loss)
+        whole = coverage[0][None] if len(coverage) == 1 else np.stack(coverage)
+        small = depth.reduce(scene.radiance, depth.cell(scene.radiance.shape[:2]))
+        sky = self._sky(small)
+        if sky.any():  # nearly all of what may be sky is: (7) is steeper than the guided field
+            whole *= np.minimum(depth.follow_light(np.float32(1.2) - 2 * sky, small, scene.radiance), 1)
+        return ShadowLayer(whole, loss)
 
     def losses(self) -> Float32[np.ndarray, "n c"]:
         """d_i of equation (2), their sum below 1 in every channel."""
@@ -256,8 +269,14 @@ class Shadow:
         """Share of the photograph's brightness that lies in shadow, from a glance at few pixels."""
         hard = dataclasses.replace(self, penumbra=0.0)
         step = max(1, min(scene.radiance.shape[:2]) // 32)
-        seen = np.sqrt(np.clip(light.luminance(np.ascontiguousarray(scene.radiance[::step, ::step])), 0, 1)) + 1e-3
-        return float((hard.coverage(seen.shape) * seen).sum() / seen.sum())
+        small = np.ascontiguousarray(scene.radiance[::step, ::step])
+        seen = np.sqrt(np.clip(light.luminance(small), 0, 1)) + 1e-3
+        return float((hard.coverage(seen.shape) * (1 - self._sky(small)) * seen).sum() / seen.sum())
+
+    def _sky(self, small: Float32[np.ndarray, "a b c"]) -> Float32[np.ndarray, "a b"]:
+        """Where the photograph, on a grid, may show sky on which this shadow does not fall, in [0, 1]."""
+        sky = np.zeros(small.shape[:2], np.float32) if self.on_sky else depth.signs(small)[0]
+        return sky if _SKY[0] < sky.mean() < _SKY[1] else np.zeros_like(sky)
 
     def _relief(self, scene: Scene) -> Float32[np.ndarray, "a b"]:
         """Height towards the camera, in [-1, 1]: of the depth, or of brightness, which rises and falls with things."""
