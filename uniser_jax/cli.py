@@ -22,9 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in ("train", "status", "aot"):  # parsers of their own, and what they log does not depend on --verbose
         module = importlib.import_module(f"uniser_jax.{name}")
         return module.main([word for index, word in enumerate(given) if index >= place or word != "--verbose"])
+    arguments, rest = _parser().parse_known_args(argv)
     from uniser_jax.metrics import log_to_terminal  # from here on jax is worth its second
 
-    arguments, rest = _parser().parse_known_args(argv)
     log_to_terminal(arguments.verbose)
     try:
         arguments.command(arguments, rest)

@@ -12,7 +12,6 @@ from typing import Any, Self
 import jax
 import numpy as np
 from absl import flags, logging
-from tensorboardX import SummaryWriter
 
 from uniser_jax.types import EFFECTS
 
@@ -49,6 +48,8 @@ class MetricsWriter:
         path = folder / "metrics.jsonl"
         _drop_after(path, start)
         self._lines = path.open("a", buffering=1)
+        from tensorboardX import SummaryWriter  # imports torch where that is installed: seconds that only a run needs
+
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1, write_to_disk=True)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
