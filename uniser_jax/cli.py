@@ -54,18 +54,22 @@ def restore(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
-    """`uniser evaluate --checkpoint RUN [--pairs MANIFEST | --held-out] --json PATH`."""
+    """`uniser evaluate --checkpoint RUN [--pairs MANIFEST | --held-out] [--protocol NAME] --json PATH`."""
     _no_more(rest)
     if arguments.pairs and arguments.held_out:
         raise ValueError("--held-out renders its own effects: give --photos or nothing beside it, not --pairs")
     from uniser_jax.data.photos import open_photos, split
     from uniser_jax.evaluation import benchmarks, tables
+    from uniser_jax.evaluation.protocols import PROTOCOLS
 
+    if arguments.protocol not in PROTOCOLS:
+        raise ValueError(f"--protocol {arguments.protocol!r} is unknown; known: {', '.join(PROTOCOLS)}")
+    protocol = PROTOCOLS[arguments.protocol]
     restorer = _restorer(arguments)
     config = restorer.config
     assert config is not None, "a checkpoint has one"
     if arguments.pairs:
-        items = benchmarks.real_pairs(arguments.pairs)
+        items = benchmarks.real_pairs(arguments.pairs, protocol.crop)
     else:
         if arguments.photos:
             photos = open_photos(arguments.photos, config.data.min_side)
@@ -74,8 +78,10 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
         count = arguments.count or config.evaluation.count
         rendered = benchmarks.held_out_edits if arguments.held_out else benchmarks.rendered_edits
         items = rendered(photos, config.data.size, count, config.evaluation.seed)
-    codec_only = arguments.codec_only
-    results = benchmarks.ceiling(restorer.reconstruct, items) if codec_only else benchmarks.evaluate(restorer, items)
+    if arguments.codec_only:
+        results = benchmarks.ceiling(restorer.reconstruct, items, protocol)
+    else:
+        results = benchmarks.evaluate(restorer, items, protocol)
     if arguments.json:
         tables.write(arguments.json, tables.to_json(results))
     if arguments.markdown:
@@ -134,6 +140,9 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--pairs", type=pathlib.Path, help="a manifest.csv of real pairs")
     add.add_argument(
         "--held-out", action="store_true", help="render effects that no model is trained on: rain, smudges, stains, ..."
+    )
+    add.add_argument(
+        "--protocol", default="uniform", help="how a benchmark scores, see uniser_jax.evaluation.protocols"
     )
     add.add_argument("--codec-only", action="store_true", help="what the autoencoder makes of the targets: the bound")
     add.add_argument("--count", type=int, help="edits per effect (default: the config's)")

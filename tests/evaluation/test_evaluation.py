@@ -71,10 +71,9 @@ def test_a_perfect_and_an_idle_restorer() -> None:
 
 
 def test_tables() -> None:
-    results = {
-        "haze": benchmarks.Scores(psnr_input=30, psnr_restored=50, ssim_input=1.4, ssim_restored=1.8, count=2),
-        "flare": benchmarks.Scores(psnr_input=20, psnr_restored=21, ssim_input=0.5, ssim_restored=0.6, count=1),
-    }
+    haze = ({"psnr": [10, 20], "ssim": [0.6, 0.8]}, {"psnr": [20, 30], "ssim": [0.8, 1]}, 2)
+    flare = ({"psnr": [20], "ssim": [0.5]}, {"psnr": [21], "ssim": [0.6]}, 1)
+    results = {"haze": benchmarks.Scores(*haze), "flare": benchmarks.Scores(*flare)}
     table = json.loads(tables.to_json(results))
     assert set(table) == {"effects", "mean"}
     assert table["effects"]["haze"] == {

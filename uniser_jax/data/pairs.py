@@ -71,8 +71,12 @@ def read_manifest(path: str | pathlib.Path, kinds: tuple[str, ...] = ("real_pair
     return entries
 
 
-def load(entry: Entry) -> RealPair:
+def load(entry: Entry, crop: bool = False) -> RealPair:
     """Decodes a pair.
+
+    Args:
+      entry: of a manifest.
+      crop: cut a larger target to the middle that the photograph shows, as of SOTS' rooms, whose clear images have a border.
 
     Raises:
       ValueError: if a file cannot be decoded, or sizes differ.
@@ -84,10 +88,17 @@ def load(entry: Entry) -> RealPair:
             decoded.append(decoding.decode(file.read_bytes()))
         except (OSError, ValueError) as error:
             raise ValueError(f"{file}: {str(error).splitlines()[0]}") from None
+    if crop:
+        decoded[1] = _middle(decoded[1], decoded[0].shape[:2])
     sizes = {image.shape[:2] for image in decoded}
     if len(sizes) > 1:
         raise ValueError(f"{entry.set}/{entry.id}: sizes differ, {' and '.join(map(str, sorted(sizes)))}")
     return RealPair(decoded[0], decoded[1], decoded[2][..., 0] if entry.mask else None)
+
+
+def _middle(image: ndarray, shape: tuple[int, ...]) -> ndarray:
+    top, left = (max(0, (n - m) // 2) for n, m in zip(image.shape, shape, strict=False))
+    return image[top : top + shape[0], left : left + shape[1]]
 
 
 def _dropped(row: dict[str, str], kinds: tuple[str, ...]) -> str:

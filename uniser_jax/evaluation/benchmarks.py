@@ -18,7 +18,7 @@ from uniser_jax.effects.heldout import HELD_OUT
 from uniser_jax.effects.layer import Scene
 from uniser_jax.effects.mixture import Mixture
 from uniser_jax.effects.sensor import Sensor
-from uniser_jax.evaluation.metrics import psnr, ssim
+from uniser_jax.evaluation.protocols import UNIFORM, Protocol
 from uniser_jax.types import EFFECTS
 
 _SAMPLING = EditSampling(mixture=Mixture(strength_min=0.5))  # of every rendered edit
@@ -41,26 +41,27 @@ class Item(NamedTuple):
 
 @dataclasses.dataclass
 class Scores:
-    """Sums over the items of one effect."""
+    """Scores of the photographs of one effect, as they came and restored, by metric."""
 
-    psnr_input: float = 0.0
-    psnr_restored: float = 0.0
-    ssim_input: float = 0.0
-    ssim_restored: float = 0.0
+    input: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    restored: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     count: int = 0
 
-    def add(self, item: Item, restored: Image) -> None:
+    def add(self, item: Item, restored: Image, protocol: Protocol = UNIFORM) -> None:
         """Counts one item."""
-        self.psnr_input += psnr(item.target, item.input)
-        self.psnr_restored += psnr(item.target, restored)
-        self.ssim_input += ssim(item.target, item.input)
-        self.ssim_restored += ssim(item.target, restored)
+        for scores, image in ((self.input, item.input), (self.restored, restored)):
+            for name, score in protocol.scores(item.target, image, item.mask).items():
+                scores.setdefault(name, []).append(score)
         self.count += 1
 
     def mean(self) -> dict[str, float]:
-        """The means, and the count."""
-        sums = dataclasses.asdict(self)
-        return {key: value if key == "count" else value / self.count for key, value in sums.items()}
+        """`psnr_input`, `psnr_restored`, ... over the photographs that have the metric, and the count."""
+        means = {
+            f"{name}_{when}": float(np.mean(getattr(self, when)[name]))
+            for name in self.input
+            for when in ("input", "restored")
+        }
+        return means | {"count": self.count}
 
 
 def rendered_edits(photos: Photos, size: int, count: int, seed: int) -> Iterator[Item]:
@@ -104,37 +105,39 @@ def _scenes(
             yield effect, f"{effect}_{index:04d}", rng, edit.scene_from_photo(photo, other, _SAMPLING.highlight_stops)
 
 
-def real_pairs(manifest: str | pathlib.Path) -> Iterator[Item]:
-    """The pairs of a manifest, asked for by name, inside the mask where there is one."""
+def real_pairs(manifest: str | pathlib.Path, crop: bool = False) -> Iterator[Item]:
+    """The pairs of a manifest, asked for by name, inside the mask where there is one; `crop` as in `pairs.load`."""
     for entry in pairs.read_manifest(manifest):
-        pair = pairs.load(entry)
+        pair = pairs.load(entry, crop)
         task = edit.task_of("remove", entry.effect)
         yield Item(entry.effect, f"{entry.set}/{entry.id}", task, pair.input, pair.target, pair.mask)
 
 
-def evaluate(restore: Restore, items: Iterable[Item]) -> dict[str, Scores]:
+def evaluate(restore: Restore, items: Iterable[Item], protocol: Protocol = UNIFORM) -> dict[str, Scores]:
     """Restores and scores items one by one; the result's keys are the effects in order of appearance.
 
     Raises:
       ValueError: if there is no item.
     """
-    return _scored(items, lambda item: restore(item.input, item.task, item.mask))
+    return _scored(items, lambda item: restore(item.input, item.task, item.mask), protocol)
 
 
-def ceiling(reconstruct: Callable[[Image], Image], items: Iterable[Item]) -> dict[str, Scores]:
+def ceiling(
+    reconstruct: Callable[[Image], Image], items: Iterable[Item], protocol: Protocol = UNIFORM
+) -> dict[str, Scores]:
     """Scores what a codec makes of the answers themselves: no network behind it does better, unless what is lost is put back.
 
     Raises:
       ValueError: if there is no item.
     """
-    return _scored(items, lambda item: reconstruct(item.target))
+    return _scored(items, lambda item: reconstruct(item.target), protocol)
 
 
-def _scored(items: Iterable[Item], answer: Callable[[Item], Image]) -> dict[str, Scores]:
+def _scored(items: Iterable[Item], answer: Callable[[Item], Image], protocol: Protocol) -> dict[str, Scores]:
     results: dict[str, Scores] = {}
     for number, item in enumerate(items, 1):
         restored = answer(item)
-        results.setdefault(item.effect, Scores()).add(item, restored)
+        results.setdefault(item.effect, Scores()).add(item, restored, protocol)
         logging.log_every_n_seconds(logging.INFO, "evaluated %d photographs, now %s", 10, number, item.name)
     if not results:
         raise ValueError("nothing to evaluate: the source holds no pair with a known effect")

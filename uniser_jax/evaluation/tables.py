@@ -10,13 +10,12 @@ import numpy as np
 
 from uniser_jax.evaluation.benchmarks import Scores
 
-_METRICS = ("psnr_input", "psnr_restored", "ssim_input", "ssim_restored")
-
 
 def to_dict(results: Mapping[str, Scores]) -> dict[str, Any]:
     """`{"effects": {"haze": {"psnr_input": ..., ..., "count": ...}}, "mean": {...}}`; the mean is over effects."""
     effects = {effect: scores.mean() for effect, scores in results.items()}
-    mean = {metric: float(np.mean([row[metric] for row in effects.values()])) for metric in _METRICS}
+    names = dict.fromkeys(name for row in effects.values() for name in row)
+    mean = {name: float(np.mean([row[name] for row in effects.values() if name in row])) for name in names}
     return {"effects": effects, "mean": mean | {"count": sum(row["count"] for row in effects.values())}}
 
 
@@ -28,17 +27,26 @@ def to_json(results: Mapping[str, Scores]) -> str:
 def to_markdown(results: Mapping[str, Scores]) -> str:
     """A table with a row per effect and one for their mean."""
     table = to_dict(results)
-    lines = [
-        "| effect | photographs | PSNR input | restored | gain | SSIM input | restored | gain |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    metrics = [name.removesuffix("_input") for name in table["mean"] if name.endswith("_input")]
+    titles = "".join(f" {_title(metric)} input | restored | gain |" for metric in metrics)
+    lines = [f"| effect | photographs |{titles}", "|---|--:|" + "--:|" * 3 * len(metrics)]
     for effect, row in (*table["effects"].items(), ("**mean**", table["mean"])):
-        before, after, similar, restored = (row[metric] for metric in _METRICS)
-        lines.append(
-            f"| {effect} | {row['count']} | {before:.2f} | {after:.2f} | {after - before:+.2f} |"
-            f" {similar:.4f} | {restored:.4f} | {restored - similar:+.4f} |"
-        )
+        cells = "".join(_cells(row, metric) for metric in metrics)
+        lines.append(f"| {effect} | {row['count']} |{cells}")
     return "\n".join(lines) + "\n"
+
+
+def _title(metric: str) -> str:
+    name, _, where = metric.partition("_")
+    return f"{name.upper()} {where}".strip()
+
+
+def _cells(row: Mapping[str, float], metric: str) -> str:
+    if f"{metric}_input" not in row:
+        return " | | |"
+    before, after = row[f"{metric}_input"], row[f"{metric}_restored"]
+    digits = 4 if metric.startswith("ssim") else 2
+    return f" {before:.{digits}f} | {after:.{digits}f} | {after - before:+.{digits}f} |"
 
 
 def write(path: str | os.PathLike, text: str) -> None:
