@@ -48,8 +48,10 @@ def test_shapes_are_those_of_all_buckets() -> None:
 @pytest.mark.parametrize(
     ("path", "override", "message"),
     [
-        (TINY, "--config.nonsense=1", "nonsense"),
-        (TINY, "--config.optim.learning_rate=1", "learning_rate"),
+        (TINY, "--config.nonsense=1", "config.nonsense is unknown"),
+        (TINY, "--config.modell.patch=1", "config.modell.patch is unknown; did you mean 'model'?"),
+        (TINY, "--config.optim.lrr=1", "config.optim.lrr is unknown; did you mean 'lr'?"),
+        (TINY, "--config.steps.more=1", "config.steps.more is unknown"),
         (TINY, "--config.steps=many", "many"),
         (TINY, "--config.optim.lr=fast", "fast"),
         (TINY, "--steps=3", "steps"),
@@ -78,13 +80,23 @@ def test_shapes_are_those_of_all_buckets() -> None:
         (TINY, '--config.data.buckets=("3:2", "wide")', "aspect 'wide': expected width:height"),
         (TINY, "--config.model.mask_scale=2", "expected 1, or 2 by"),
         (PIXEL + ":size=huge", "--config.steps=1", "huge"),
-        (PIXEL + ":colour=red", "--config.steps=1", "colour"),
+        (PIXEL + ":colour=red", "--config.steps=1", "config argument 'colour' is unknown; known: size"),
         ("configs/missing.py", "--config.steps=1", "no config file"),
     ],
 )
 def test_mistakes_are_one_clear_line(path: str, override: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         schema.read(path, [override])
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_config_file_that_sets_an_unknown_key_is_named(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("from uniser_jax import config as schema\n\n\ndef get_config():\n    config = schema.defaults()\n    ")
+    file.write_text(file.read_text() + "config.optim.lrr = 1\n    return config\n")
+    with pytest.raises(ValueError, match=r"mine\.py: .*lrr") as caught:
+        schema.read(str(file), ["--config.steps=3"])
     assert "\n" not in str(caught.value)
 
 

@@ -5,10 +5,12 @@ from that dataclass, so their keys, defaults and checks have one home; `build` t
 """
 
 import dataclasses
+import difflib
 import json
 import math
 import operator
 import pathlib
+import re
 import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -148,10 +150,30 @@ def read(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         if rest:
             raise ValueError(f"unexpected argument {rest[0]!r}; overrides look like --config.optim.lr=3e-4")
         config = values.config
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(str(error).strip("\"'").replace("\n", " ")) from None
+    except (AttributeError, KeyError) as error:
+        raise ValueError(_unknown_key(path, overrides) or f"{path}: {_last_line(error)}") from None
+    except (flags.Error, TypeError, ValueError) as error:
+        raise ValueError(_last_line(error).removeprefix("ValueError: ")) from None
     validate(config)
     return config
+
+
+def _unknown_key(path: str, overrides: Sequence[str]) -> str:
+    """Which override names a key that the config lacks, in one line; empty if all have theirs or the file itself fails."""
+    for override in overrides:
+        named = re.match(r"--?(?:no)?config\.([\w.]+)", override)
+        section = read(path) if named else None
+        for key in named[1].split(".") if named else ():
+            if not isinstance(section, ConfigDict) or key not in section:
+                close = difflib.get_close_matches(key, section.keys() if isinstance(section, ConfigDict) else (), 1)
+                return f"config.{named[1]} is unknown" + (f"; did you mean {close[0]!r}?" if close else "")
+            section = section[key]
+    return ""
+
+
+def _last_line(error: Exception) -> str:
+    """Of a message, which for an error in a config file is a whole traceback."""
+    return str(error.args[0] if error.args else error).strip().splitlines()[-1]
 
 
 def parse_argument(argument: str | None, **known: Any) -> ConfigDict:
