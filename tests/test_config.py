@@ -60,6 +60,9 @@ def test_shapes_are_those_of_all_buckets() -> None:
         (TINY, "--config.checkpoint.keep=0", "config.checkpoint.keep = 0: expected at least 1"),
         (TINY, "--config.restore.steps=0", "config.restore.steps = 0: expected at least 1"),
         (TINY, "--config.restore.shift=0.0", "config.restore.shift = 0.0: expected above 0"),
+        (TINY, "--config.optim.clip_norm=0.0", "config.optim.clip_norm = 0.0: expected above 0"),
+        (TINY, "--config.optim.clip_norm=nan", "config.optim.clip_norm = nan: expected above 0 and finite"),
+        (TINY, "--config.optim.clip_norm=inf", "config.optim.clip_norm = inf: expected above 0 and finite"),
         (TINY, "--config.checkpoint.on_corrupt=prev", "config.checkpoint.on_corrupt = 'prev': expected one of stop"),
         (TINY, "--config.optim.name=adm", "config.optim.name = 'adm': expected one of adamw"),
         (TINY, "--config.model.preset=bb", "config.model.preset = 'bb': expected one of tiny, s, b"),
@@ -93,7 +96,9 @@ def test_mistakes_are_one_clear_line(path: str, override: str, message: str) -> 
 
 def test_a_config_file_that_sets_an_unknown_key_is_named(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "mine.py"
-    file.write_text("from uniser_jax import config as schema\n\n\ndef get_config():\n    config = schema.defaults()\n    ")
+    file.write_text(
+        "from uniser_jax import config as schema\n\n\ndef get_config():\n    config = schema.defaults()\n    "
+    )
     file.write_text(file.read_text() + "config.optim.lrr = 1\n    return config\n")
     with pytest.raises(ValueError, match=r"mine\.py: .*lrr") as caught:
         schema.read(str(file), ["--config.steps=3"])

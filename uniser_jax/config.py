@@ -89,7 +89,7 @@ def defaults() -> ConfigDict:
     config.optim.b2 = 0.95
     config.optim.eps = 1e-8
     config.optim.weight_decay = 0.01
-    config.optim.clip_norm = 1.0
+    config.optim.clip_norm = 1.0  # a large number never clips
     config.optim.accumulate = 1  # microbatches per step
     config.optim.ema = 0.999
     config.optim.max_skipped = 20  # updates in a row that are not finite before a run stops; 0 is never
@@ -160,13 +160,13 @@ def read(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 def _unknown_key(path: str, overrides: Sequence[str]) -> str:
     """Which override names a key that the config lacks, in one line; empty if all have theirs or the file itself fails."""
-    for override in overrides:
-        named = re.match(r"--?(?:no)?config\.([\w.]+)", override)
-        section = read(path) if named else None
-        for key in named[1].split(".") if named else ():
-            if not isinstance(section, ConfigDict) or key not in section:
-                close = difflib.get_close_matches(key, section.keys() if isinstance(section, ConfigDict) else (), 1)
-                return f"config.{named[1]} is unknown" + (f"; did you mean {close[0]!r}?" if close else "")
+    for name in re.findall(r"^--?(?:no)?config\.([\w.]+)", "\n".join(overrides), re.MULTILINE):
+        section = read(path)
+        for key in name.split("."):
+            known = list(section) if isinstance(section, ConfigDict) else []
+            if key not in known:
+                close = difflib.get_close_matches(key, known, 1)
+                return f"config.{name} is unknown" + (f"; did you mean {close[0]!r}?" if close else "")
             section = section[key]
     return ""
 
@@ -237,8 +237,9 @@ def validate(config: ConfigDict) -> None:
     for path, known in _ONE_OF.items():
         if (value := _at(config, path)) not in known:
             raise ValueError(f"config.{path} = {value!r}: expected one of {', '.join(known)}")
-    if config.restore.shift <= 0:
-        raise ValueError(f"config.restore.shift = {config.restore.shift}: expected above 0")
+    for path in ("restore.shift", "optim.clip_norm"):
+        if not 0 < (value := _at(config, path)) < math.inf:
+            raise ValueError(f"config.{path} = {value}: expected above 0 and finite")
     build(Flow, config.flow)
     build(EditSampling, config.edit)
     scale = config.model.mask_scale

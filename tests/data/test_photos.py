@@ -237,10 +237,27 @@ def test_tfds_without_tensorflow(tmp_path: pathlib.Path, monkeypatch: pytest.Mon
     found = {opened[index].shape for index in range(len(opened))}
     assert found == {decode(image).shape for image in images}
     assert "tensorflow" not in sys.modules
+    assert len(open_photos("tfds:tiny_photos:train[:1]")) == 1
     with pytest.raises(ValueError, match="no feature 'picture'"):
         open_photos("tfds:tiny_photos:train:picture")
     with pytest.raises(ValueError, match="Unknown split 'test'"):
         open_photos("tfds:tiny_photos:test")
+
+
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [
+        ("coco", ("coco", "train", "image")),
+        ("coco:train[:90%]", ("coco", "train[:90%]", "image")),
+        ("coco/2017:1.1.0", ("coco/2017:1.1.0", "train", "image")),
+        ("coco/2017:1.*.*:train[10%:]+test:picture", ("coco/2017:1.*.*", "train[10%:]+test", "picture")),
+        ("coco::picture", ("coco", "train", "picture")),
+    ],
+)
+def test_slices_and_versions_of_tfds_keep_their_colons(spec: str, parts: tuple[str, str, str]) -> None:
+    assert photos._tfds_parts(spec) == parts
+    with pytest.raises(ValueError, match="too many parts"):
+        photos._tfds_parts(f"{spec}:image:more:most")
 
 
 def test_a_jpeg_decodes_as_pillow_does_and_a_cut_one_is_refused() -> None:
@@ -336,6 +353,23 @@ def test_a_damaged_chunk_is_an_error_of_one_line(read) -> None:
     with pytest.raises(ValueError, match="broken PNG file") as caught:
         read(bytes(data))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [2, 5, 12], ids=["text", "fraction", "float"])
+def test_headers_that_lie_about_types_are_one_line_and_another_photograph_stands_in(
+    tmp_path: pathlib.Path, kind: int
+) -> None:
+    """What Pillow raises for them is neither an OSError nor a ValueError."""
+    good, bad = tmp_path / "b.tif", tmp_path / "a.tif"
+    Image.fromarray(np.zeros((80, 90, 3), np.uint8)).save(good)
+    data = bytearray(good.read_bytes())
+    data[data.index(struct.pack("<H", 0x0111), int.from_bytes(data[4:8], "little")) + 2] = kind  # of StripOffsets
+    bad.write_bytes(data)
+    with pytest.raises(ValueError, match=r"TypeError: .* cannot be interpreted as an integer"):
+        decode(bytes(data))
+    files = photos.Files(paths=(str(bad), str(good)))
+    assert files.shape(0) == (80, 90)
+    np.testing.assert_array_equal(files[0], files[1])
 
 
 @pytest.mark.parametrize("side", [13_000, 20_000])

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 from collections.abc import Callable, Iterator
+from typing import IO
 
 import cv2
 import numpy as np
@@ -44,7 +45,7 @@ def decode(data: bytes, reduction: Reduction = whole) -> Pixels:
     """
     if not data:
         raise ValueError("the file is empty")
-    with _opened(data) as image:
+    with opened(io.BytesIO(data)) as image:
         icc = image.info.get("icc_profile")
         if _plain_jpeg(data, image):  # decoded in a quarter of Pillow's time
             factor = reduction((image.height, image.width))
@@ -82,15 +83,21 @@ def _transform(icc: bytes) -> ImageCms.ImageCmsTransform | None:
 
 
 @contextlib.contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
-    """An image whose header promises a size that fits in memory; its pixels are not read yet."""
+def opened(file: str | IO[bytes]) -> Iterator[Image.Image]:
+    """An image whose header promises a size that fits in memory; its pixels are not read yet.
+
+    Raises:
+      OSError, ValueError: then, or while it is used, if it is no readable image, or too large a one.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(file) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} px is more than {MAX_PIXELS // 10**6} megapixels")
             yield image
-    except (Image.DecompressionBombError, SyntaxError) as error:  # Pillow's own limit; its word for a damaged chunk
-        raise ValueError(str(error)) from None
+    except (OSError, ValueError, MemoryError):
+        raise
+    except Exception as error:  # Pillow raises anything for damaged headers, from SyntaxError to struct.error
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def _plain_jpeg(data: bytes, image: Image.Image) -> bool:
@@ -105,7 +112,7 @@ def decode_depth(data: bytes) -> Depth:
     Raises:
       OSError, ValueError: if the bytes are no such image, too large a one, or hold no depth.
     """
-    with _opened(data) as image:
+    with opened(io.BytesIO(data)) as image:
         if image.mode != "L" and not image.mode.startswith("I"):  # I;16 and its byte orders
             raise ValueError(f"{image.mode} image: expected a gray depth map")
         values = np.asarray(image, np.float32)

@@ -14,13 +14,13 @@ import io
 import itertools
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import IO, Any, NamedTuple, Protocol
 
 from absl import logging
-from PIL import Image
 
-from uniser_jax.data.decoding import MAX_PIXELS, ORIENTATION, Depth, Pixels, Reduction, decode, decode_depth, whole
+from uniser_jax.data.decoding import ORIENTATION, Depth, Pixels, Reduction, decode, decode_depth, opened, whole
 
 READERS = 32  # threads that read headers: they wait for disks
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -104,7 +104,8 @@ def open_photos(spec: str, min_side: int = 64) -> Photos:
     """Opens photographs.
 
     Args:
-      spec: `samples`, a folder (searched recursively), `tfds:NAME[:SPLIT[:KEY]]` or `array_record:GLOB`.
+      spec: `samples`, a folder (searched recursively), `tfds:NAME[:SPLIT[:KEY]]` as in `tfds:coco/2017:1.1.0:train[:90%]`, or
+        `array_record:GLOB`.
       min_side: photographs with a shorter side in pixels are skipped.
 
     Raises:
@@ -181,10 +182,10 @@ class Encoded(Photos):
     def shape(self, index: int) -> tuple[int, int]:
         """(h, w) in pixels, upright; (1, 1) of what cannot be read, for another will stand in for it."""
         try:
-            with self.open(index) as file, Image.open(file) as image:
+            with self.open(index) as file, opened(file) as image:
                 turned = image.getexif().get(ORIENTATION, 1) >= 5
                 return image.size if turned else image.size[::-1]
-        except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError):
+        except (OSError, ValueError, RuntimeError):
             return 1, 1
 
     def open(self, index: int) -> IO[bytes]:
@@ -342,18 +343,27 @@ def _tfds(rest: str, min_side: int) -> Photos:
         raise ValueError(
             "tfds: photographs need tensorflow-datasets: pip install -c constraints.txt -e '.[tfds]'"
         ) from None
-    name, _, tail = rest.partition(":")
-    part, _, key = tail.partition(":")
-    key = key or "image"
+    name, part, key = _tfds_parts(rest)
     try:
         builder = tfds.builder(name)
         if key not in builder.info.features:
             raise ValueError(f"tfds:{name} has no feature {key!r}; it has {', '.join(builder.info.features)}")
         # SkipDecoding: the encoded bytes go through our decoder, as all other files do.
-        source = builder.as_data_source(split=part or "train", decoders={key: tfds.decode.SkipDecoding()})
+        source = builder.as_data_source(split=part, decoders={key: tfds.decode.SkipDecoding()})
     except (tfds.core.registered.DatasetNotFoundError, FileNotFoundError, NotImplementedError, KeyError) as error:
         raise ValueError(f"tfds:{rest} cannot be read: {str(error).splitlines()[0]}; prepare it first") from None
     return _usable(Records(min_side=min_side, source=source, key=key), f"tfds:{rest}")
+
+
+def _tfds_parts(rest: str) -> tuple[str, str, str]:
+    """Name with its config and version, split, key, of such as `coco/2017:1.1.0:train[:90%]:image`."""
+    name, *parts = re.split(r":(?![^\[]*\])", rest)  # a colon within brackets belongs to a slice
+    if parts and re.fullmatch(r"[\d*]+(\.[\d*]+){2}", parts[0]):
+        name = f"{name}:{parts.pop(0)}"
+    if len(parts) > 2:
+        raise ValueError(f"tfds:{rest} has too many parts: expected tfds:NAME[:SPLIT[:KEY]]")
+    part, key = (*parts, "", "")[:2]
+    return name, part or "train", key or "image"
 
 
 def _array_record(pattern: str, min_side: int) -> Photos:
@@ -389,16 +399,14 @@ def _is_depth_of(file: pathlib.Path, stems: set[pathlib.Path]) -> bool:
 def _unusable(path: str, min_side: int) -> str:
     """Why a file's header rules it out; empty when it does not."""
     try:
-        with Image.open(path) as image:
-            if min(image.size) < min_side:
-                return f"{image.width} x {image.height} px"
-            if image.width * image.height > MAX_PIXELS:
-                return "too many pixels"
+        with opened(path) as image:
+            return f"{image.width} x {image.height} px" if min(image.size) < min_side else ""
     except FileNotFoundError:  # a link to nothing
         return "missing"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except OSError:
         return "empty" if not pathlib.Path(path).stat().st_size else "not an image"
-    return ""
+    except ValueError as error:
+        return str(error)
 
 
 def _warn_skipped(named: Sequence[str]) -> None:
