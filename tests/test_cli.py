@@ -143,12 +143,37 @@ def test_evaluate_writes_its_tables(finished, tmp_path: pathlib.Path, capsys) ->
     assert (tmp_path / "t.md").read_text() == capsys.readouterr().out
 
 
-def test_evaluate_on_real_pairs(finished, photo: pathlib.Path) -> None:
+def test_evaluate_on_real_pairs(finished, photo: pathlib.Path, tmp_path: pathlib.Path, capsys) -> None:
     manifest = photo.with_name("manifest.csv")
     manifest.write_text("effect,set,id,kind,input,gt\nhaze,a,1,real_pair,in.png,in.png\n")
     table = photo.with_name("t.json")
     assert cli.main(["evaluate", "--checkpoint", str(finished), "--pairs", str(manifest), "--json", str(table)]) == 0
     assert json.loads(table.read_text())["effects"]["haze"]["psnr_input"] == 100
+    command = ["evaluate", "--checkpoint", str(finished), "--pairs", str(manifest)]
+    assert cli.main([*command, "--protocol", "shadow256", "--json", str(table)]) == 0
+    assert json.loads(table.read_text())["effects"]["haze"]["lab_input"] == 0
+    capsys.readouterr()
+    for wrong, message in (
+        (["--protocol", "srd"], "--protocol 'srd' is unknown; known: uniform, flare7k"),
+        (["--json", str(tmp_path)], "is a folder: expected a file to write"),
+        (["--count", "3"], "--count is for rendered edits"),
+    ):
+        assert cli.main([*command, *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--count", "0"], "'0': expected a whole number of at least 1"),
+        (["preview", "--config", "a", "--index", "-1"], "'-1': expected a whole number of at least 0"),
+        (["restore", "a.jpg", "-o", "b.jpg", "--at", "last"], "'last': expected a step, best or newest"),
+    ],
+)
+def test_numbers_that_are_none_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert message in capsys.readouterr().err
 
 
 def test_evaluate_on_held_out_effects(finished, tmp_path: pathlib.Path, capsys) -> None:
@@ -176,7 +201,7 @@ def test_preview_shows_what_the_trainer_will_see(tmp_path: pathlib.Path, capsys:
     assert any((sheet[top : top + side, :side] == first.input).all() for top in range(80))
     assert cli.main(["preview", "--config", CONFIG, "--index", "7", "--seed", "3", "-o", str(out)]) == 0
     assert capsys.readouterr().out.startswith("7: ")
-    assert cli.main(["preview", "--config", "configs/none.py"]) == 2
+    assert cli.main(["preview", "--config", "configs/none.py", "--verbose"]) == 2
     never = ["--effect", "flare", "--config.edit.mixture.flare=0"]
     assert cli.main(["preview", "--config", CONFIG, *never, "-o", str(out)]) == 2
     assert "none of the first" in capsys.readouterr().err

@@ -58,6 +58,11 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     _no_more(rest)
     if arguments.pairs and arguments.held_out:
         raise ValueError("--held-out renders its own effects: give --photos or nothing beside it, not --pairs")
+    if arguments.pairs and arguments.count:
+        raise ValueError("--count is for rendered edits: all pairs of a manifest are evaluated")
+    for output in filter(None, (arguments.json, arguments.markdown)):
+        if output.is_dir():
+            raise ValueError(f"{str(output)!r} is a folder: expected a file to write")
     from uniser_jax.data.photos import open_photos, split
     from uniser_jax.evaluation import benchmarks, tables
     from uniser_jax.evaluation.protocols import PROTOCOLS
@@ -145,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         "--protocol", default="uniform", help="how a benchmark scores, see uniser_jax.evaluation.protocols"
     )
     add.add_argument("--codec-only", action="store_true", help="what the autoencoder makes of the targets: the bound")
-    add.add_argument("--count", type=int, help="edits per effect (default: the config's)")
+    add.add_argument("--count", type=_at_least(1), help="edits per effect (default: the config's)")
     add.add_argument("--json", type=pathlib.Path)
     add.add_argument("--markdown", type=pathlib.Path)
 
@@ -155,8 +160,10 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("-o", "--output", type=pathlib.Path, default=pathlib.Path("preview.png"))
     add.add_argument("--effect", choices=EFFECTS, help="only examples with this effect")
     add.add_argument("--seed", type=int, help="of the stream (default: the config's)")
-    add.add_argument("--index", type=int, nargs="*", help="global indices of examples, such as a log names")
-    add.add_argument("--count", type=int, default=8, help="examples, where no index is given")
+    add.add_argument("--index", type=_at_least(0), nargs="*", help="global indices of examples, such as a log names")
+    add.add_argument("--count", type=_at_least(1), default=8, help="examples, where no index is given")
+    for add in commands.choices.values():
+        add.add_argument("--verbose", action="store_true", default=argparse.SUPPRESS, help="log what happens")
     return parser
 
 
@@ -168,7 +175,20 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 def step_of(text: str) -> int | str | None:
     """What `--at` names: a step, `best`, or `newest` as None."""
-    return None if text == "newest" else text if text == "best" else int(text)
+    if text in ("newest", "best"):
+        return None if text == "newest" else text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a step, best or newest")
+    return int(text)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {least}")
+        return int(text)
+
+    return number
 
 
 def _restorer(arguments: argparse.Namespace) -> Any:
