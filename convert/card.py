@@ -44,13 +44,13 @@ _ALONE = """ The transformer loads alone as
 
 _PIXELS = """```python
 from diffusers import DiffusionPipeline
-from PIL import Image
+from diffusers.utils import load_image
 from safetensors.torch import load_file
 
 folder = "."  # where this card lies
 pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
 prompts = load_file(f"{folder}/prompt_embeds.safetensors")
-photo = Image.open("photo.jpg")
+photo = load_image("photo.jpg")
 restored = pipe(image=photo, prompt_embeds=prompts["remove_effects"]).images[0]
 restored.save("restored.png")
 ```
@@ -64,6 +64,7 @@ and alpha."""
 
 _LATENTS = """```python
 from diffusers import Flux2KleinPipeline
+from diffusers.utils import load_image
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -71,7 +72,7 @@ folder = "."  # where this card lies
 pipe = Flux2KleinPipeline.from_pretrained(folder, text_encoder=None, tokenizer=None)
 prompts = load_file(f"{folder}/prompt_embeds.safetensors")
 prompt = prompts["remove_effects"].to(pipe.device, pipe.transformer.dtype)
-photo = Image.open("photo.jpg")
+photo = load_image("photo.jpg")
 mask = Image.new("RGB", photo.size, "white")REDUCED  # gray where less should be removed, black where nothing
 restored = pipe(image=[photo, mask], prompt_embeds=prompt, num_inference_steps=STEPS).images[0]
 restored.save("restored.png")
@@ -81,6 +82,7 @@ _ADAPTERS = """Adapters for FLUX.2 [klein] BASE Base: this folder holds what tra
 
 ```python
 from diffusers import Flux2KleinPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers.utils import load_image
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -91,7 +93,7 @@ pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
 pipe.load_lora_weights(folder)
 prompts = load_file(f"{folder}/prompt_embeds.safetensors")
 prompt = prompts["remove_effects"].to(pipe.device, pipe.transformer.dtype)
-photo = Image.open("photo.jpg")
+photo = load_image("photo.jpg")
 mask = Image.new("RGB", photo.size, "white")REDUCED  # gray where less should be removed, black where nothing
 how = {"num_inference_steps": STEPS, "guidance_scale": 1.0}  # trained without classifier-free guidance
 restored = pipe(image=[photo, mask], prompt_embeds=prompt, **how).images[0]

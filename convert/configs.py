@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import pathlib
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -138,16 +140,33 @@ def _vae_fixed(levels: int) -> dict[str, Any]:
 
 
 def _build(kind: type[T], table: Mapping[str, Any]) -> T:
-    fields = {field.name for field in dataclasses.fields(kind)}
+    fields = typing.get_type_hints(kind)
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items() if not key.startswith("_")}
-    unknown = sorted(values.keys() - fields)
+    unknown = sorted(values.keys() - fields.keys())
     if unknown:
         raise ValueError(f"config key {unknown[0]!r} is unknown; known: {', '.join(sorted(fields))}")
+    for key, value in values.items():
+        if not _fits(value, fields[key]):
+            raise ValueError(
+                f"config key {key!r} is {str(value)[:40]!r}: expected {getattr(fields[key], '__name__', fields[key])}"
+            )
     make: Any = kind
     try:
         return make(**values)
     except TypeError as error:
         raise ValueError(f"config: {error}") from None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type; numbers are finite."""
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(part, typing.get_args(hint)[0]) for part in value)
+    if hint in (int, float):
+        kinds = (int, float) if hint is float else int
+        return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, hint)
 
 
 def _layers(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:

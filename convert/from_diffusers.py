@@ -137,6 +137,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _source(
     path: pathlib.Path, config: DiTConfig | VAEConfig, entries: Mapping[str, Entry], rows: Sequence[mapping.Row]
 ) -> Source:
+    layers = config.layers_per_block if isinstance(config, VAEConfig) else config.num_layers + config.num_single_layers
+    if layers > len(entries):  # before a plan is made of so many
+        raise ValueError(f"{path}: the config has {layers} layers, the file {len(entries)} tensors")
     shapes = shapes_of(config)
     tensors = mapping.plan(rows, shapes.get("dit", shapes))
     counter = {_COUNTER: ()} if isinstance(config, VAEConfig) else {}

@@ -65,7 +65,7 @@ class Checkpoints:
         facts: Mapping[str, Any] | None = None,
         training: bool = False,
     ):
-        self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self._folder = pathlib.Path(workdir).resolve() / "checkpoints"
         kept: list[Any] = [preservation_policy.LatestN(keep)]
         if keep_every:
             kept.append(preservation_policy.EveryNSteps(keep_every))
@@ -340,7 +340,7 @@ def write_base(
     """
     if has_checkpoint(workdir):
         raise ValueError(f"{workdir} has a checkpoint already: name a new folder")
-    step = pathlib.Path(workdir).absolute() / "checkpoints" / "0"
+    step = pathlib.Path(workdir).resolve() / "checkpoints" / "0"
     temporary = step.with_name("0.orbax-checkpoint-tmp")  # a name that orbax overlooks
     shutil.rmtree(temporary, ignore_errors=True)
     arrays: dict[tuple[str, str], Any] = {}

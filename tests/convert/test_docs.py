@@ -61,7 +61,10 @@ def test_the_page_runs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) 
     config.model.preset, config.model.patch, config.data.size = "tiny", 8, 64
     make_run(pathlib.Path("runs/demo"), config)
     make_base(pathlib.Path("FLUX.2-klein-base-4B"))
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save("photo.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # as phones store portraits
+    stored = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
+    stored.save("photo.jpg", exif=turned)
     programs = {"to_diffusers": to_diffusers.main, "from_diffusers": from_diffusers.main, "train": train}
     for language, text in blocks():
         if language == "python":
@@ -69,7 +72,7 @@ def test_the_page_runs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) 
             exec(text, {})
             if "restored.save" in text:
                 with Image.open("restored.png") as restored:
-                    assert restored.size == (64, 64)
+                    assert restored.size == (64, 96)
         for command in text.splitlines() if language == "bash" else []:
             python, flag, module, *arguments = shlex.split(command)
             assert (python, flag) == ("python", "-m")

@@ -147,11 +147,16 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path: pathlib.Path, capsys:
         ({"new": 1}, "'new' is unknown"),
         ({"_class_name": "UNet"}, "'UNet' is not"),
         ({"axes_dims_rope": [8, 8]}, "axes_dims_rope"),
-        ({"num_layers": "many"}, "config"),
+        ({"num_layers": "many"}, "'num_layers' is 'many': expected int"),
+        ({"num_layers": 1.5}, "'num_layers' is '1.5': expected int"),
+        ({"num_layers": 10**9}, "layers, the file"),
+        ({"mlp_ratio": float("inf")}, "'mlp_ratio' is 'inf': expected float"),
+        ({"eps": "x"}, "'eps' is 'x': expected float"),
+        ({"axes_dims_rope": [8, "8"]}, "'axes_dims_rope' is"),
     ):
         (folder / "config.json").write_text(json.dumps(config | change))
         assert message in refused(folder, out)
     assert not out.exists()
     (folder / "config.json").write_text(json.dumps(config))
-    assert from_diffusers.main([str(folder), str(out)]) == 0
+    assert from_diffusers.main([str(folder), str(tmp_path / "in" / ".." / "out")]) == 0  # tensorstore takes no ".."
     assert "has a checkpoint already" in refused(folder, out)

@@ -28,7 +28,7 @@ def to_markdown(results: Mapping[str, Scores]) -> str:
     """A table with a row per effect and one for their mean."""
     table = to_dict(results)
     metrics = [name.removesuffix("_input") for name in table["mean"] if name.endswith("_input")]
-    titles = "".join(f" {_title(metric)} input | restored | gain |" for metric in metrics)
+    titles = "".join(f" {_title(metric)} input | restored | {_difference(metric)} |" for metric in metrics)
     lines = [f"| effect | photographs |{titles}", "|---|--:|" + "--:|" * 3 * len(metrics)]
     for effect, row in (*table["effects"].items(), ("**mean**", table["mean"])):
         cells = "".join(_cells(row, metric) for metric in metrics)
@@ -39,6 +39,10 @@ def to_markdown(results: Mapping[str, Scores]) -> str:
 def _title(metric: str) -> str:
     name, _, where = metric.partition("_")
     return f"{name.upper()} {where}".strip()
+
+
+def _difference(metric: str) -> str:
+    return "change" if metric.startswith("lab") else "gain"  # an error is better where it falls
 
 
 def _cells(row: Mapping[str, float], metric: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 from jaxtyping import Float32, Shaped, UInt8
 from ml_collections import ConfigDict
@@ -98,7 +99,9 @@ class Restorer:
         if not has_checkpoint(run):
             raise RestoreError(f"{run}: no checkpoint here; name a run folder that `uniser train` has written")
         with Checkpoints(run) as checkpoints:
-            config, network, params = read_run(checkpoints, ema, checkpoints.find(step), base)
+            found = checkpoints.find(step)
+            logging.info("restoring with %s, step %s", run, found)
+            config, network, params = read_run(checkpoints, ema, found, base)
         flow = schema.build(Flow, config.flow)
         working_size = config.restore.working_size or config.data.size
         steps, direct, shift = config.restore.steps, config.restore.direct, config.restore.shift
@@ -133,7 +136,9 @@ class Restorer:
         """
         steps = self.steps if steps is None else steps
         soft_mask = _checked(photo, mask, strength, steps)
-        network = functools.partial(self._network, task=resolve_task(task), steps=steps)
+        task = resolve_task(task)
+        logging.info("%d x %d px, %r, %d steps", photo.shape[1], photo.shape[0], TASKS[task], steps)
+        network = functools.partial(self._network, task=task, steps=steps)
         colours = photo[..., :3] if photo.ndim == 3 else np.stack([photo] * 3, -1)
         restored = restore_any_size(colours, soft_mask, network, self.working_size, self.patch, self.direct)
         if photo.ndim == 2:
