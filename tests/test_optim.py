@@ -137,3 +137,11 @@ def test_a_slow_second_moment_does_not_stand_still_in_bfloat16() -> None:
 def test_unknown_optimizers_are_refused(key: str, value: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         optim.optimizer(optim_of(**{key: value}), 10)
+
+
+def test_adapters_are_matrices_and_norms_are_not() -> None:
+    leaf = jnp.zeros((2, 4, 3))
+    params = {"q": {"kernel": leaf, "lora_a": leaf, "lora_b": leaf}, "norm": {"scale": jnp.zeros((2, 4))}}
+    expected = {"q": {"kernel": True, "lora_a": True, "lora_b": True}, "norm": {"scale": False}}
+    assert optim.decayed(params) == expected
+    assert jax.tree.map(lambda _, found: found is not None, params, optim._matrices(params)) == expected

@@ -33,8 +33,14 @@ T = TypeVar("T")
 
 _AT_LEAST_ONE = (
     *("steps", "batch_size", "log_every", "model.patch", "model.prompt_length", "data.size", "optim.accumulate"),
-    *("checkpoint.every", "checkpoint.keep", "evaluation.count", "restore.steps"),
+    *("checkpoint.every", "checkpoint.keep", "evaluation.count", "restore.steps", "data.threads"),
 )
+_AT_LEAST_ZERO = (
+    *("seed", "sample_every", "stall_seconds", "checkpoint.keep_every", "checkpoint.best", "data.workers"),
+    *("optim.warmup_steps", "optim.weight_decay", "optim.eps", "optim.max_skipped"),
+)
+_ABOVE_ZERO = ("optim.lr", "optim.clip_norm", "data.smallest", "restore.shift")
+_AT_MOST_ONE = ("optim.final_lr", "data.colour", "data.smallest", "model.drop_mask")
 _ONE_OF = {
     "model.preset": PRESETS,
     "model.codec": ("pixels", "latents"),
@@ -234,10 +240,16 @@ def validate(config: ConfigDict) -> None:
     for path in _AT_LEAST_ONE:
         if (value := _at(config, path)) < 1:
             raise ValueError(f"config.{path} = {value}: expected at least 1")
+    for path in _AT_LEAST_ZERO:
+        if not 0 <= (value := _at(config, path)) < math.inf:
+            raise ValueError(f"config.{path} = {value}: expected at least 0 and finite")
+    for path in _AT_MOST_ONE:
+        if not 0 <= (value := _at(config, path)) <= 1:
+            raise ValueError(f"config.{path} = {value}: expected in [0, 1]")
     for path, known in _ONE_OF.items():
         if (value := _at(config, path)) not in known:
             raise ValueError(f"config.{path} = {value!r}: expected one of {', '.join(known)}")
-    for path in ("restore.shift", "optim.clip_norm"):
+    for path in _ABOVE_ZERO:
         if not 0 < (value := _at(config, path)) < math.inf:
             raise ValueError(f"config.{path} = {value}: expected above 0 and finite")
     build(Flow, config.flow)
@@ -276,8 +288,9 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(f"config.profile_steps = {first_last}: expected a first and a last step, as in 100,105")
     if build(Lora, config.lora).rank and not config.model.base:
         raise ValueError(f"config.lora.rank = {config.lora.rank} adapts a base: name it, config.model.base")
-    if not 0 <= config.optim.ema < 1:
-        raise ValueError(f"config.optim.ema = {config.optim.ema}: expected in [0, 1)")
+    for name in ("b1", "b2", "ema"):
+        if not 0 <= (value := config.optim[name]) < 1:
+            raise ValueError(f"config.optim.{name} = {value}: expected in [0, 1)")
     if not 0 < config.data.holdout < 1:
         raise ValueError(f"config.data.holdout = {config.data.holdout}: expected strictly between 0 and 1")
 

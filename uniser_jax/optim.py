@@ -13,6 +13,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 NAMES = ("adamw", "adafactor", "muon")
 MOMENTS = ("float32", "bfloat16")
+_MATRICES = ("kernel", "lora_a", "lora_b")  # names of the leaves that are no norms or embeddings
 
 
 def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
@@ -24,7 +25,7 @@ def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
 def optimizer(optim: ConfigDict, steps: int) -> optax.GradientTransformation:
     """Clip, then update; the learning rate means the same for all, the size of an entry's step. What each keeps of N numbers:
 
-    `adamw` (Loshchilov & Hutter 2019): two moments, 2 N; only kernels decay, not norms and embeddings.
+    `adamw` (Loshchilov & Hutter 2019): two moments, 2 N; only kernels and adapters decay, not norms and embeddings.
     `adafactor` (Shazeer & Stern 2018, with momentum as Zhai et al. 2022, without scaling by parameters): one moment, N, and
     row and column means of squares. `muon` (Jordan 2024, scaled as Liu et al. 2025) for the matrices of blocks: one moment, N;
     AdamW without decay for all else.
@@ -72,7 +73,7 @@ def _matrices(params: Any) -> Any:
     """Which axes of a kernel Muon takes for a matrix, one per layer of stacked blocks; None leaves the leaf to AdamW."""
     stacked = MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: stacked if path[-1].key == "kernel" and leaf.ndim == 3 else None, params
+        lambda path, leaf: stacked if path[-1].key in _MATRICES and leaf.ndim == 3 else None, params
     )
 
 
@@ -127,8 +128,8 @@ def per_parameter(function: Callable[[Any, Any], Any], state: Any, params: Any) 
 
 
 def decayed(params: Any) -> Any:
-    """True for the leaves that weight decay shrinks: those named `kernel`."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    """True for the leaves that weight decay shrinks: kernels, and the adapters beside frozen ones."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in _MATRICES, params)
 
 
 def ema_update(ema: Any, params: Any, decay: float, step: Int32[Any, ""]) -> Any:

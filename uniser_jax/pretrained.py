@@ -33,7 +33,12 @@ def read_base(base: str | pathlib.Path, shapes: Any) -> dict[str, Any]:
       ValueError: if there is no base, or it does not fit the model.
     """
     with open_base(base) as checkpoints:
-        tasks = checkpoints.record().get("base", {}).get("params", {}).get("tasks")
+        record = checkpoints.record()
+        if "base" not in record:
+            raise ValueError(
+                f"{base} is the folder of a run: expected a base made by convert.from_diffusers; export the run first"
+            )
+        tasks = record["base"].get("params", {}).get("tasks")
         if tasks not in (None, tasks_digest()):
             raise ValueError(f"{base}: its prompts were cached for another set of tasks; cache them again")
         names = ("dit",) if tasks is None else ("dit", "prompts")

@@ -12,7 +12,7 @@ import skimage.data
 from uniser_jax.effects import edit, fields, light, masks
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.gallery import square
-from uniser_jax.effects.layer import Affine, Scene, compose, see, support
+from uniser_jax.effects.layer import Affine, LinearLayer, Scene, compose, see, support
 from uniser_jax.effects.mixture import FAMILIES, Mixture, sample_effects
 from uniser_jax.effects.sensor import Sensor
 from uniser_jax.types import EFFECTS, TASKS
@@ -282,19 +282,21 @@ def test_encoding_is_exact_and_clips() -> None:
 
 
 def test_expanded_highlights_encode_to_the_same_file() -> None:
-    photo = np.full((32, 32, 3), 200, np.uint8)
-    photo[8:24, 8:24] = 255
+    photo = np.full((64, 64, 3), 200, np.uint8)
+    photo[8:20, 8:20] = 255
     photo[0, 0] = (255, 255, 0)
     expanded = light.expand_highlights(photo, 3.0)
     assert expanded.max() > 2
     np.testing.assert_array_equal(light.encode(expanded), photo)
     np.testing.assert_array_equal(expanded[0, 0], [1, 1, 0])  # one clipped channel is no highlight
+    photo[40:] = 255  # snow, paper, sky: hardly brighter than white
+    np.testing.assert_array_equal(light.expand_highlights(photo, 3.0), light.decode(photo))
 
 
 @pytest.mark.parametrize("view", [np.s_[:, ::-1], np.s_[..., ::-1], np.s_[::2]])
 def test_a_view_of_a_photograph_is_a_photograph(view) -> None:
     photo = PHOTO.copy()
-    photo[20:40, 20:40] = 255
+    photo[20:36, 20:36] = 255
     expected = light.expand_highlights(photo[view].copy(), 2.0)
     assert expected.max() > 1
     np.testing.assert_array_equal(light.expand_highlights(photo[view], 2.0), expected)
@@ -369,3 +371,21 @@ def test_see_applies_layers_in_order() -> None:
     layers = [layer_of("shadow", 0), layer_of("haze", 0)]
     expected = layers[1](layers[0](SCENE.radiance, 0.4), 0.6)
     np.testing.assert_array_equal(see(SCENE.radiance, layers, [0.4, 0.6]), expected)
+
+
+def test_a_mask_of_the_true_effect_is_where_its_removal_shows_in_the_mixture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under dense haze a shadow does not show."""
+    monkeypatch.setattr(masks, "draw", lambda rng, shape, kind, where: where)
+    hidden = np.where(np.arange(SIZE)[:, None, None] < SIZE // 2, np.float32(0.999), 0) * np.ones(
+        (1, SIZE, 3), np.float32
+    )
+    effects = ("shadow", "haze")
+    recipe = recipe_of(0, "remove shadow", effects, mask="support", alpha=1.0, strengths=(1.0, 1.0))
+    rendering = Rendering(SCENE, recipe)
+    rendering.layers[:] = [
+        LinearLayer("shadow", np.full((1, 1, 3), 0.2, np.float32), np.zeros((1, 1, 3), np.float32)),
+        LinearLayer("haze", 1 - hidden, 0.9 * hidden),
+    ]
+    mask = rendering.mask()
+    assert mask[: SIZE // 2 - 2].max() < 10
+    assert mask[SIZE // 2 + 2 :].mean() > 150  # what is black stays so

@@ -182,6 +182,19 @@ def test_the_same_look_at_any_size() -> None:
         assert np.abs(np.sqrt(np.minimum(small, 1)) - np.sqrt(np.minimum(reduced, 1))).mean() < 0.012, seed
 
 
+def test_white_things_by_day_are_no_lights() -> None:
+    """Paper is bright, but the camera holds one of its channels; by night the same is a lamp behind a shade."""
+    paper = (255, 253, 235)
+    photo = np.full((128, 128, 3), 120, np.uint8)
+    photo[50:70, 50:70] = paper
+    assert not sources.highlights(sources.reduced(edit.scene_from_photo(photo)), 4)
+    photo[54:62, 54:62] = 255
+    assert len(sources.highlights(sources.reduced(edit.scene_from_photo(photo)), 4)) == 1
+    photo = np.full((128, 128, 3), 30, np.uint8)
+    photo[50:70, 50:70] = paper
+    assert len(sources.highlights(sources.reduced(edit.scene_from_photo(photo)), 4)) == 1
+
+
 def test_highlights_flare_where_and_in_the_colour_they_are() -> None:
     photo = np.full((200, 300, 3), 20, np.uint8)
     cv2.circle(photo, (220, 60), 9, (255, 150, 60), -1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from uniser_jax.effects import depth, edit, haze_presets, light
+from uniser_jax.effects import airlight, depth, edit, haze_presets, light
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.gallery import square
 from uniser_jax.effects.haze import KINDS, Haze, HazeSampling
@@ -220,6 +220,15 @@ def overcast() -> Scene:
     photo = np.full((SIZE, SIZE, 3), 90, np.uint8)
     photo[: SIZE // 3] = 255
     return edit.scene_from_photo(photo, photo, 2.0)
+
+
+def test_by_night_the_sky_is_hardly_brighter_than_what_was_dark_by_day() -> None:
+    scene = np.full((32, 32, 3), 0.1, np.float32)
+    scene[:16] = 0.8
+    night = scene + airlight.night(scene, 0.05, ())
+    ratio = night[4, 4] / night[28, 4]
+    assert (ratio > 1).all()
+    assert (ratio < 0.5 * 8).all()
 
 
 def test_by_night_only_what_shines_by_night_glows() -> None:

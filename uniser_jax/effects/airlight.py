@@ -22,6 +22,7 @@ Lamp = tuple[float, float, float, float, float]  # x, y, kelvin, power, size; pl
 _ASYMMETRY = 0.8  # g of (3)
 _GLOW = ((0.5, 0.03), (0.3, 0.08), (0.2, 0.2))  # of (4): weights, and sigmas as fractions of the image side
 _SOURCE = 0.9  # light above which a pixel is a source
+_SHOULDER = np.float32(2)  # how much less of the night's light comes from what was bright by day, as the sky
 FIELD_OF_VIEW = 1.0  # of an image side, twice the tangent of half the angle: 53 degrees
 
 
@@ -83,15 +84,24 @@ def night(radiance: Float32[np.ndarray, "h w c"], dark: float, lamps: tuple[Lamp
 
 @compiled
 def _relit(radiance: kernels.Image, lit: kernels.Image) -> kernels.Image:
-    """The scene in another light, less the scene; clipped highlights are no lamps by night."""
+    """The scene in another light, less the scene.
+
+    What is bright by day, most of all the sky, was a source of light itself: by night it is as dark as all else. A mask of the
+    sky would do more, and leave a rim of day along every roof.
+    """
     h, w = radiance.shape[:2]
     out = np.empty((h, w, 3), np.float32)
     for i in range(h):
         k, below, a = kernels.between_rows(i, h, len(lit))
         for j in range(w):
+            y = min(
+                (radiance[i, j, 0] + np.float32(2) * radiance[i, j, 1] + radiance[i, j, 2]) / np.float32(4),
+                np.float32(1),
+            )
+            left = np.float32(1) / (np.float32(1) + _SHOULDER * y)
             for c in range(3):
                 value = radiance[i, j, c]
-                gain = lit[k, j, c] + a * (lit[below, j, c] - lit[k, j, c])
+                gain = left * (lit[k, j, c] + a * (lit[below, j, c] - lit[k, j, c]))
                 out[i, j, c] = min(value, np.float32(1)) * gain - value
     return out
 

@@ -29,7 +29,6 @@ Image = Float32[np.ndarray, "h w c"]
 _WHOLE = 256  # px; larger photographs get a flare of half their resolution
 _PEAK, _STEEP = 30.0, 2.2  # P and b of (4)
 _BRIGHTEST = 8.0
-_NIGHT = 0.07  # a dark photograph's median luminance
 _SUN = 4  # times the veil of a lamp at night
 _PHONE_KINDS, _LENS_KINDS = (0.1, 0.1, 0.75, 0.05), (0.3, 0.25, 0.15, 0.3)  # weights of pupil.KINDS
 
@@ -185,7 +184,7 @@ class Flare:
         """Draws lights, then a phone's lens or a camera's."""
         small = sources.reduced(scene)
         lights, lamp = _lights(rng, small, sampling)
-        dark = float(np.median(light.luminance(small)[::3, ::3])) < _NIGHT
+        dark = sources.by_night(small)
         phone = rng.random() < sampling.phone * (2.5 if dark else 1)
         bounds = sampling.phone_level if phone else sampling.lens_level
         level = fields.log_uniform(rng, *bounds) * (1 if dark or not phone else _SUN)

@@ -118,14 +118,21 @@ def see(
 
 
 def support(layer: Layer, radiance: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w"]:
-    """Where a layer visibly changes a scene: its true mask, in [0, 1].
+    """Where a layer alone, at full strength, visibly changes a scene, in [0, 1]."""
+    return visible_change(radiance, layer(radiance, 1.0))
+
+
+def visible_change(
+    before: Float32[np.ndarray, "h w c"], after: Float32[np.ndarray, "h w c"]
+) -> Float32[np.ndarray, "h w"]:
+    """Where two views of a scene differ, in [0, 1].
 
     A change of 0.05 of white's square root, about 12 of 255 levels, counts as full. Seen at up to about 128 px: masks are soft.
     """
-    shape = radiance.shape[:2]
+    shape = before.shape[:2]
     n = max(1, round(max(shape) / _SUPPORT_SIDE))
-    before, after = (np.sqrt(np.clip(depth.reduce(light_of, n), 0, 1)) for light_of in (radiance, layer(radiance, 1.0)))
-    changed = np.maximum.reduce(cv2.split(cv2.absdiff(after, before)))
+    one, other = (np.sqrt(np.clip(depth.reduce(radiance, n), 0, 1)) for radiance in (before, after))
+    changed = np.maximum.reduce(cv2.split(cv2.absdiff(other, one)))
     return cv2.resize(np.minimum(changed * np.float32(20), 1), shape[::-1])
 
 

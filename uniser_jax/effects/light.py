@@ -16,6 +16,7 @@ from uniser_jax.effects.kernels import Curve
 _WHITE, _NONE, _STILL = np.ones(3, np.float32), np.zeros(0, np.float32), np.zeros((1, 1), np.float32)
 
 _RAMP = 0.01  # of an image side: the edge over which highlights grow
+_PALE = 0.1  # share of a photograph from which on its white is no lamp
 
 WAVELENGTHS = np.array([0.610, 0.550, 0.465])  # of red, green and blue, micrometres
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of linear Rec. 709
@@ -78,7 +79,8 @@ def expand_highlights(
 
     Args:
       photo: stored values.
-      stops: how much brighter than white the brightest becomes, in powers of two.
+      stops: how much brighter than white the brightest becomes, in powers of two, where little is white. Where much is, as of
+        snow, paper and sky, it is hardly brighter than white, and is not lifted: any shadow would show its grain.
       matrix: mixes the channels afterwards, for other colours; nothing falls below 0. None leaves them.
     """
     photo = np.ascontiguousarray(photo)
@@ -90,7 +92,9 @@ def expand_highlights(
         return linear
     sigma = _RAMP * fields.side(photo.shape[:2])
     n = max(1, int(sigma / 1.25))  # so soft a mask is as good on cells of n pixels
-    inside = fields.widen(fields.blur(kernels.white_share(photo, n), sigma / n), photo.shape)
+    share = kernels.white_share(photo, n)
+    stops *= max(0.0, 1 - float(share.mean()) / _PALE)
+    inside = fields.widen(fields.blur(share, sigma / n), photo.shape)
     gain = (2**stops - 1) * (_WHITE if matrix is None else matrix.sum(1))
     kernels.lift(linear, photo, inside, gain.astype(np.float32))
     return linear

@@ -14,6 +14,11 @@ Rgb = tuple[float, float, float]
 _SEEN_AT = 256  # px, the longer side of the image on which highlights are looked for
 _BRIGHT, _RIM = 0.92, 0.4  # luminance of a highlight; of what still shows a clipped lamp's colour
 _LARGEST = 0.12  # of the frame; what is larger is sky
+NIGHT = 0.07  # a dark photograph's median luminance
+_CLIPPED, _CORE = (
+    0.985,
+    0.05,
+)  # by day a light is clipped in all channels on this share of it, as paper and petals are not
 _WEAKEST = 0.12  # share of a light worth drawing
 _LEDS = ((1.0, 0.06, 0.04), (0.1, 1.0, 0.35), (0.15, 0.3, 1.0), (1.0, 0.55, 0.1), (0.9, 0.2, 1.0))
 
@@ -43,9 +48,17 @@ def reduced(scene: Scene) -> Float32[np.ndarray, "h w c"]:
     return fields.shrink(scene.radiance, (max(1, h // factor), max(1, w // factor)))
 
 
+def by_night(small: Float32[np.ndarray, "h w c"]) -> bool:
+    """Whether most of a photograph (see `reduced`) is dark."""
+    return float(np.median(light.luminance(small)[::3, ::3])) < NIGHT
+
+
 def highlights(small: Float32[np.ndarray, "h w c"], most: int) -> list[Source]:
-    """The largest connected highlights of a photograph (see `reduced`): true centre, size and colour, the brightest first."""
-    brightness = light.luminance(small)
+    """The largest connected highlights of a photograph (see `reduced`): true centre, size and colour, the brightest first.
+
+    By day white things are not lights: only what the camera could not hold in any channel counts.
+    """
+    brightness, day = light.luminance(small), not by_night(small)
     bright = (brightness > _BRIGHT).view(np.uint8)
     if not bright.any():
         return []
@@ -57,6 +70,8 @@ def highlights(small: Float32[np.ndarray, "h w c"], most: int) -> list[Source]:
         left, top, wide, high, area = stats[part]
         box = np.s_[max(0, top - 2) : top + high + 2, max(0, left - 2) : left + wide + 2]
         near = brightness[box]
+        if day and (small[box].min(-1)[near > _BRIGHT] > _CLIPPED).mean() < _CORE:
+            continue
         rim = small[box][(near > _RIM) & (near < 1)]
         colour = _hue(rim.mean(0)) if len(rim) else (1.0, 1.0, 1.0)
         x, y = (centres[part] + 0.5) / brightness.shape[::-1]
