@@ -102,6 +102,22 @@ def test_skipped_updates_are_named_do_not_count_and_stop_a_run_that_diverged(cap
         progress.report(16)
 
 
+def test_skipped_updates_in_a_row_count_on_after_a_restart() -> None:
+    first = Progress(0, 100, fixed(8, 4).indices, max_skipped=3)
+    for step, reported in ((1, True), (2, False)):  # the second waits for its report
+        first.add(step_metrics(1.0, True), 0.0)
+        if reported:
+            first.report(step)
+    saved = json.loads(json.dumps(first.record()))
+    assert saved["skipped_in_a_row"] == 1
+    kept = {"pending": saved["pending"], "skipped": saved["skipped_in_a_row"]}
+    second = Progress(2, 100, fixed(8, 4).indices, max_skipped=3, **kept)
+    for _ in range(2):
+        second.add(step_metrics(1.0, True), 0.0)
+    with pytest.raises(FloatingPointError, match="4 updates in a row up to step 4"):
+        second.report(4)
+
+
 class Time:
     """A clock that only moves when it is told to, for `uniser_jax.metrics`."""
 

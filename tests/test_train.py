@@ -317,6 +317,26 @@ def test_what_fails_under_way_is_no_mistake_of_the_caller(
         train.train(config_of(), tmp_path / "again")
 
 
+def test_a_run_that_diverged_is_not_finished_by_restarts(tmp_path: pathlib.Path, monkeypatch) -> None:
+    """Each start makes fewer steps than may be skipped; all of them together are too many."""
+
+    def never_finite(*given):
+        step = make_step(*given)
+
+        def skipping(*data):
+            state, metrics = step(*data)
+            return state, metrics | {"skipped": jax.numpy.float32(1)}
+
+        return skipping
+
+    monkeypatch.setattr(train, "make_step", never_finite)
+    config = config_of("--config.optim.max_skipped=4", "--config.sample_every=0", "--config.checkpoint.best=0")
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match="5 updates in a row up to step 5"):
+            train.train(config, tmp_path)
+    assert status.newest_checkpoint(tmp_path) == 4
+
+
 def test_an_interrupted_run_saves_and_continues(tmp_path: pathlib.Path) -> None:
     command = [sys.executable, "-m", "uniser_jax.train", f"--config={ROOT}/configs/tiny.py", f"--workdir={tmp_path}"]
     endless = [flag for flag in TINY if "steps" not in flag and "every" not in flag]

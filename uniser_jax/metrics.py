@@ -136,6 +136,7 @@ class Progress:
       clock: of the run.
       chips: how many share the work.
       peak: FLOP/s of one of them; None where nobody knows.
+      skipped: updates in a row before those of `pending`, as `record` gave it: a restart is no finite update.
     """
 
     def __init__(
@@ -148,10 +149,11 @@ class Progress:
         clock: Clock | None = None,
         chips: int = 1,
         peak: float | None = None,
+        skipped: int = 0,
     ):
         self._steps, self._indices, self._max_skipped = steps, indices, max_skipped
         self._chips, self._peak = chips, peak
-        self._skipped_in_a_row = 0
+        self._skipped_in_a_row = skipped
         self._pending: list[Any] = [
             {key: np.asarray(value, np.float32) for key, value in metrics.items()} for metrics in pending
         ]
@@ -164,12 +166,12 @@ class Progress:
         self._timed, self._images, self._flops, self._waited = 0, 0, 0, 0.0
 
     def record(self) -> dict[str, Any]:
-        """For the record of a checkpoint, plain data: the metrics of the steps since the last report, and the clock."""
+        """For the record of a checkpoint, plain data: what the next report will count, what the last one did, the clock."""
         pending = [
             {key: np.asarray(value).tolist() for key, value in metrics.items()}
             for metrics in jax.device_get(self._pending)
         ]
-        return {"pending": pending, "clock": self._clock.state()}
+        return {"pending": pending, "skipped_in_a_row": self._skipped_in_a_row, "clock": self._clock.state()}
 
     def add(self, metrics: Any, waited: float, flops: int = 0) -> None:
         """Keeps the device values of one step, so that the loop does not wait for them, its wait for data and its FLOPs."""

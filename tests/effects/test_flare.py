@@ -328,3 +328,16 @@ def test_sizes_are_fractions_of_the_side() -> None:
         plain().render(Scene(np.full((h, w, 3), 0.1, np.float32))).emission for h, w in ((240, 60), (60, 240))
     )
     np.testing.assert_allclose(tall, wide.transpose(1, 0, 2), atol=1e-4)
+
+
+def test_starburst_and_ghosts_are_of_one_aperture_and_phones_have_round_ones() -> None:
+    drawn = [Flare.sample(np.random.default_rng(seed), SCENE) for seed in range(40)]
+    assert {flare.blades for flare in drawn} > {0}
+    for flare in drawn:
+        assert flare.blades in (0, pupil.blades(flare.pattern))
+    assert ghosts.lens(3, 4, 0, 0.0).roundness == 1
+    rng, sides = np.random.default_rng((2021, 0)), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pupil, "_outline", lambda count, bend, start: sides.append(count) or np.zeros((3, 2), np.int32))
+        pupil._pupil(rng, "aperture")
+    assert sides == [pupil.blades(0)]

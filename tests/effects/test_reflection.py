@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from uniser_jax.effects import edit, light
+from uniser_jax.effects import edit, light, reflection
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.gallery import square
 from uniser_jax.effects.layer import Scene
@@ -235,3 +235,14 @@ def test_mistakes_are_one_line(changes, message: str) -> None:
 def recipe(seed: int) -> Recipe:
     sampling = EditSampling(noise=0.0, tone=0.0, jpeg=0.0)
     return edit.sample(np.random.default_rng(seed), SCENE, sampling, effects=("reflection",))
+
+
+def test_lamps_of_a_room_are_alike_and_glow() -> None:
+    plane = np.zeros((256, 256), np.uint8)
+    reflection._light_room(np.random.default_rng(1), plane, 256.0, 3)
+    core = (plane > 0.7 * plane.max()).astype(np.uint8)
+    count, _, stats, _ = cv2.connectedComponentsWithStats(core)
+    assert 2 <= count <= 4  # the ground, and those that fit
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    assert areas.max() < 3 * areas.min()
+    assert ((plane > 0) & (core == 0)).sum() > core.sum()

@@ -179,6 +179,22 @@ def test_nothing_falls_on_the_sky_unless_it_may_be_a_wall() -> None:
     assert 0 < sum(not shadow.on_sky for shadow in drawn) < 40
 
 
+def test_lamps_cast_no_trees_and_landscapes_see_no_hands() -> None:
+    landscape = Scene(
+        np.repeat(np.float32([[0.5, 0.7, 1.0], [0.1, 0.12, 0.08]]), SIZE // 2, 0)[:, None].repeat(SIZE, 1)
+    )
+    weights = {"people": 0.3, "trees": 0.3, "fences": 0.3, "objects": 0.1}
+    for indoors, scene, never in (
+        (1.0, SCENE, {"tree", "dapples", "photographer", "pole", "edge"}),
+        (0.0, landscape, {"hand", "blinds", "window"}),
+    ):
+        sampling = ShadowSampling(**weights, walls=0, dapples=0, relief=0, indoors=indoors, several=0)
+        shapes = [Shadow.sample(np.random.default_rng(seed), scene, sampling).shapes[0] for seed in range(60)]
+        assert sum(shape in never for shape in shapes) <= 1
+    only = ShadowSampling(people=0, trees=1, dapples=0, fences=0, walls=0, objects=0, relief=0, indoors=1.0)
+    assert set(Shadow.sample(np.random.default_rng(0), SCENE, only).shapes) == {"tree"}
+
+
 def test_attached_shading_follows_the_depth() -> None:
     y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j].astype(np.float32)
     ball = 1 - np.sqrt(np.clip(0.8 - x**2 - y**2, 0, None)).astype(np.float32)

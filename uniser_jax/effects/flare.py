@@ -148,7 +148,7 @@ class Flare:
       streak_colour: of them, times the source's.
       ghosts: how many.
       ghost_level: the brightest ghost's light against the level.
-      blades: of the aperture.
+      blades: of the aperture; 0 is a round one, as of phones.
       mirror: brightness of mirrored highlights.
       lamp: radius of the lamps added to the scene; 0 where the photograph has its own.
       layer: path of a real flare that stands for scatter, streaks and ghosts; "" for none.
@@ -194,7 +194,7 @@ class Flare:
         with_ghosts, with_mirror = rng.random(2) < (sampling.ghosts, sampling.mirror * phone)
         count = int(rng.integers(1, 5 if phone else 13))
         brightest = fields.log_uniform(rng, 0.15, 1.2)
-        blades, mirror, seed = int(rng.integers(5, 10)), rng.uniform(0.03, 0.3), int(rng.integers(2**31))
+        mirror, seed = rng.uniform(0.03, 0.3), int(rng.integers(2**31))
         layer = ""
         if sampling.real and rng.random() < sampling.real:
             layer = str(rng.choice(templates.paths(sampling.layers)))
@@ -204,7 +204,7 @@ class Flare:
             level=float(level / max(float(within(np.array(farthest))), 0.12)),
             ghosts=count if with_ghosts else 0,
             ghost_level=float(brightest * level),
-            blades=blades,
+            blades=0 if phone else pupil.blades(body["pattern"]),
             mirror=float(mirror) if with_mirror else 0.0,
             lamp=lamp,
             layer=layer,

@@ -55,7 +55,7 @@ def lens(seed: int, count: int, blades: int, turn: float) -> Lens:
     Args:
       seed: of the lens.
       count: of ghosts.
-      blades: of the aperture.
+      blades: of the aperture; 0 is a round one.
       turn: of the aperture, radians.
     """
     rng = np.random.default_rng(seed)
@@ -66,7 +66,7 @@ def lens(seed: int, count: int, blades: int, turn: float) -> Lens:
     along = np.where(rng.random(count) < 0.8, rng.uniform(-1.6, 0.8, count), rng.uniform(-2, 2, count))
     softness, rim = np.exp(rng.uniform(np.log(0.04), np.log(0.6), count)), np.maximum(0, rng.normal(0.2, 0.8, count))
     cut = np.column_stack([rng.normal(0, 0.45, (count, 2)), rng.uniform(1.0, 1.6, count)])
-    angles = turn + 2 * np.pi * np.arange(blades) / blades
+    angles = turn + 2 * np.pi * np.arange(max(blades, 1)) / max(blades, 1)
     return Lens(
         along=along.astype(np.float32),
         radius=radius.astype(np.float32),
@@ -74,7 +74,7 @@ def lens(seed: int, count: int, blades: int, turn: float) -> Lens:
         softness=softness.astype(np.float32),
         rim=rim.astype(np.float32),
         cut=cut.astype(np.float32),
-        roundness=roundness,
+        roundness=roundness if blades else 1.0,
         normals=np.stack([np.cos(angles), np.sin(angles)], -1).astype(np.float32),
     )
 

@@ -28,6 +28,7 @@ Plane = Float32[np.ndarray, "n n"]
 _SIDE, _TRANSFORM = 512, 640  # of a pattern; of its pupil, so that blue, which shrinks, still fills it
 _SPECTRUM = np.linspace(0.41, 0.69, 15)  # micrometres
 _WIDTH = 0.04  # of a colour filter
+_BLADES = (5, 9)  # at least, and below
 
 
 @functools.cache
@@ -44,6 +45,11 @@ def pattern(index: int) -> Pattern:
     stored = np.zeros((_SIDE, _SIDE, 4), np.uint8)
     stored[..., :3] = np.round(255 * np.sqrt(np.minimum(colours * fade / PEAK, 1)))
     return stored
+
+
+def blades(index: int) -> int:
+    """Of the aperture that `pattern` of this index was made by."""
+    return int(np.random.default_rng((2021, index)).integers(*_BLADES))  # its first draw
 
 
 def _chromatic(form: Plane) -> Float32[np.ndarray, "512 512 3"]:
@@ -96,10 +102,10 @@ def _fractal(rng: np.random.Generator, cells: int, octaves: int) -> Float64[np.n
 def _pupil(rng: np.random.Generator, kind: str) -> Plane:
     """P, at half the transform's width, so that D is well sampled."""
     n = _TRANSFORM
-    blades = int(rng.integers(5, 9))
+    sides = int(rng.integers(*_BLADES))
     bend = rng.uniform(0.3, 1) if kind == "aperture" else rng.uniform(0, 0.3)
     pupil = np.zeros((n, n), np.float32)
-    cv2.fillPoly(pupil, [_outline(blades, bend, rng.uniform(0, np.pi))], 1, cv2.LINE_AA, shift=4)
+    cv2.fillPoly(pupil, [_outline(sides, bend, rng.uniform(0, np.pi))], 1, cv2.LINE_AA, shift=4)
     if kind == "smear":  # phones have no blades: a round edge, far below the marks in what it scatters
         return cv2.GaussianBlur(pupil, (0, 0), n / 60) * _grease(rng)
     marks = rng.integers(40, 200) if kind == "dirt" else rng.integers(0, 12)
@@ -114,10 +120,10 @@ def _pupil(rng: np.random.Generator, kind: str) -> Plane:
     return pupil
 
 
-def _outline(blades: int, bend: float, start: float) -> np.ndarray:
+def _outline(sides: int, bend: float, start: float) -> np.ndarray:
     """A polygon with curved sides: a chord at `bend` 1, a circle at 0; in sixteenths of a pixel."""
-    turn = np.linspace(0, 2 * np.pi, 16 * blades, endpoint=False)
-    sector = np.pi / blades
+    turn = np.linspace(0, 2 * np.pi, 16 * sides, endpoint=False)
+    sector = np.pi / sides
     chord = np.cos(sector) / np.cos((turn % (2 * sector)) - sector)
     radius = _TRANSFORM / 4 * (bend * chord + 1 - bend)
     points = _TRANSFORM / 2 + radius[:, None] * np.stack([np.cos(turn + start), np.sin(turn + start)], -1)

@@ -265,8 +265,8 @@ class Reflection:
         rng = np.random.default_rng(self.seed)
         shape = seen.shape[0] - 2 * margin, seen.shape[1] - 2 * margin
         lamps = np.zeros(shape, np.uint8)
-        for _ in range(self.lamps):
-            _lamp(rng, lamps, side)
+        if self.lamps:
+            _light_room(rng, lamps, side, self.lamps)
         blocked = np.zeros(shape, np.uint8) if self.occluder == "none" else _FORMS[self.occluder](rng, shape, side)
         lamps, blocked = (cv2.copyMakeBorder(plane, *4 * (margin,), cv2.BORDER_REPLICATE) for plane in (lamps, blocked))
         shine = (self.lamp_light * light.black_body(self.lamp_kelvin)).astype(np.float32)
@@ -314,19 +314,28 @@ def _dressed(
                 seen[i, j, c] = x + m * (own - x)
 
 
-def _lamp(rng: np.random.Generator, plane: UInt8[np.ndarray, "h w"], side: float) -> None:
-    """A bulb, a tube or a panel of the ceiling, seen at an angle; its level is its brightness."""
+def _light_room(rng: np.random.Generator, plane: UInt8[np.ndarray, "h w"], side: float, count: int) -> None:
+    """Bulbs, tubes or panels of one ceiling, alike and in a row that recedes, with what glass scatters around them."""
     h, w = plane.shape
-    level, kind = int(rng.integers(90, 256)), rng.integers(3)
-    x, y = w * rng.uniform(0.05, 0.95), h * rng.uniform(0.05, 0.6)
-    angle, size = rng.normal(0, 0.25), fields.log_uniform(rng, 0.003, 0.015) * side
+    level, kind = int(rng.integers(90, 256)), int(rng.integers(3))
+    place = np.array([w * rng.uniform(0.05, 0.95), h * rng.uniform(0.05, 0.5)])
+    size, angle, lean = fields.log_uniform(rng, 0.004, 0.018) * side, rng.normal(0, 0.25), rng.uniform(-0.3, 0.3)
     across = ((1.0, 1.0), (rng.uniform(3, 8), 0.35), (rng.uniform(1.5, 3), rng.uniform(0.5, 1)))[kind]
     turn = np.linspace(0, 2 * np.pi, 24, endpoint=False) if kind == 0 else np.pi / 4 + np.pi / 2 * np.arange(4)
-    outline = np.stack([np.cos(turn) * across[0], np.sin(turn) * across[1]], -1) * size
-    outline[:, 0] *= 1 + rng.uniform(-0.3, 0.3) * np.sign(outline[:, 1]) * (kind == 2)  # recedes
+    outline = np.stack([np.cos(turn) * across[0], np.sin(turn) * across[1]], -1)
+    outline[:, 0] *= 1 + lean * np.sign(outline[:, 1]) * (kind == 2)
     cosine, sine = math.cos(angle), math.sin(angle)
-    points = (x, y) + outline @ np.array([[cosine, sine], [-sine, cosine]])
-    cv2.fillPoly(plane, [np.round(points * 16 - 8).astype(np.int32)], level, cv2.LINE_AA, 4)
+    outline = outline @ np.array([[cosine, sine], [-sine, cosine]])
+    heading = math.pi / 2 - np.sign(place[0] - w / 2) * rng.uniform(-1.2, 0.2)  # towards a point in the middle, lower
+    step = rng.uniform(2.5, 6) * max(across) * size * np.array([math.cos(heading), 0.6 * math.sin(heading)])
+    farther = rng.uniform(0.7, 0.95)
+    for lamp in range(count):
+        nearness = farther**lamp
+        points = place + outline * size * nearness
+        cv2.fillPoly(plane, [np.round(points * 16 - 8).astype(np.int32)], level, cv2.LINE_AA, 4)
+        place = place + step * nearness
+    halo = cv2.convertScaleAbs(fields.blur(plane.astype(np.float32), 0.02 * side), alpha=0.35)
+    cv2.max(cv2.GaussianBlur(plane, (0, 0), max(0.0012 * side, 0.5)), halo, dst=plane)
 
 
 def _person(rng: np.random.Generator, shape: tuple[int, int], side: float) -> UInt8[np.ndarray, "h w"]:

@@ -36,9 +36,12 @@ _GROUPS = {
     "relief": ("relief",),
 }
 _EVERYWHERE = ("blob", "dapples", "relief")  # in any frame
+_OUTDOORS = ("tree", "dapples", "photographer", "pole", "edge")  # no lamp of a room casts them
+_INDOORS = ("hand", "blinds", "window")  # too small, or too near, for a landscape
 _FROM_BELOW = ("photographer", "hand")  # whoever holds the camera has the sun behind
 _RELIEF_SIDE = 128  # relief is smooth
 _SKY = (0.02, 0.75)  # share of a frame; what fills nearly all of it is a wall, or paper
+_OPEN = 0.1  # share of sky from which on a photograph shows a landscape
 _COARSE = 1.2  # a matte is drawn at half size where its narrowest penumbra (sigma, pixels) is wider, and so on
 
 
@@ -177,7 +180,11 @@ class Shadow:
         """Mostly sun and sky, sometimes lamps indoors."""
         shares = sampling.indoors, sampling.several, sampling.bend, sampling.on_sky
         indoors, several, bends, on_sky = rng.random(4) < shares
-        shapes = tuple(sampling.draw_shape(rng) for _ in range(2 if several else 1))
+        misplaced = _OUTDOORS if indoors else _INDOORS if depth.signs(_glance(scene))[0].mean() > _OPEN else ()
+        for _ in range(8):  # more draws than that mean weights that leave no choice
+            shapes = tuple(sampling.draw_shape(rng) for _ in range(2 if several else 1))
+            if not set(shapes) & set(misplaced):
+                break
         lit_from_behind = any(shape in _FROM_BELOW for shape in shapes)
         angle = rng.normal(-np.pi / 2, 0.6) if lit_from_behind else rng.uniform(0, 2 * np.pi)
         least, greatest = np.log(sampling.penumbra)
@@ -268,8 +275,7 @@ class Shadow:
     def _taken(self, scene: Scene) -> float:
         """Share of the photograph's brightness that lies in shadow, from a glance at few pixels."""
         hard = dataclasses.replace(self, penumbra=0.0)
-        step = max(1, min(scene.radiance.shape[:2]) // 32)
-        small = np.ascontiguousarray(scene.radiance[::step, ::step])
+        small = _glance(scene)
         seen = np.sqrt(np.clip(light.luminance(small), 0, 1)) + 1e-3
         return float((hard.coverage(seen.shape) * (1 - self._sky(small)) * seen).sum() / seen.sum())
 
@@ -289,6 +295,12 @@ class Shadow:
         smooth = mattes.blur(cv2.medianBlur(height, 5) if min(height.shape) > 5 else height, 1.0)
         mean, spread = cv2.meanStdDev(smooth)
         return np.clip((smooth - np.float32(mean[0, 0])) / np.float32(2 * spread[0, 0] + 1e-3), -1, 1)
+
+
+def _glance(scene: Scene) -> Float32[np.ndarray, "a b c"]:
+    """A few pixels of the photograph, about 32 a side."""
+    step = max(1, min(scene.radiance.shape[:2]) // 32)
+    return np.ascontiguousarray(scene.radiance[::step, ::step])
 
 
 @functools.lru_cache(maxsize=8)
@@ -340,6 +352,9 @@ def _attached(
 ) -> Float32[np.ndarray, "h w"]:
     """Equation (5): large forms from noise, smaller ones from the relief; the terminator is soft."""
     own = fields.fractal_noise(rng, relief.shape, rng.uniform(0.4, 0.9), 2, 0.4)
+    own = mattes.blur(
+        own, 0.025 * fields.side(relief.shape)
+    )  # it is linear between lattice points: its slope has steps
     broad = mattes.blur(relief, rng.uniform(0.006, 0.02) * fields.side(relief.shape) + 0.7)
     height = rng.uniform(0.06, 0.14) * broad + rng.uniform(0.15, 0.5) * own
     slope = np.float32(np.cos(angle)) * cv2.Sobel(height, cv2.CV_32F, 1, 0) + np.float32(np.sin(angle)) * cv2.Sobel(
