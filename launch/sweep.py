@@ -11,6 +11,7 @@ die, its runs go on, and the next one waits for them. Arguments that are not nam
 import argparse
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -20,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -30,6 +31,10 @@ from uniser_jax import status
 _LAUNCHERS = {"local": [], "slurm": ["--wait"], "xpk": ["--wait", "--replace"]}  # all return when the run has ended
 _POLL = 0.5
 _LONGEST = 120  # characters of a folder's name
+_HOW = (  # settings of a run that do not change what it learns
+    *("log_every", "sample_every", "profile_steps", "stall_seconds", "mesh.", "checkpoint.", "evaluation.", "restore."),
+    *("data.workers", "data.threads", "optim.max_skipped", "model.attention", "model.remat"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +103,8 @@ def plan(config: str, workdir: pathlib.Path, launcher: str, rest: Sequence[str])
       rest: arguments for the launcher and overrides for all runs.
 
     Raises:
-      ValueError: for a config without sweep(), an override that the schema refuses, or two runs that are the same.
+      ValueError: for a config without sweep(), an override that the schema refuses, two runs that are the same, or one that
+        was finished with other settings: its result would stand for what nobody ran.
     """
     from uniser_jax import config as schema
 
@@ -109,12 +115,30 @@ def plan(config: str, workdir: pathlib.Path, launcher: str, rest: Sequence[str])
         if name in trials:
             raise ValueError(f"{config}: sweep() yields {name} twice")
         own = [f"--config.{key}={value}" for key, value in overrides.items()]
-        steps = schema.read(config, [*shared, *own]).steps
-        folder = workdir / name
+        resolved = schema.read(config, [*shared, *own])
+        steps, folder = resolved.steps, workdir / name
+        if status.finished(folder, steps):
+            _check_alike(folder, json.loads(schema.to_json(resolved)))
         command = [sys.executable, "-m", f"launch.{launcher}", *_LAUNCHERS[launcher]]
         command += [f"--config={config}", f"--workdir={folder}", *rest, *own]
         trials[name] = Trial(overrides, folder, steps, command, _gpus(command) if launcher == "local" else 0)
     return list(trials.values())
+
+
+def _check_alike(folder: pathlib.Path, asked: Mapping[str, Any]) -> None:
+    """Compares what a finished run was trained with; what only tells how it ran may differ."""
+    before = dict(_flat(status.read_manifest(folder).get("config", {})))
+    for key, value in _flat(asked):
+        if not key.startswith(_HOW) and before.get(key, value) != value:
+            raise ValueError(f"{folder} was finished with {key} = {before[key]}, not {value}: name another --workdir")
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _gpus(command: Sequence[str]) -> int:

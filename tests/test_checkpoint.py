@@ -255,6 +255,18 @@ def test_the_newest_and_every_kth_stay(tmp_path: pathlib.Path) -> None:
     assert steps == {3, 6, 7, 8}
 
 
+@pytest.mark.parametrize("damage", [b"", b'{"held_out', b"\xff"])
+def test_a_damaged_score_costs_only_its_own_step(tmp_path: pathlib.Path, damage: bytes, caplog) -> None:
+    with Checkpoints(tmp_path, every=1, keep=4) as checkpoints:
+        for step, loss in ((1, 1.0), (2, 2.0), (3, 3.0)):
+            checkpoints.save(step, state_at(step), CONFIG, held_out_loss=loss)
+    (tmp_path / "checkpoints/1/metrics/metrics").write_bytes(damage)
+    with Checkpoints(tmp_path, every=1, keep=4) as checkpoints:
+        assert (checkpoints.steps(), checkpoints.best(), checkpoints.latest()) == ([1, 2, 3], 2, 3)
+        jax.tree.map(np.testing.assert_array_equal, checkpoints.weights(abstract().ema, step=1), state_at(1).ema)
+    assert "1/metrics/metrics is damaged" in caplog.text
+
+
 def test_the_best_stay_besides_the_newest(tmp_path: pathlib.Path) -> None:
     losses = {2: 5.0, 4: 1.0, 6: float("nan"), 8: 2.0, 10: 3.0, 12: None, 14: 4.0}
     with Checkpoints(tmp_path, every=2, keep=2, best=2) as checkpoints:

@@ -145,3 +145,18 @@ def test_adapters_are_matrices_and_norms_are_not() -> None:
     expected = {"q": {"kernel": True, "lora_a": True, "lora_b": True}, "norm": {"scale": False}}
     assert optim.decayed(params) == expected
     assert jax.tree.map(lambda _, found: found is not None, params, optim._matrices(params)) == expected
+
+
+@pytest.mark.parametrize("moments", optim.MOMENTS)
+@pytest.mark.parametrize("name", optim.NAMES)
+def test_the_updates_that_count_are_those_that_were_made(name: str, moments: str) -> None:
+    config = schema.defaults().optim
+    config.name, config.moments = name, moments
+    optimizer, params = (
+        optim.optimizer(config, 100),
+        {"q": {"kernel": jnp.ones((2, 3, 4))}, "n": {"scale": jnp.ones(2)}},
+    )
+    state = optimizer.init(params)
+    for made in range(3):
+        assert int(optim.applied(state)) == made
+        _, state = optimizer.update(params, state, params)

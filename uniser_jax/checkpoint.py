@@ -7,6 +7,7 @@ file says, so a run continues on any mesh; and every leaf is checked, because fi
 
 import contextlib
 import errno
+import json
 import os
 import pathlib
 import shutil
@@ -87,6 +88,7 @@ class Checkpoints:
         self._handlers: dict[int, Any] = {}  # of signals, as they were
         handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in (*_ITEMS, _FROZEN)}
         handlers["record"] = ocp.JsonCheckpointHandler()
+        _forget_damaged_scores(self._folder)
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
@@ -319,6 +321,22 @@ class Slice(NamedTuple):
     path: str  # "a/b/c"
     where: tuple[Any, ...]  # an index into the leaf, of numbers, slices and an ellipsis
     values: np.ndarray
+
+
+def _forget_damaged_scores(folder: pathlib.Path) -> None:
+    """Removes the held-out losses that are no JSON: orbax reads all of them at once, and one would end every command.
+
+    Their steps stay, and only do not count as the best any more. Every process must call it.
+    """
+    if jax.process_index() == 0:
+        for file in folder.glob("[0-9]*/metrics/metrics"):
+            try:
+                json.loads(file.read_bytes())
+            except ValueError:
+                logging.warning("%s is damaged: its step can no longer be the best", file)
+                shutil.rmtree(file.parent)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("scores")
 
 
 def write_base(

@@ -56,6 +56,11 @@ def optimizer(optim: ConfigDict, steps: int) -> optax.GradientTransformation:
     return optax.chain(clipped(optim.clip_norm), update)
 
 
+def applied(state: Any) -> Int32[Any, ""]:
+    """How many updates an optimizer has made: where its schedule stands. Skipped ones do not count."""
+    return optax.tree.get_all_with_path(state, "count")[0][1]
+
+
 def clipped(limit: float) -> optax.GradientTransformation:
     """Scales the gradient down to a global norm of `limit`.
 

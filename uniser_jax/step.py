@@ -170,7 +170,7 @@ def make_step(config: ConfigDict, network: Network, optimizer: optax.GradientTra
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optim.ema_update(state.ema, params, config.optim.ema, state.step)
-        metrics |= {"grad_norm": optax.tree.norm(gradient), "lr": learning_rate(state.step)}
+        metrics |= {"grad_norm": optax.tree.norm(gradient), "lr": learning_rate(optim.applied(state.opt_state))}
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         # One bad batch must not end a run: it changes nothing but the step, and counts for nothing but `skipped`.
         kept = jax.tree.map(functools.partial(jnp.where, finite), (params, ema, opt_state), state[1:])

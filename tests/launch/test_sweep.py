@@ -17,6 +17,8 @@ import pytest
 from launch import report, sweep, sweeps
 from launch.sweep import Sweep, Trial
 from launch.sweeps import choice, log_uniform, over, product, random_search, uniform, zip_
+from uniser_jax import config as schema
+from uniser_jax import status
 
 ROOT = pathlib.Path(__file__).parents[2]
 SWEEP = str(ROOT / "configs/sweep.py")
@@ -119,6 +121,19 @@ def test_a_config_is_planned_and_checked(tmp_path) -> None:
     ]
     assert "--wait" in sweep.plan(SWEEP, tmp_path, "slurm", [])[0].command
     assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_stands_only_for_what_it_was_trained_with(tmp_path) -> None:
+    flags = ["--config.steps=7", "--config.log_every=5"]
+    folder = sweep.plan(SWEEP, tmp_path, "local", flags)[0].workdir
+    (folder / "checkpoints/7").mkdir(parents=True)
+    trained = schema.read(SWEEP, [*flags, "--config.optim.lr=0.0003", "--config.optim.b2=0.95"])
+    (folder / status.MANIFEST).write_text(json.dumps({"config": trained.to_dict()}))
+    assert (
+        sweep.plan(SWEEP, tmp_path, "local", ["--config.steps=7"])[0].state() == "finished"
+    )  # it only logged otherwise
+    with pytest.raises(ValueError, match=r"optim.weight_decay = 0.01, not 5.0: name another --workdir"):
+        sweep.plan(SWEEP, tmp_path, "local", [*flags, "--config.optim.weight_decay=5.0"])
 
 
 @pytest.mark.parametrize(
