@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from absl import logging
+
 from uniser_jax import xla
-from uniser_jax.types import EFFECTS
+from uniser_jax.types import EFFECTS, TASKS
 
 Command = Callable[[argparse.Namespace, list[str]], None]
 
@@ -48,6 +50,7 @@ def restore(arguments: argparse.Namespace, rest: list[str]) -> None:
     mask = None if arguments.mask is None else files.read_mask(arguments.mask, photo.pixels.shape[:2])
     files.check_output(arguments.output, photo)
     restorer = _restorer(arguments)
+    logging.info("%r, %d x %d px", TASKS[task], photo.pixels.shape[1], photo.pixels.shape[0])
     pixels = restorer(photo.pixels, task=task, mask=mask, strength=arguments.strength, steps=arguments.steps)
     files.write_photo(arguments.output, photo, pixels)
     print(arguments.output)

@@ -136,9 +136,7 @@ class Restorer:
         """
         steps = self.steps if steps is None else steps
         soft_mask = _checked(photo, mask, strength, steps)
-        task = resolve_task(task)
-        logging.info("%d x %d px, %r, %d steps", photo.shape[1], photo.shape[0], TASKS[task], steps)
-        network = functools.partial(self._network, task=task, steps=steps)
+        network = functools.partial(self._network, task=resolve_task(task), steps=steps)
         colours = photo[..., :3] if photo.ndim == 3 else np.stack([photo] * 3, -1)
         restored = restore_any_size(colours, soft_mask, network, self.working_size, self.patch, self.direct)
         if photo.ndim == 2:
