@@ -12,7 +12,7 @@ import skimage.data
 from uniser_jax.effects import edit, fields, light, masks
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.gallery import square
-from uniser_jax.effects.layer import Affine, LinearLayer, Scene, compose, see, support
+from uniser_jax.effects.layer import Affine, LinearLayer, Scene, compose, see, visible_change
 from uniser_jax.effects.mixture import FAMILIES, Mixture, sample_effects
 from uniser_jax.effects.sensor import Sensor
 from uniser_jax.types import EFFECTS, TASKS
@@ -67,7 +67,7 @@ def test_a_layer_is_bounded_and_grows_with_strength(effect: str, seed: int) -> N
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_draw_can_be_seen(effect: str, seed: int) -> None:
     layer = layer_of(effect, seed)
-    assert support(layer, SCENE.radiance).max() > 0.2
+    assert visible_change(SCENE.radiance, layer(SCENE.radiance, 1.0)).max() > 0.2
 
 
 def test_composition_is_associative_and_ordered() -> None:

@@ -13,7 +13,7 @@ from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.flare import Flare, FlareSampling
 from uniser_jax.effects.gallery import square
 from uniser_jax.effects.glare import Glare, Grain
-from uniser_jax.effects.layer import Scene, support
+from uniser_jax.effects.layer import Scene, visible_change
 from uniser_jax.effects.mixture import Families
 
 SIZE = 128
@@ -61,7 +61,7 @@ def test_every_draw_is_seen_and_shines_only(seed: int, scene: Scene) -> None:
     assert np.isfinite(layer.emission).all()
     assert layer.emission.min() >= 0
     assert (layer.transmission == 1).all()
-    assert support(layer, scene.radiance).max() > 0.2
+    assert visible_change(scene.radiance, layer(scene.radiance, 1.0)).max() > 0.2
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (17, 301), (640, 90)])

@@ -11,7 +11,7 @@ from uniser_jax.effects import airlight, depth, edit, haze_presets, light
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.gallery import square
 from uniser_jax.effects.haze import KINDS, Haze, HazeSampling
-from uniser_jax.effects.layer import Scene, support
+from uniser_jax.effects.layer import Scene, visible_change
 from uniser_jax.effects.medium import MediumLayer
 from uniser_jax.effects.mixture import FAMILIES, Families
 
@@ -44,7 +44,7 @@ def test_no_strength_is_the_identity_and_more_of_it_hides_more(kind: str, seed: 
     assert (seen[0] >= 0).all()
     assert (seen[1] >= seen[0] - 1e-6).all()
     assert (seen[2] >= seen[1] - 1e-6).all()
-    assert support(layer, SCENE.radiance).max() > 0.1
+    assert visible_change(SCENE.radiance, layer(SCENE.radiance, 1.0)).max() > 0.1
 
 
 @pytest.mark.parametrize("kind", EVERY)

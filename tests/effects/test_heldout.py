@@ -16,7 +16,7 @@ from uniser_jax.effects import edit, heldout, mixture, rain
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.gallery import square
 from uniser_jax.effects.heldout import HELD_OUT
-from uniser_jax.effects.layer import Scene, support
+from uniser_jax.effects.layer import Scene, visible_change
 from uniser_jax.effects.mixture import FAMILIES, Families, Mixture, sample_effects
 from uniser_jax.effects.scattering import disc_blur
 from uniser_jax.effects.sensor import Sensor
@@ -129,7 +129,7 @@ def test_only_ink_shines_in_the_dark(effect: str, seed: int) -> None:
 @every_draw
 def test_every_draw_can_be_seen_and_leaves_something(effect: str, seed: int) -> None:
     for scene in SCENES:
-        seen = support(drawn(effect, seed, scene).render(scene), scene.radiance)
+        seen = visible_change(scene.radiance, drawn(effect, seed, scene).render(scene)(scene.radiance, 1.0))
         assert seen.max() > 0.3
     assert drawn(effect, seed).render(SCENE).transmission.mean() > 0.3
 

@@ -117,11 +117,6 @@ def see(
     return radiance
 
 
-def support(layer: Layer, radiance: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w"]:
-    """Where a layer alone, at full strength, visibly changes a scene, in [0, 1]."""
-    return visible_change(radiance, layer(radiance, 1.0))
-
-
 def visible_change(
     before: Float32[np.ndarray, "h w c"], after: Float32[np.ndarray, "h w c"]
 ) -> Float32[np.ndarray, "h w"]:

@@ -352,9 +352,7 @@ def _attached(
 ) -> Float32[np.ndarray, "h w"]:
     """Equation (5): large forms from noise, smaller ones from the relief; the terminator is soft."""
     own = fields.fractal_noise(rng, relief.shape, rng.uniform(0.4, 0.9), 2, 0.4)
-    own = mattes.blur(
-        own, 0.025 * fields.side(relief.shape)
-    )  # it is linear between lattice points: its slope has steps
+    own = mattes.blur(own, 0.025 * fields.side(relief.shape))  # else its slope would have the steps of its lattice
     broad = mattes.blur(relief, rng.uniform(0.006, 0.02) * fields.side(relief.shape) + 0.7)
     height = rng.uniform(0.06, 0.14) * broad + rng.uniform(0.15, 0.5) * own
     slope = np.float32(np.cos(angle)) * cv2.Sobel(height, cv2.CV_32F, 1, 0) + np.float32(np.sin(angle)) * cv2.Sobel(

@@ -15,10 +15,7 @@ _SEEN_AT = 256  # px, the longer side of the image on which highlights are looke
 _BRIGHT, _RIM = 0.92, 0.4  # luminance of a highlight; of what still shows a clipped lamp's colour
 _LARGEST = 0.12  # of the frame; what is larger is sky
 NIGHT = 0.07  # a dark photograph's median luminance
-_CLIPPED, _CORE = (
-    0.985,
-    0.05,
-)  # by day a light is clipped in all channels on this share of it, as paper and petals are not
+_CLIPPED, _CORE = 0.985, 0.05  # what is clipped; the share of a light by day where all channels are, unlike paper's
 _WEAKEST = 0.12  # share of a light worth drawing
 _LEDS = ((1.0, 0.06, 0.04), (0.1, 1.0, 0.35), (0.15, 0.3, 1.0), (1.0, 0.55, 0.1), (0.9, 0.2, 1.0))
 
@@ -66,7 +63,7 @@ def highlights(small: Float32[np.ndarray, "h w c"], most: int) -> list[Source]:
     areas = stats[1:, cv2.CC_STAT_AREA]
     parts = [part + 1 for part in np.argsort(-areas, kind="stable") if areas[part] < _LARGEST * brightness.size]
     found = []
-    for part in parts[:most]:
+    for part in parts[: 4 * most]:
         left, top, wide, high, area = stats[part]
         box = np.s_[max(0, top - 2) : top + high + 2, max(0, left - 2) : left + wide + 2]
         near = brightness[box]
@@ -77,6 +74,7 @@ def highlights(small: Float32[np.ndarray, "h w c"], most: int) -> list[Source]:
         x, y = (centres[part] + 0.5) / brightness.shape[::-1]
         radius = float(np.sqrt(area / np.pi)) / fields.side(brightness.shape)
         found.append(Source(float(x), float(y), float(near[near > _BRIGHT].sum()), radius, colour))
+    found = found[:most]
     brightest = max((each.share for each in found), default=1.0)
     lights = [
         each._replace(share=(each.share / brightest) ** 0.7) for each in found
