@@ -227,6 +227,38 @@ def test_a_folder_that_vanishes_ends_a_run_in_one_line(tmp_path, monkeypatch, ca
     assert str(workdir) in error
 
 
+def test_a_second_run_in_a_folder_is_refused_in_one_line(tmp_path, capsys) -> None:
+    holder = f"""
+import pathlib, sys
+from uniser_jax import train
+with train._alone(pathlib.Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", holder], cwd=ROOT, **pipes) as first:
+        try:
+            assert first.stdout.readline() == b"held\n"
+            code, error = ends_in(tmp_path, capsys)
+        finally:
+            first.kill()
+    assert code == 2
+    assert error == f"another run trains in {tmp_path} on this host: wait for it, or give another --workdir"
+    assert not (tmp_path / "checkpoints").exists()
+    for _ in range(2):  # the killed one left nothing, and each frees it at its end
+        with train._alone(tmp_path):
+            pass
+
+
+def test_a_disk_without_locks_is_no_obstacle(tmp_path: pathlib.Path, monkeypatch) -> None:
+    def unsupported(*_) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(train.fcntl, "flock", unsupported)
+    with train._alone(tmp_path), train._alone(tmp_path):
+        pass
+
+
 def test_a_folder_that_cannot_be_written_ends_a_run_in_one_line(tmp_path, capsys) -> None:
     (tmp_path / "file").touch()
     code, error = ends_in(tmp_path / "file", capsys)

@@ -8,13 +8,15 @@ so nothing but the state is saved, and a continued run sees what an uninterrupte
 
 import argparse
 import contextlib
+import fcntl
 import functools
 import os
 import pathlib
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import jax
 import optax
@@ -48,12 +50,15 @@ from uniser_jax.step import (
 from uniser_jax.types import TrainState
 from uniser_jax.watchdog import Watchdog
 
+_TRIES = 10
+
 
 def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     """Trains to `config.steps`, continuing what lies in `workdir`, and returns the final state.
 
     Raises:
-      ValueError: before anything is compiled, if the config does not fit itself, the devices or the data.
+      ValueError: before anything is compiled, if the config does not fit itself, the devices or the data, or if another
+        run holds the folder.
       RuntimeError: for what fails in the midst of training.
       OSError: if a checkpoint or a log cannot be written.
       FloatingPointError: if the run diverges.
@@ -84,7 +89,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         "photographs": photographs["fingerprint"],
         "code": manifest.code(),
     }
-    with jax.set_mesh(mesh), Checkpoints(workdir, *saving, facts, training=True) as checkpoints:
+    with _alone(workdir), jax.set_mesh(mesh), Checkpoints(workdir, *saving, facts, training=True) as checkpoints:
         state, base, record = start_or_continue(config, network, optimizer, mesh, shapes, checkpoints, facts)
         start = int(state.step)
         step = make_step(config, network, optimizer, shapes)
@@ -171,6 +176,38 @@ def start_or_continue(
     pretrained.check_frozen(record, config, facts["frozen"])
     report_changes(record, config, facts)
     return state, base, record
+
+
+@contextlib.contextmanager
+def _alone(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds the run folder: two runs in it would delete each other's checkpoints. A launcher's own lock is another file.
+
+    The kernel frees it when process 0 ends, however it ends. One file per host: a disk may keep the lock of a host that died.
+
+    Raises:
+      ValueError: on every process, if another run on the host of process 0 holds it.
+    """
+    with contextlib.ExitStack() as stack:
+        taken = True
+        if jax.process_index() == 0:
+            workdir.mkdir(parents=True, exist_ok=True)
+            taken = _take(stack.enter_context((workdir / f".lock_train_{hosts.host()}").open("a")))
+        if hosts.anywhere(not taken):
+            raise ValueError(f"another run trains in {workdir} on this host: wait for it, or give another --workdir")
+        yield
+
+
+def _take(file: IO[str]) -> bool:
+    for _ in range(_TRIES):  # a run that was just killed may take a moment to be gone
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+        except OSError:  # a disk that knows no locks
+            return True
+        else:
+            return True
+    return False
 
 
 @contextlib.contextmanager
