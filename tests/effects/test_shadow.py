@@ -151,6 +151,15 @@ def test_lamps_cast_shadows_apart_and_half_shadows_between() -> None:
     assert (both < 1).all()
 
 
+@pytest.mark.parametrize("shape", ["blob", "dapples"])
+def test_forms_without_a_contact_turn_with_the_lamp(shape: str) -> None:
+    shadow = shadow_of(shape, 1, bend=0.0, widening=1.0)
+    first, same, other = (shadow.coverage((96, 96), turn) for turn in (0.0, 0.0, np.pi / 2))
+    np.testing.assert_array_equal(first, same)
+    assert np.abs(first - other).mean() > 0.05
+    np.testing.assert_allclose(np.rot90(first, -1)[8:-8, 8:-8], other[8:-8, 8:-8], atol=0.05)  # y is downwards
+
+
 def test_shadows_bend_where_the_depth_does() -> None:
     depth = np.zeros((SIZE, SIZE), np.float32)
     depth[:, SIZE // 2 :] = 1

@@ -261,12 +261,12 @@ class Shadow:
         """A form behind equation (4); `resampling` is the variance, in pixels, that enlargement will add."""
         name = self.shapes[index]
         if name == "dapples":
-            return canopy.dapples(rng, shape)
+            return _turned(canopy.dapples(rng, shape), turn)
         sharp = self.penumbra * fields.side(shape)
         sigmas = [np.sqrt(max((sharp * wider) ** 2 - resampling, 0)) for wider in (1, self.widening)]
         if name == "blob":
             heading = np.array([np.cos(self.angle + turn), np.sin(self.angle + turn)])
-            return mattes.soften(_blob(rng, shape, self.size), -heading / 2, heading, *sigmas)
+            return mattes.soften(_turned(_blob(rng, shape, self.size), turn), -heading / 2, heading, *sigmas)
         cast = _form(name, self.seed, index, self.size, self.angle)
         cast = cast.turned(turn) if turn else cast
         soft = mattes.soften(mattes.polygons(cast.forms, shape), cast.contact, cast.direction, *sigmas)
@@ -345,6 +345,17 @@ def _blob(rng: np.random.Generator, shape: tuple[int, int], size: float) -> Floa
     level = fields.quantile(noise[::4, ::4], 1 - rng.uniform(0.2, 0.55))
     steep = cv2.resize((noise - np.float32(level)) * np.float32(0.5 * fields.side(shape) ** 0.5 + 20), shape[::-1])
     return np.clip(steep + 0.5, 0, 1, out=steep)
+
+
+def _turned(plane: Float32[np.ndarray, "h w"], turn: float) -> Float32[np.ndarray, "h w"]:
+    """A form without a contact in the light of another lamp: turned about the middle; what lay beyond the frame is mirrored."""
+    if not turn:
+        return plane
+    (c, s), middle = (np.cos(turn), np.sin(turn)), (np.array(plane.shape[::-1]) - 1) / 2
+    onto = np.array([[c, s], [-s, c]])
+    back = np.column_stack([onto, middle - onto @ middle])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(plane, back, plane.shape[::-1], flags=flags, borderMode=cv2.BORDER_REFLECT_101)
 
 
 def _attached(
