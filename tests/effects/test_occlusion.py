@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from uniser_jax.effects import edit
+from uniser_jax.effects import edit, fields
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.gallery import square
 from uniser_jax.effects.layer import Scene
@@ -93,6 +93,17 @@ def test_frost_is_a_gaussian_that_loses_no_light(sigma: float, shape: tuple[int,
     x = np.arange(shape[1])
     deviation = np.sqrt(across @ (x - across @ x) ** 2 - 0.25)  # less that of the lamp
     assert deviation == pytest.approx(sigma, rel=0.12)
+
+
+@pytest.mark.parametrize(("sigma", "factor"), [(0.5, 1), (3.0, 3), (20.0, 8)])
+def test_what_is_left_of_a_blur_suits_the_reduction(sigma: float, factor: int) -> None:
+    assert fields.reduction(sigma, (200, 200), 8) == factor
+    assert fields.reduction(sigma, (200, 40), 8) == 1
+    step = np.zeros((192, 192), np.float32)
+    step[:, 96:] = 1
+    seen = fields.blur_reduced(fields.shrink(step, (192 // factor,) * 2), sigma, factor)
+    expected = cv2.GaussianBlur(step, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+    np.testing.assert_allclose(cv2.resize(seen, (192, 192)), expected, atol=0.05)
 
 
 def test_frost_blurs_only_behind_the_patch() -> None:

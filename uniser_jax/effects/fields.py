@@ -112,3 +112,20 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     small = shrink(image, (max(2, h // factor), max(2, w // factor)))
     small = cv2.GaussianBlur(small, (0, 0), sigma / factor, borderType=cv2.BORDER_REPLICATE)
     return cv2.resize(small, (w, h), interpolation=cv2.INTER_CUBIC)
+
+
+def reduction(sigma: float, shape: tuple[float, ...], most: int) -> int:
+    """How many pixels make one, at most, so that a blur of sigma hides it; small images stay as they are."""
+    return min(1 + int(sigma / 1.1), most) if min(shape) >= 48 else 1
+
+
+def blur_reduced(image: np.ndarray, sigma: float, factor: int) -> np.ndarray:
+    """What is left of a Gaussian blur on an image reduced by `factor`, sigma in pixels before that.
+
+    Reduction and enlargement blur by themselves, with about a third of a cell each way.
+    """
+    left = np.sqrt(max(sigma**2 - (factor**2 / 4 if factor > 1 else 0), 0)) / factor
+    if left <= 0.2:
+        return image
+    width = 2 * int(np.ceil(2.5 * left)) + 1
+    return cv2.GaussianBlur(image, (width, width), left, borderType=cv2.BORDER_REPLICATE)

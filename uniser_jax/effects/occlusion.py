@@ -26,6 +26,7 @@ Canvas = UInt8[np.ndarray, "h w"]
 MATERIALS = ("opaque", "semi-transparent", "tint", "veil", "film", "frosted")
 FORMS = ("box", "ellipse", "polygon", "stroke", "blob", "glyphs")
 TEXTURES = ("constant", "gradient", "fractal", "photo")
+_COARSEST = 8  # pixels along a cell where a blur is wide
 _INK = 0.35  # share of a line of glyphs that is ink
 
 
@@ -178,7 +179,7 @@ class Occlusion:
     def _coverage(self, rng: np.random.Generator, shape: tuple[int, int]) -> Plane:
         """a: drawn smaller where its edges are soft, blurred, enlarged."""
         sigma = self.softness * fields.side(shape) / 2.5
-        factor = _reduction(sigma, shape)
+        factor = fields.reduction(sigma, shape, _COARSEST)
         size = tuple(-(-n // factor) for n in shape)
         if self.form == "blob":
             drawn = _blob(rng, size, self.area)
@@ -187,7 +188,8 @@ class Occlusion:
             for _ in range(self.count):
                 _FORMS[self.form](rng, drawn, self.area / self.count * drawn.size)
         soft = drawn.astype(np.float32) * np.float32(self.alpha / 255)
-        return _softened(soft, sigma, factor, shape)
+        soft = fields.blur_reduced(soft, sigma, factor)
+        return cv2.resize(soft, shape[::-1]) if factor > 1 else soft
 
     def _textured(self, rng: np.random.Generator, scene: Scene) -> Float32[np.ndarray, "..."]:
         """P, or Q of a tint: [c] or [h w c]."""
@@ -209,11 +211,12 @@ class Occlusion:
 
 def frost(image: Image, sigma: float) -> Image:
     """B of (3), sigma in pixels: on a reduced image where it is wide. What is constant stays as it is."""
-    factor = _reduction(sigma, image.shape[:2])
-    if factor > 1:
-        reduced = tuple(max(2, n // factor) for n in image.shape[:2])
-        return _softened(fields.shrink(image, reduced), sigma, factor, image.shape[:2])
-    return _softened(image, sigma, 1, image.shape[:2])
+    shape = image.shape[:2]
+    factor = fields.reduction(sigma, shape, _COARSEST)
+    if factor == 1:
+        return fields.blur_reduced(image, sigma, 1)
+    small = fields.shrink(image, tuple(max(2, n // factor) for n in shape))
+    return cv2.resize(fields.blur_reduced(small, sigma, factor), shape[::-1])
 
 
 @compiled
@@ -228,20 +231,6 @@ def _patched(radiance: Image, spread: Image, coverage: Plane, filtered: Image, a
                 x = radiance[i, j, c]
                 out[i, j, c] = x + a * (filtered[i, j, c] * spread[i, j, c] + added[i, j, c] - x)
     return out
-
-
-def _reduction(sigma: float, shape: tuple[int, ...]) -> int:
-    """How many pixels make one, so that a blur of sigma hides it."""
-    return 1 + min(int(sigma / 1.1), 7) if min(shape) >= 48 else 1
-
-
-def _softened(image: np.ndarray, sigma: float, factor: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The rest of a Gaussian blur after a reduction, which blurs by about a third of a cell itself as enlargement does."""
-    left = np.sqrt(max(sigma**2 - (factor**2 / 4 if factor > 1 else 0), 0)) / factor
-    if left > 0.2:
-        width = 2 * int(np.ceil(2.5 * left)) + 1
-        image = cv2.GaussianBlur(image, (width, width), left, borderType=cv2.BORDER_REPLICATE)
-    return cv2.resize(image, shape[1::-1]) if factor > 1 else image
 
 
 def _crop(rng: np.random.Generator, photo: Image, shape: tuple[int, int]) -> Image:

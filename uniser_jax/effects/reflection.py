@@ -229,7 +229,7 @@ class Reflection:
         shape = scene.radiance.shape[:2]
         side = fields.side(shape)
         sigma, step = self.defocus * side, self.ghost * side
-        factor = 1 + min(int(sigma / 1.1), 5) if min(shape) >= 48 else 1
+        factor = fields.reduction(sigma, shape, 6)
         margin = factor * int(np.ceil((step + 1) / factor))
         size = tuple(-(-(n + 2 * margin) // factor) for n in shape)
         other = scene.radiance[:, ::-1] if scene.other is None else scene.other
@@ -240,11 +240,7 @@ class Reflection:
         seen = cv2.warpPerspective(other, view, size[::-1], flags=flags, borderMode=cv2.BORDER_REFLECT_101)
         if self.lamps or self.occluder != "none":
             self._dress(seen, margin // factor, side / factor)
-        # Reduction and enlargement blur by themselves, with about a third of a cell each way.
-        left = np.sqrt(max(sigma**2 - (factor**2 / 4 if factor > 1 else 0), 0)) / factor
-        if left > 0.2:
-            width = 2 * int(np.ceil(2.5 * left)) + 1
-            seen = cv2.GaussianBlur(seen, (width, width), left, borderType=cv2.BORDER_REPLICATE)
+        seen = fields.blur_reduced(seen, sigma, factor)
         if factor > 1:
             seen = cv2.resize(seen, (size[1] * factor, size[0] * factor))
         return seen, margin
