@@ -227,10 +227,6 @@ class Shadow:
         loss = direct / total + hidden * (np.arange(len(direct)) == 0)[:, None]
         return (loss * np.minimum(1, 0.98 / loss.sum(0))).astype(np.float32)
 
-    def remaining_light(self) -> Float32[np.ndarray, "c"]:
-        """k of equation (3)."""
-        return 1 - self.losses().sum(0)
-
     def coverage(
         self, shape: tuple[int, int], turn: float = 0.0, relief: Float32[np.ndarray, "a b"] | None = None
     ) -> Float32[np.ndarray, "h w"]:
