@@ -14,7 +14,7 @@ Rgb = tuple[float, float, float]
 _SEEN_AT = 256  # px, the longer side of the image on which highlights are looked for
 _BRIGHT, _RIM = 0.92, 0.4  # luminance of a highlight; of what still shows a clipped lamp's colour
 _LARGEST = 0.12  # of the frame; what is larger is sky
-NIGHT = 0.07  # a dark photograph's median luminance
+_NIGHT = 0.07  # a dark photograph's median luminance
 _CLIPPED, _CORE = 0.985, 0.05  # what is clipped; the share of a light by day where all channels are, unlike paper's
 _WEAKEST = 0.12  # share of a light worth drawing
 _LEDS = ((1.0, 0.06, 0.04), (0.1, 1.0, 0.35), (0.15, 0.3, 1.0), (1.0, 0.55, 0.1), (0.9, 0.2, 1.0))
@@ -47,7 +47,7 @@ def reduced(scene: Scene) -> Float32[np.ndarray, "h w c"]:
 
 def by_night(small: Float32[np.ndarray, "h w c"]) -> bool:
     """Whether most of a photograph (see `reduced`) is dark."""
-    return float(np.median(light.luminance(small)[::3, ::3])) < NIGHT
+    return float(np.median(light.luminance(small)[::3, ::3])) < _NIGHT
 
 
 def highlights(small: Float32[np.ndarray, "h w c"], most: int) -> list[Source]:
