@@ -10,21 +10,16 @@ WORKDIR/logs, one per process. Exit codes: 0 finished, 75 stopped before the end
 
 import argparse
 import contextlib
-import fcntl
 import os
 import pathlib
 import shlex
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO
 
 from launch import job
 from launch.supervise import Policy, Process, Supervisor
-from uniser_jax import status
-
-_TRIES = 5
+from uniser_jax import locks, status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,11 +115,7 @@ def lock(workdir: pathlib.Path, gpus: Sequence[str] = ()) -> Iterator[int]:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with _lock_file(workdir).open("a") as file:
-        for _ in range(_TRIES):
-            if _take(file):
-                break
-            time.sleep(0.1)  # `held` has it for a moment
-        else:
+        if not locks.take(file, tries=5):  # `held` has it for a moment
             raise ValueError(f"another launcher trains in {workdir} on this host; wait for it, or stop it")
         file.truncate(0)
         file.write(",".join(gpus))
@@ -136,7 +127,7 @@ def held(workdir: pathlib.Path) -> bool:
     """Whether a launcher on this host trains in a run folder."""
     try:
         with _lock_file(workdir).open() as file:
-            return not _take(file)
+            return not locks.take(file)
     except FileNotFoundError:
         return False
 
@@ -149,14 +140,6 @@ def held_gpus(workdir: pathlib.Path) -> list[str]:
 def _lock_file(workdir: pathlib.Path) -> pathlib.Path:
     """One per process of a larger job: its hosts share the folder."""
     return workdir / f".lock_{socket.gethostname()}_{_rank(0)}"
-
-
-def _take(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _environment(arguments: argparse.Namespace, index: int, coordinator: str, gpus: Sequence[str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from absl import logging
 
 from tests import processes
 from uniser_jax import config as schema
-from uniser_jax import status, train
+from uniser_jax import locks, status, train
 from uniser_jax.checkpoint import Checkpoints, has_checkpoint, newest_run
 from uniser_jax.metrics import CLOCK, log_to_terminal
 from uniser_jax.step import make_step
@@ -254,7 +254,7 @@ def test_a_disk_without_locks_is_no_obstacle(tmp_path: pathlib.Path, monkeypatch
     def unsupported(*_) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(train.fcntl, "flock", unsupported)
+    monkeypatch.setattr(locks.fcntl, "flock", unsupported)
     with train._alone(tmp_path), train._alone(tmp_path):
         pass
 

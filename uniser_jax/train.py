@@ -8,15 +8,13 @@ so nothing but the state is saved, and a continued run sees what an uninterrupte
 
 import argparse
 import contextlib
-import fcntl
 import functools
 import os
 import pathlib
 import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 import jax
 import optax
@@ -25,7 +23,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from uniser_jax import config as schema
-from uniser_jax import flops, hosts, manifest, optim, pretrained, xla
+from uniser_jax import flops, hosts, locks, manifest, optim, pretrained, xla
 from uniser_jax import mesh as meshes
 from uniser_jax.checkpoint import Checkpoints
 from uniser_jax.data.buckets import Buckets
@@ -49,8 +47,6 @@ from uniser_jax.step import (
 )
 from uniser_jax.types import TrainState
 from uniser_jax.watchdog import Watchdog
-
-_TRIES = 10
 
 
 def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
@@ -191,23 +187,11 @@ def _alone(workdir: pathlib.Path) -> Iterator[None]:
         taken = True
         if jax.process_index() == 0:
             workdir.mkdir(parents=True, exist_ok=True)
-            taken = _take(stack.enter_context((workdir / f".lock_train_{hosts.host()}").open("a")))
+            file = stack.enter_context((workdir / f".lock_train_{hosts.host()}").open("a"))
+            taken = locks.take(file, tries=10)  # a run that was just killed may take a moment to be gone
         if hosts.anywhere(not taken):
             raise ValueError(f"another run trains in {workdir} on this host: wait for it, or give another --workdir")
         yield
-
-
-def _take(file: IO[str]) -> bool:
-    for _ in range(_TRIES):  # a run that was just killed may take a moment to be gone
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.1)
-        except OSError:  # a disk that knows no locks
-            return True
-        else:
-            return True
-    return False
 
 
 @contextlib.contextmanager
