@@ -7,7 +7,6 @@ file says, so a run continues on any mesh; and every leaf is checked, because fi
 
 import contextlib
 import errno
-import json
 import os
 import pathlib
 import shutil
@@ -88,8 +87,7 @@ class Checkpoints:
         self._handlers: dict[int, Any] = {}  # of signals, as they were
         handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in (*_ITEMS, _FROZEN)}
         handlers["record"] = ocp.JsonCheckpointHandler()
-        _forget_damaged_scores(self._folder)
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        self._manager = _Manager(self._folder, options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
         """The newest committed step; half-written ones do not count."""
@@ -220,7 +218,8 @@ class Checkpoints:
 
     def stored(self, name: str) -> Any:
         """Shapes and dtypes of one item of the newest step, as they were saved."""
-        tree = self._manager.item_metadata(self.latest())[name].tree
+        with contextlib.closing(ocp.StandardCheckpointHandler()) as reader:
+            tree = reader.metadata(self._manager.directory / str(self.latest()) / name).tree
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
     def _read(self, step: int | None, items: dict[str, Any]) -> dict[str, Any]:
@@ -244,20 +243,19 @@ class Checkpoints:
         missing = [name for name in items if name not in record["digests"]]
         if missing:
             raise ValueError(f"{where} has no {missing[0]}: it is a converted base, for config.model.base, and no run")
-        try:
-            saved = {name: _shapes(self._manager.item_metadata(step)[name].tree) for name in items}
-        except Exception as error:  # whatever orbax and tensorstore raise about a file that is gone or cut
-            raise DamagedError(f"{where} {_reason(error)}") from None
-        for name, abstract in items.items():
-            _check_shapes(where, saved[name], _shapes(abstract))
-        reader = ocp.StandardCheckpointHandler()  # not the manager, whose barrier a process that fails never reaches
         folder = self._manager.directory / str(step)
-        try:
-            return {name: reader.restore(folder / name, args=args.StandardRestore(items[name])) for name in items}
-        except Exception as error:
-            raise DamagedError(f"{where} {_reason(error)}") from None
-        finally:
-            reader.close()
+        # Not through the manager, whose barrier a process that fails never reaches, and which reads the score as well.
+        with contextlib.closing(ocp.StandardCheckpointHandler()) as reader:
+            try:
+                saved = {name: _shapes(reader.metadata(folder / name).tree) for name in items}
+            except Exception as error:  # whatever orbax and tensorstore raise about a file that is gone or cut
+                raise DamagedError(f"{where} {_reason(error)}") from None
+            for name, abstract in items.items():
+                _check_shapes(where, saved[name], _shapes(abstract))
+            try:
+                return {name: reader.restore(folder / name, args=args.StandardRestore(items[name])) for name in items}
+            except Exception as error:
+                raise DamagedError(f"{where} {_reason(error)}") from None
 
     def _check_folder(self, state: TrainState) -> None:
         """Finds what would fail before orbax does: then its threads wait minutes for each other."""
@@ -323,20 +321,18 @@ class Slice(NamedTuple):
     values: np.ndarray
 
 
-def _forget_damaged_scores(folder: pathlib.Path) -> None:
-    """Removes the held-out losses that are no JSON: orbax reads all of them at once, and one would end every command.
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which reads all held-out losses at once: one that is no JSON would end every command."""
 
-    Their steps stay, and only do not count as the best any more. Every process must call it.
-    """
-    if jax.process_index() == 0:
-        for file in folder.glob("[0-9]*/metrics/metrics"):
-            try:
-                json.loads(file.read_bytes())
-            except ValueError:
-                logging.warning("%s is damaged: its step can no longer be the best", file)
-                shutil.rmtree(file.parent)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("scores")
+    def metrics(self, step: int) -> Any:
+        """The held-out loss of a step; of a damaged one none, so that it does not count as the best."""
+        try:
+            return super().metrics(step)
+        except ValueError:
+            logging.warning(
+                "the held-out loss of step %d in %s is damaged: it cannot be the best", step, self.directory
+            )
+            return None
 
 
 def write_base(
