@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convert import tensorfile
+from convert import command, tensorfile
 from uniser_jax.types import TASKS, prompt_name
 
 
@@ -49,16 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--text-encoder", type=pathlib.Path, required=True, help="a pipeline folder")
     parser.add_argument("out", type=pathlib.Path, help="the .safetensors file to write")
     arguments = parser.parse_args(argv)
-    try:
+
+    def work() -> str:
         embedded = embed(arguments.text_encoder)
         announced = {name: (value.dtype, value.shape) for name, value in embedded.items()}
         tensorfile.write(arguments.out, announced, embedded.__getitem__)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"convert.cache_prompts: {str(error).splitlines()[0]}\n")
-        return 2
-    _, length, features = next(iter(embedded.values())).shape
-    sys.stdout.write(f"{arguments.out}: {len(embedded)} prompts of {length} tokens, {features} features\n")
-    return 0
+        _, length, features = next(iter(embedded.values())).shape
+        return f"{arguments.out}: {len(embedded)} prompts of {length} tokens, {features} features"
+
+    return command.run(parser.prog, work)
 
 
 def _length(tokenizer: object, task: str) -> int:

@@ -18,10 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 from flax import nnx
 
-from convert import configs, mapping
+from convert import command, configs, mapping
 from convert.tensorfile import Entry, open_tensors
 from uniser_jax.checkpoint import Slice, write_base
 from uniser_jax.models import vae
@@ -121,17 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--vae", type=pathlib.Path, help="an autoencoder for a transformer that came alone")
     parser.add_argument("--prompts", type=pathlib.Path, help="a file made by convert.cache_prompts")
     arguments = parser.parse_args(argv)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # orbax warns that what it wrote has one file per array, which is meant
-    try:
+
+    def work() -> str:
         record = convert(arguments.folder, arguments.out, arguments.prompts, arguments.vae)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"convert.from_diffusers: {str(error).splitlines()[0]}\n")
-        return 2
-    finally:
-        logging.set_verbosity(verbosity)
-    sys.stdout.write(f"{arguments.out}: {', '.join(record)}\n")
-    return 0
+        return f"{arguments.out}: {', '.join(record)}"
+
+    return command.run(parser.prog, work)
 
 
 def _source(

@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
-from convert import card, configs, lora, mapping, tensorfile
+from convert import card, command, configs, lora, mapping, tensorfile
 from convert.from_diffusers import shapes_of
 from uniser_jax import config as schema
 from uniser_jax.checkpoint import Checkpoints, has_checkpoint
@@ -203,18 +202,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     given = arguments.ema, arguments.dtype, arguments.single_file, arguments.lora, arguments.at, arguments.base
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # orbax warns of files that a converted base has no need of
-    try:
+
+    def work() -> str:
         difference = export(arguments.run, arguments.out, *given)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"convert.to_diffusers: {str(error).splitlines()[0]}\n")
-        return 2
-    finally:
-        logging.set_verbosity(verbosity)
-    note = "" if difference is None else f", largest difference between JAX and torch {difference:.1e}"
-    sys.stdout.write(f"{arguments.out}{note}\n")
-    return 0
+        note = "" if difference is None else f", largest difference between JAX and torch {difference:.1e}"
+        return f"{arguments.out}{note}"
+
+    return command.run(parser.prog, work)
 
 
 def _load(
