@@ -236,9 +236,9 @@ def signs(small: Float32[np.ndarray, "h w c"]) -> tuple[Field, Field, Field]:
       small: linear, on its grid.
 
     Returns:
-      Where sky may be, in [0, 1]: bright, smooth, not warm, and nothing else above it. Brightness less saturation, in
-      [-1, 1], a weak sign of distance even in clear air (Zhu, Mai & Shao 2015). Where there is detail, in [0, 1]: something
-      may stand there.
+      Where sky may be, in [0, 1]: bright and not warm, or deep blue; smooth, and nothing else above it, though what is deep
+      blue may reach around things. Brightness less saturation, in [-1, 1], a weak sign of distance even in clear air (Zhu,
+      Mai & Shao 2015). Where there is detail, in [0, 1]: something may stand there.
     """
     h, w = small.shape[:2]
     root = np.empty((3, h, w), np.float32)
@@ -256,8 +256,11 @@ def signs(small: Float32[np.ndarray, "h w c"]) -> tuple[Field, Field, Field]:
             pale[i, j] = value[i, j] - _ONE + (min(red, green, blue) / max(value[i, j], np.float32(1e-3))) ** 2
             up, left = value[max(i - 1, 0), j], value[i, max(j - 1, 0)]
             change[i, j] = abs(value[i, j] - up) + abs(value[i, j] - left)
-            bright = value[i, j] > np.float32(0.55) and blue > np.float32(0.9) * red
-            if bright and (i == 0 or (above[i - 1, j] > 0 and change[i, j] < np.float32(0.06))):
-                above[i, j] = _ONE
+            pale_sky = value[i, j] > np.float32(0.55) and blue > np.float32(0.9) * red
+            deep_sky = blue > max(np.float32(0.18), np.float32(1.4) * red, np.float32(1.06) * green)
+            below = i == 0 or above[i - 1, j] > 0
+            beside = deep_sky and i > 0 and max(above[i - 1, max(j - 1, 0)], above[i, max(j - 1, 0)]) > 0
+            if i == 0 or change[i, j] < np.float32(0.06):
+                above[i, j] = np.float32((pale_sky or deep_sky) and (below or beside))
     detail = np.float32(25) * grids.box(change, 4) - np.float32(0.2)
     return grids.box(above, 1), grids.box(pale, 2), np.minimum(np.maximum(detail, _ZERO), _ONE)
