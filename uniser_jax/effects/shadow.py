@@ -178,9 +178,10 @@ class Shadow:
     @classmethod
     def sample(cls, rng: np.random.Generator, scene: Scene, sampling: ShadowSampling = ShadowSampling()) -> Self:
         """Mostly sun and sky, sometimes lamps indoors."""
+        small = _glance(scene)
         shares = sampling.indoors, sampling.several, sampling.bend, sampling.on_sky
         indoors, several, bends, on_sky = rng.random(4) < shares
-        misplaced = _OUTDOORS if indoors else _INDOORS if depth.signs(_glance(scene))[0].mean() > _OPEN else ()
+        misplaced = _OUTDOORS if indoors else _INDOORS if depth.signs(small)[0].mean() > _OPEN else ()
         for _ in range(8):  # more draws than that mean weights that leave no choice
             shapes = tuple(sampling.draw_shape(rng) for _ in range(2 if several else 1))
             if not set(shapes) & set(misplaced):
@@ -199,8 +200,13 @@ class Shadow:
             on_sky=bool(indoors or on_sky),
             seed=int(rng.integers(2**31)),
         )
+        if set(shapes) & set(_EVERYWHERE):
+            return drawn
+        seen = np.sqrt(np.clip(light.luminance(small), 0, 1)) + 1e-3
+        reached = (1 - drawn._sky(small)) * seen / seen.sum()
         for _ in range(6):  # a shadow that misses the frame or its light, or takes it all, is none
-            if set(shapes) & set(_EVERYWHERE) or 0.03 < drawn._taken(scene) < 0.92:
+            hard = dataclasses.replace(drawn, penumbra=0.0)
+            if 0.03 < float((hard.coverage(seen.shape) * reached).sum()) < 0.92:
                 break
             drawn = dataclasses.replace(drawn, seed=int(rng.integers(2**31)))
         return drawn
@@ -267,13 +273,6 @@ class Shadow:
         cast = cast.turned(turn) if turn else cast
         soft = mattes.soften(mattes.polygons(cast.forms, shape), cast.contact, cast.direction, *sigmas)
         return 1 - soft if cast.lit else soft
-
-    def _taken(self, scene: Scene) -> float:
-        """Share of the photograph's brightness that lies in shadow, from a glance at few pixels."""
-        hard = dataclasses.replace(self, penumbra=0.0)
-        small = _glance(scene)
-        seen = np.sqrt(np.clip(light.luminance(small), 0, 1)) + 1e-3
-        return float((hard.coverage(seen.shape) * (1 - self._sky(small)) * seen).sum() / seen.sum())
 
     def _sky(self, small: Float32[np.ndarray, "a b c"]) -> Float32[np.ndarray, "a b"]:
         """Where the photograph, on a grid, may show sky on which this shadow does not fall, in [0, 1]."""
