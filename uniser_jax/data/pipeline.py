@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import math
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
@@ -41,6 +42,7 @@ _MARGIN = 1.25  # sides of a pair that several views are cut from, over those of
 _COLOURS = ((-1, 0.5), *3 * ((-0.5, 0.5),), (-1, 0.3), (-math.pi, math.pi))
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
+_SWITCH = 2e-4  # seconds for which a thread keeps Python's lock from another; 5e-3 costs two threads a twentieth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,7 +323,7 @@ def batches(
     for stage in examples.schedule.stages:
         if stage.batch_size % process_count:
             raise ValueError(f"batch_size = {stage.batch_size} does not divide over {process_count} processes")
-    cv2.setNumThreads(1)  # examples are rendered side by side; threads inside one would only get in their way
+    _suit_threads()
     reuse = examples.schedule.reuse
     # Groups of batches, each whole: a stride over single examples would tie mixtures to hosts, and over batches of a
     # group would render its pairs twice.
@@ -338,7 +340,13 @@ def batches(
 def _start_worker(*_: int) -> None:
     """In a process of its own: Ctrl-C reaches all processes of a terminal, but it is the trainer who ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _suit_threads()
+
+
+def _suit_threads() -> None:
+    """Examples are rendered side by side: threads inside one would only get in their way, and none waits long for the lock."""
     cv2.setNumThreads(1)
+    sys.setswitchinterval(_SWITCH)
 
 
 def _flat(groups: Any, skipped: int) -> Generator[Batch]:
