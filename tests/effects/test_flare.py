@@ -334,10 +334,22 @@ def test_starburst_and_ghosts_are_of_one_aperture_and_phones_have_round_ones() -
     drawn = [Flare.sample(np.random.default_rng(seed), SCENE) for seed in range(40)]
     assert {flare.blades for flare in drawn} > {0}
     for flare in drawn:
-        assert flare.blades in (0, pupil.blades(flare.pattern))
+        assert flare.blades in (0, pupil.aperture(flare.pattern)[0])
     assert ghosts.lens(3, 4, 0, 0.0).roundness == 1
-    rng, sides = np.random.default_rng((2021, 0)), []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pupil, "_outline", lambda count, bend, start: sides.append(count) or np.zeros((3, 2), np.int32))
-        pupil._pupil(rng, "aperture")
-    assert sides == [pupil.blades(0)]
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("index", [0, 8, 12])  # straight blades: 8, 5 and 5
+def test_rays_run_across_the_sides_of_ghosts(index: int, mirrored: bool) -> None:
+    grain = Grain(index, share=1.0, turn=0.7, zoom=1.0, mirrored=mirrored)
+    count, normal = pupil.aperture(index)
+    sides = ghosts.lens(0, 3, count, grain.seen(normal)).normals
+    angles = np.arctan2(sides[:, 1], sides[:, 0])
+    radii = np.linspace(0.05, 0.15, 60)[:, None]
+
+    def along(turned: float) -> float:  # of the pattern, as the image shows it
+        x, y = radii * np.cos(angles + turned), radii * np.sin(angles + turned)
+        u, v = np.moveaxis(np.stack([x, y], -1) @ grain.matrix().T + 256, -1, 0).astype(np.float32)
+        return float(cv2.remap(pupil.pattern(index)[..., 1].astype(np.float32), u, v, cv2.INTER_LINEAR).mean())
+
+    assert along(0.0) > 3 * max(along(np.pi / count / 2), along(-np.pi / count / 2))

@@ -204,7 +204,7 @@ class Flare:
             level=float(level / max(float(within(np.array(farthest))), 0.12)),
             ghosts=count if with_ghosts else 0,
             ghost_level=float(brightest * level),
-            blades=0 if phone else pupil.blades(body["pattern"]),
+            blades=0 if phone else pupil.aperture(body["pattern"])[0],
             mirror=float(mirror) if with_mirror else 0.0,
             lamp=lamp,
             layer=layer,
@@ -241,7 +241,8 @@ class Flare:
         table = Glare(self.falloff, self.core, self.bloom, self.veil).table()
         grain = Grain(self.pattern, self.formed, self.turn, self.zoom, self.mirrored)
         hue = ((light.WAVELENGTHS / light.WAVELENGTHS[1]) ** -self.spectrum).astype(np.float32)
-        lens = ghosts.lens(self.seed, self.ghosts, self.blades, self.turn) if self.ghosts else None
+        across = grain.seen(pupil.aperture(self.pattern)[1])
+        lens = ghosts.lens(self.seed, self.ghosts, self.blades, across) if self.ghosts else None
         for place, (_, _, share, size), colour in self._placed(flare.shape[:2]):
             lit = np.float32(self.level * share) * colour
             glare.add(flare, place, size, lit * hue, table, grain, side)

@@ -49,14 +49,14 @@ class Lens(NamedTuple):
     normals: Float32[np.ndarray, "blades 2"]
 
 
-def lens(seed: int, count: int, blades: int, turn: float) -> Lens:
+def lens(seed: int, count: int, blades: int, across: float) -> Lens:
     """A lens of `count` visible pairs; the brightest channel of the brightest is at most 1.
 
     Args:
       seed: of the lens.
       count: of ghosts.
       blades: of the aperture; 0 is a round one.
-      turn: of the aperture, radians.
+      across: direction across one of them, radians.
     """
     rng = np.random.default_rng(seed)
     power, roundness = rng.uniform(0.5, 1.6), (0.0, 0.35, 1.0)[fields.pick(rng, (0.3, 0.35, 0.35))]
@@ -66,7 +66,7 @@ def lens(seed: int, count: int, blades: int, turn: float) -> Lens:
     along = np.where(rng.random(count) < 0.8, rng.uniform(-1.6, 0.8, count), rng.uniform(-2, 2, count))
     softness, rim = np.exp(rng.uniform(np.log(0.04), np.log(0.6), count)), np.maximum(0, rng.normal(0.2, 0.8, count))
     cut = np.column_stack([rng.normal(0, 0.45, (count, 2)), rng.uniform(1.0, 1.6, count)])
-    angles = turn + 2 * np.pi * np.arange(max(blades, 1)) / max(blades, 1)
+    angles = across + 2 * np.pi * np.arange(max(blades, 1)) / max(blades, 1)
     return Lens(
         along=along.astype(np.float32),
         radius=radius.astype(np.float32),

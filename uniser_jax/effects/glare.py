@@ -77,6 +77,10 @@ class Grain(NamedTuple):
         turned = scale * np.array([[c, s], [-s, c]])
         return np.diag([-1.0, 1.0]) @ turned if self.mirrored else turned
 
+    def seen(self, angle: float) -> float:
+        """The direction in the image of one in the pattern, radians."""
+        return self.turn + (np.pi - angle if self.mirrored else angle)
+
 
 def add(out: Image, place: np.ndarray, size: float, light: Colour, table: Falloff, grain: Grain, side: float) -> None:
     """Adds equation (2) for one source.

@@ -47,9 +47,16 @@ def pattern(index: int) -> Pattern:
     return stored
 
 
-def blades(index: int) -> int:
-    """Of the aperture that `pattern` of this index was made by."""
-    return int(np.random.default_rng((2021, index)).integers(*_BLADES))  # its first draw
+def aperture(index: int) -> tuple[int, float]:
+    """Of the one that `pattern` of this index was made by: blades, and a direction across one of them, along which rays run."""
+    sides, _, start = _blades(np.random.default_rng((2021, index)), KINDS[index % len(KINDS)])
+    return sides, start + np.pi / sides
+
+
+def _blades(rng: np.random.Generator, kind: str) -> tuple[int, float, float]:
+    """How many, how straight, and where a corner is: the first draws of a pupil."""
+    sides = int(rng.integers(*_BLADES))
+    return sides, rng.uniform(0.3, 1) if kind == "aperture" else rng.uniform(0, 0.3), rng.uniform(0, np.pi)
 
 
 def _chromatic(form: Plane) -> Float32[np.ndarray, "512 512 3"]:
@@ -102,10 +109,8 @@ def _fractal(rng: np.random.Generator, cells: int, octaves: int) -> Float64[np.n
 def _pupil(rng: np.random.Generator, kind: str) -> Plane:
     """P, at half the transform's width, so that D is well sampled."""
     n = _TRANSFORM
-    sides = int(rng.integers(*_BLADES))
-    bend = rng.uniform(0.3, 1) if kind == "aperture" else rng.uniform(0, 0.3)
     pupil = np.zeros((n, n), np.float32)
-    cv2.fillPoly(pupil, [_outline(sides, bend, rng.uniform(0, np.pi))], 1, cv2.LINE_AA, shift=4)
+    cv2.fillPoly(pupil, [_outline(*_blades(rng, kind))], 1, cv2.LINE_AA, shift=4)
     if kind == "smear":  # phones have no blades: a round edge, far below the marks in what it scatters
         return cv2.GaussianBlur(pupil, (0, 0), n / 60) * _grease(rng)
     marks = rng.integers(40, 200) if kind == "dirt" else rng.integers(0, 12)
