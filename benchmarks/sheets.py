@@ -63,7 +63,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in (*KINDS, "heldout"):
         path = arguments.out / f"{name}.jpg"
-        Image.fromarray(sheet(name, arguments.side, arguments.seed)).save(path, quality=88)
+        Image.fromarray(sheet(name, arguments.side, arguments.seed)).save(path, quality=80)
         sys.stdout.write(f"{path}\n")
 
 

@@ -160,13 +160,14 @@ def test_a_sketch_is_a_depth(seed: int) -> None:
     assert 0 <= horizon <= 1
 
 
-@pytest.mark.parametrize(("above", "sky"), [((0.5, 0.7, 1.0), 1), ((0.01, 0.04, 0.14), 1), ((0.15, 0.06, 0.03), 0)])
+@pytest.mark.parametrize(("above", "sky"), [((0.6, 0.7, 0.8), 1), ((0.01, 0.04, 0.14), 1), ((0.15, 0.06, 0.03), 0)])
 def test_sky_is_pale_or_deep_blue_and_nothing_else_stands_above_it(above: tuple[float, ...], sky: int) -> None:
     scene = np.full((64, 64, 3), above, np.float32)
     scene[40:] = 0.1, 0.12, 0.08  # ground
     scene[10:14, 30:34] = 0.01, 0.01, 0.01  # a bird
     found = depth.signs(scene)[0]
     assert np.all(found[:38, :26] == sky)
+    assert depth.signs(np.full((64, 64, 3), above, np.float32))[0].mean() == (sky if above[2] < 0.2 else 0)  # or a wall
     assert np.all(found[44:] == 0)
     assert found[12, 32] < 0.5
     if above[2] < 0.2 and sky:  # deep blue reaches around it

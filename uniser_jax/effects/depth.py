@@ -21,6 +21,7 @@ SIDE = 96  # at most, of the grid of a square photograph; above 48 for all but t
 
 _RED, _GREEN, _BLUE = np.float32(0.2126), np.float32(0.7152), np.float32(0.0722)
 _ZERO, _ONE = np.float32(0), np.float32(1)
+_PALE = 0.75  # more of a frame is no pale sky
 
 
 class Sketch(NamedTuple):
@@ -181,7 +182,7 @@ def _sketched(
 ) -> tuple[Field, float]:
     """The scene of `sketch`, made of what the photograph gives away (see `signs`) and of uniform numbers."""
     (h, w), share, d = above.shape, above.mean(), np.empty(above.shape, np.float32)
-    seen = scene[0] < 0.7 and 0.04 < share < 0.75
+    seen = scene[0] < 0.7 and share > 0.04
     horizon = min(0.9, share + 0.02) if seen else horizon  # the mean height of the skyline
     kind, camera, angle = scene[1], _between(scene[2], 0.03, 0.3), _between(scene[3], -0.6, 0.6)
     left, top = _between(scene[4], 0.3, 0.7), _between(scene[5], 0.3, 0.7)
@@ -237,8 +238,9 @@ def signs(small: Float32[np.ndarray, "h w c"]) -> tuple[Field, Field, Field]:
 
     Returns:
       Where sky may be, in [0, 1]: bright and not warm, or deep blue; smooth, and nothing else above it, though what is deep
-      blue may reach around things. Brightness less saturation, in [-1, 1], a weak sign of distance even in clear air (Zhu,
-      Mai & Shao 2015). Where there is detail, in [0, 1]: something may stand there.
+      blue may reach around things; what is pale and fills nearly all of the frame is a wall, or paper. Brightness less
+      saturation, in [-1, 1], a weak sign of distance even in clear air (Zhu, Mai & Shao 2015). Where there is detail, in
+      [0, 1]: something may stand there.
     """
     h, w = small.shape[:2]
     root = np.empty((3, h, w), np.float32)
@@ -248,7 +250,7 @@ def signs(small: Float32[np.ndarray, "h w c"]) -> tuple[Field, Field, Field]:
                 root[c, i, j] = np.sqrt(min(max(small[i, j, c], _ZERO), _ONE))
     reds, greens, blues = grids.box(root[0], 1), grids.box(root[1], 1), grids.box(root[2], 1)
     above, pale, change = np.zeros((h, w), np.float32), np.empty((h, w), np.float32), np.empty((h, w), np.float32)
-    value = np.empty((h, w), np.float32)
+    value, deep = np.empty((h, w), np.float32), 0
     for i in range(h):
         for j in range(w):
             red, green, blue = reds[i, j], greens[i, j], blues[i, j]
@@ -262,5 +264,8 @@ def signs(small: Float32[np.ndarray, "h w c"]) -> tuple[Field, Field, Field]:
             beside = deep_sky and i > 0 and max(above[i - 1, max(j - 1, 0)], above[i, max(j - 1, 0)]) > 0
             if i == 0 or change[i, j] < np.float32(0.06):
                 above[i, j] = np.float32((pale_sky or deep_sky) and (below or beside))
+                deep += deep_sky and above[i, j] > 0
+    if 2 * deep < above.sum() and above.mean() > _PALE:
+        above[:] = _ZERO
     detail = np.float32(25) * grids.box(change, 4) - np.float32(0.2)
     return grids.box(above, 1), grids.box(pale, 2), np.minimum(np.maximum(detail, _ZERO), _ONE)

@@ -40,7 +40,7 @@ _OUTDOORS = ("tree", "dapples", "photographer", "pole", "edge")  # no lamp of a 
 _INDOORS = ("hand", "blinds", "window")  # too small, or too near, for a landscape
 _FROM_BELOW = ("photographer", "hand")  # whoever holds the camera has the sun behind
 _RELIEF_SIDE = 128  # relief is smooth
-_SKY = (0.02, 0.75)  # share of a frame; what fills nearly all of it is a wall, or paper
+_SKY = 0.02  # share of a frame; less is none
 _OPEN = 0.1  # share of sky from which on a photograph shows a landscape
 _COARSE = 1.2  # a matte is drawn at half size where its narrowest penumbra (sigma, pixels) is wider, and so on
 
@@ -277,7 +277,7 @@ class Shadow:
     def _sky(self, small: Float32[np.ndarray, "a b c"]) -> Float32[np.ndarray, "a b"]:
         """Where the photograph, on a grid, may show sky on which this shadow does not fall, in [0, 1]."""
         sky = np.zeros(small.shape[:2], np.float32) if self.on_sky else depth.signs(small)[0]
-        return sky if _SKY[0] < sky.mean() < _SKY[1] else np.zeros_like(sky)
+        return sky if sky.mean() > _SKY else np.zeros_like(sky)
 
     def _relief(self, scene: Scene) -> Float32[np.ndarray, "a b"]:
         """Height towards the camera, in [-1, 1]: of the depth, or of brightness, which rises and falls with things."""
