@@ -107,6 +107,34 @@ def test_a_run_leaves_what_it_should(run: pathlib.Path) -> None:
     assert newest_run(run.parent) == run
 
 
+def test_a_run_starts_with_the_average_of_another_and_needs_it_no_more(
+    run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    shutil.copytree(run, tmp_path / "first")
+    settings = ["--config.steps=2", "--config.optim.lr=1e-12", f"--config.init_from={tmp_path / 'first'}"]
+    state = train.train(config_of(*settings), tmp_path / "second")
+    assert int(state.step) == 2
+    with Checkpoints(run) as checkpoints:
+        average = checkpoints.weights(state.ema)
+    for item in (state.params, state.ema):
+        jax.tree.map(lambda ours, given: np.testing.assert_allclose(ours, given, rtol=0, atol=1e-8), item, average)
+    shutil.rmtree(tmp_path / "first")
+    assert int(train.train(config_of(*settings, "--config.steps=3"), tmp_path / "second").step) == 3
+
+
+@pytest.mark.parametrize(
+    ("of", "settings", "message"),
+    [
+        ("nowhere", [], "init_from = .*nowhere'?: expected the folder of a run with a checkpoint"),
+        ("whole", ["--config.model.preset=s"], "does not fit this model"),
+    ],
+)
+def test_a_run_that_cannot_be_started_with_is_one_line(run: pathlib.Path, tmp_path, of, settings, message) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        train.train(config_of(*settings, f"--config.init_from={run.with_name(of)}"), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_run_compiles_its_step_once(run: pathlib.Path, steps: list) -> None:
     assert [step._cache_size() for step in steps] == [1]
 

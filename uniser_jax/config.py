@@ -61,6 +61,7 @@ def defaults() -> ConfigDict:
     config.steps = 100_000
     config.batch_size = 256  # global, over all processes
     config.log_every = 50
+    config.init_from = ""  # another run, with whose averaged parameters this one starts; "" is none
     config.sample_every = 2_000  # a grid of held-out restorations as PNG; 0 is never
     config.profile_steps = ()  # first and last step to trace into WORKDIR/profile, as 100,105; () is none
     config.stall_seconds = 600.0  # without a step, after which a run logs what it hangs on; 0 is never

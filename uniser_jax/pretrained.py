@@ -1,4 +1,6 @@
-"""What a run takes from a converted base: a transformer to start from or to adapt, the frozen autoencoder of its latents."""
+"""What a run takes from a converted base, a transformer to start from or to adapt and the frozen autoencoder of its latents, or
+from another run.
+"""
 
 import dataclasses
 import hashlib
@@ -9,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -36,7 +39,7 @@ def read_base(base: str | pathlib.Path, shapes: Any) -> dict[str, Any]:
         record = checkpoints.record()
         if "base" not in record:
             raise ValueError(
-                f"{base} is the folder of a run: expected a base made by convert.from_diffusers; export the run first"
+                f"{base} is the folder of a run: expected a base made by convert.from_diffusers; config.init_from takes a run"
             )
         tasks = record["base"].get("params", {}).get("tasks")
         if tasks not in (None, tasks_digest()):
@@ -66,8 +69,27 @@ def take(config: ConfigDict, shapes: Any, frozen: Any, fresh: bool) -> tuple[dic
     return given, keep({"dit": given.pop("dit")})
 
 
+def read_run(config: ConfigDict, shapes: Any, digests: Mapping[str, str]) -> Any:
+    """The averaged parameters of `config.init_from`, its newest step, read directly into the shardings of `shapes`.
+
+    Args:
+      config: of the run that starts with them.
+      shapes: of its parameters.
+      digests: of what it takes from its base, see `digests_of`: both runs must stand on the same one.
+
+    Raises:
+      ValueError: if there is no such run, or it does not fit the model or its base.
+    """
+    if not has_checkpoint(config.init_from):
+        raise ValueError(f"config.init_from = {config.init_from!r}: expected the folder of a run with a checkpoint")
+    with Checkpoints(config.init_from) as checkpoints:
+        check_frozen(checkpoints.record(), config, digests, config.init_from)
+        logging.info("starts with the averaged parameters of %s, step %d", config.init_from, checkpoints.latest())
+        return checkpoints.weights(shapes)
+
+
 def with_base(state: TrainState, given: dict[str, Any]) -> TrainState:
-    """A fresh state that starts with those parameters that a base gives; their averages too."""
+    """A fresh state that starts with those parameters that are given; their averages too."""
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))  # a donated state must not hold an array twice
     return state._replace(params=state.params | given, ema=state.ema | copy(given))
 
@@ -98,8 +120,10 @@ def digests_of(config: ConfigDict) -> dict[str, str]:
     }
 
 
-def check_frozen(record: Mapping[str, Any], config: ConfigDict, digests: Mapping[str, str]) -> None:
-    """Checks that the base, of these digests, is the one that a checkpoint was trained with.
+def check_frozen(
+    record: Mapping[str, Any], config: ConfigDict, digests: Mapping[str, str], run: str = "this run"
+) -> None:
+    """Checks that the base, of these digests, is the one that a checkpoint of `run` was trained with.
 
     Raises:
       ValueError: if it is another.
@@ -108,7 +132,7 @@ def check_frozen(record: Mapping[str, Any], config: ConfigDict, digests: Mapping
     for item, digest in digests.items():
         if trained_with.get(item, digest) != digest:
             raise ValueError(
-                f"config.model.base = {config.model.base!r} is not this run's base: the digest of its {item} is {digest},"
+                f"config.model.base = {config.model.base!r} is not {run}'s base: the digest of its {item} is {digest},"
                 f" expected {trained_with[item]}; convert the same weights again"
             )
 

@@ -163,8 +163,11 @@ def start_or_continue(
       facts: about the run, as they are kept in a record: `frozen`, see `pretrained.digests_of`, `photographs` and `code`.
     """
     fresh = checkpoints.latest() is None
-    given, base = pretrained.take(config, base_shapes(network, mesh), frozen_shapes(config, network, mesh), fresh)
+    shapes_of_base = base_shapes(network, mesh), frozen_shapes(config, network, mesh)
+    given, base = pretrained.take(config, *shapes_of_base, fresh and not config.init_from)
     if fresh:
+        if config.init_from:
+            given = pretrained.read_run(config, shapes.ema, facts["frozen"])
         state = init_state(network, optimizer, shapes, config.seed)
         return pretrained.with_base(state, given), base, {}
     state = checkpoints.restore(shapes, config.checkpoint.on_corrupt)

@@ -202,6 +202,10 @@ def test_another_base_is_refused(
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="is not this run's base: the digest of its params is"):
         Restorer.from_checkpoint(tmp_path / "run", base=tmp_path / "other")
+    config = config_of(tmp_path / "other", 21, "tiny,lora")
+    config.init_from = str(adapted)
+    with pytest.raises(ValueError, match=f"is not {adapted}'s base: the digest of its params is"):
+        train(config, tmp_path / "new")
 
 
 def test_a_base_that_was_moved_is_named(
