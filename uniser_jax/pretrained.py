@@ -69,7 +69,7 @@ def take(config: ConfigDict, shapes: Any, frozen: Any, fresh: bool) -> tuple[dic
     return given, keep({"dit": given.pop("dit")})
 
 
-def read_run(config: ConfigDict, shapes: Any, digests: Mapping[str, str]) -> Any:
+def read_average(config: ConfigDict, shapes: Any, digests: Mapping[str, str]) -> Any:
     """The averaged parameters of `config.init_from`, its newest step, read directly into the shardings of `shapes`.
 
     Args:

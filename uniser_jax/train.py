@@ -167,7 +167,7 @@ def start_or_continue(
     given, base = pretrained.take(config, *shapes_of_base, fresh and not config.init_from)
     if fresh:
         if config.init_from:
-            given = pretrained.read_run(config, shapes.ema, facts["frozen"])
+            given = pretrained.read_average(config, shapes.ema, facts["frozen"])
         state = init_state(network, optimizer, shapes, config.seed)
         return pretrained.with_base(state, given), base, {}
     state = checkpoints.restore(shapes, config.checkpoint.on_corrupt)

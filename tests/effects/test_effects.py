@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import skimage.data
 
+from benchmarks import sheets
 from uniser_jax.effects import edit, fields, light, masks
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.gallery import square
@@ -389,3 +390,13 @@ def test_a_mask_of_the_true_effect_is_where_its_removal_shows_in_the_mixture(mon
     mask = rendering.mask()
     assert mask[: SIZE // 2 - 2].max() < 10
     assert mask[SIZE // 2 + 2 :].mean() > 150  # what is black stays so
+
+
+@pytest.mark.parametrize("name", [*sheets.KINDS, "heldout"])
+def test_the_pictures_of_the_pages_show_every_kind(name: str) -> None:
+    side, kinds = 48, sheets.HELD_OUT if name == "heldout" else sheets.KINDS[name]
+    image = sheets.sheet(name, side)
+    below = image[-4 * (side + 4) :].reshape(4, side + 4, -1, 3)[:, :side]  # under the labels
+    clean, *drawn = (below[:, :, left : left + side].astype(int) for left in range(0, below.shape[2], side + 4))
+    assert len(drawn) == len(kinds)
+    assert all(np.abs(each - clean).max() > 16 for each in drawn)
