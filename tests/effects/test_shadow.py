@@ -193,6 +193,17 @@ def test_nothing_falls_on_the_sky_unless_it_may_be_a_wall() -> None:
     assert 0 < sum(not shadow.on_sky for shadow in drawn) < 40
 
 
+def test_under_a_wide_sky_casters_are_placed_where_there_is_ground() -> None:
+    ground = slice(SIZE * 9 // 10, SIZE)
+    scene = np.full((SIZE, SIZE, 3), (0.02, 0.06, 0.2), np.float32)
+    scene[ground] = 0.3, 0.25, 0.2
+    landscape, sampling = Scene(scene), ShadowSampling(indoors=0, on_sky=0, relief=0)
+    drawn = [Shadow.sample(np.random.default_rng(seed), landscape, sampling) for seed in range(100)]
+    coverage = [shadow.render(landscape).coverage for shadow in drawn]
+    assert max(each[:, : SIZE // 2].max() for each in coverage) < 0.01
+    assert np.mean([each[:, ground].max() > 0.2 for each in coverage]) > 0.9
+
+
 def test_lamps_cast_no_trees_and_landscapes_see_no_hands() -> None:
     landscape = Scene(
         np.repeat(np.float32([[0.5, 0.7, 1.0], [0.1, 0.12, 0.08]]), SIZE // 2, 0)[:, None].repeat(SIZE, 1)

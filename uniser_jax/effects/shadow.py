@@ -35,7 +35,6 @@ _GROUPS = {
     "objects": ("polygon", "pole", "blob"),
     "relief": ("relief",),
 }
-_EVERYWHERE = ("blob", "dapples", "relief")  # in any frame
 _OUTDOORS = ("tree", "dapples", "photographer", "pole", "edge")  # no lamp of a room casts them
 _INDOORS = ("hand", "blinds", "window")  # too small, or too near, for a landscape
 _FROM_BELOW = ("photographer", "hand")  # whoever holds the camera has the sun behind
@@ -200,16 +199,19 @@ class Shadow:
             on_sky=bool(indoors or on_sky),
             seed=int(rng.integers(2**31)),
         )
-        if set(shapes) & set(_EVERYWHERE):
+        if "relief" in shapes:  # it lies on whatever is there
             return drawn
         seen = np.sqrt(np.clip(light.luminance(small), 0, 1)) + 1e-3
         reached = (1 - drawn._sky(small)) * seen / seen.sum()
+        tries = {}
         for _ in range(6):  # a shadow that misses the frame or its light, or takes it all, is none
             hard = dataclasses.replace(drawn, penumbra=0.0)
-            if 0.03 < float((hard.coverage(seen.shape) * reached).sum()) < 0.92:
-                break
+            share = float((hard.coverage(seen.shape) * reached).sum())
+            if 0.03 < share < 0.92:
+                return drawn
+            tries[min(share, 1 - share)] = drawn
             drawn = dataclasses.replace(drawn, seed=int(rng.integers(2**31)))
-        return drawn
+        return tries[max(tries)]
 
     def render(self, scene: Scene) -> ShadowLayer:
         """The layer on one photograph."""
