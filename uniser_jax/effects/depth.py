@@ -268,4 +268,6 @@ def signs(small: Float32[np.ndarray, "h w c"]) -> tuple[Field, Field, Field]:
     if 2 * deep < above.sum() and above.mean() > _PALE:
         above[:] = _ZERO
     detail = np.float32(25) * grids.box(change, 4) - np.float32(0.2)
-    return grids.box(above, 1), grids.box(pale, 2), np.minimum(np.maximum(detail, _ZERO), _ONE)
+    # Beside what stands in the sky nothing is smooth: it reaches a cell farther.
+    sky = np.minimum(np.float32(3) * grids.box(above, 1), _ONE)
+    return grids.box(sky, 1), grids.box(pale, 2), np.minimum(np.maximum(detail, _ZERO), _ONE)
