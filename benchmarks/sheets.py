@@ -7,14 +7,14 @@ import argparse
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from uniser_jax.data.photos import samples
-from uniser_jax.effects import edit, gallery, light
+from uniser_jax.effects import edit, gallery, haze, light, shadow
 from uniser_jax.effects.edit import EditSampling, Rendering
 from uniser_jax.effects.heldout import HELD_OUT
 from uniser_jax.effects.layer import Scene
@@ -22,18 +22,16 @@ from uniser_jax.effects.mixture import Families, Mixture
 from uniser_jax.effects.occlusion import MATERIALS
 
 _SHOWN = (0, 5, 3, 10)  # an astronaut, a cup of coffee, a cat, a rocket in the evening
-_HAZES = ("fog", "haze", "smoke", "dust", "night")
-_CASTERS = ("people", "trees", "dapples", "fences", "walls", "objects", "relief")
 _WINDOW = {"sharp": 1.0, "double": 0.0, "tinted": 0.0, "night": 0.0, "occluded": 0.0}
 
 
-def _only(one: str, names: Sequence[str], **values: Any) -> dict[str, Any]:
+def _only(one: str, names: Iterable[str], **values: Any) -> dict[str, Any]:
     """Weights that leave one of several names."""
     return values | {name: float(name == one) for name in names}
 
 
 KINDS: dict[str, dict[str, Any]] = {  # what each family draws from; by column
-    "haze": {**{kind: _only(kind, _HAZES) for kind in _HAZES}, "UniSER's": {"uniser": 1.0}},
+    "haze": {**{kind: _only(kind, haze.KINDS) for kind in haze.KINDS}, "UniSER's": {"uniser": 1.0}},
     "flare": {
         "phone": {"phone": 1.0},
         "lens": {"phone": 0.0, "ghosts": 0.0, "streaks": 0.0},
@@ -41,7 +39,10 @@ KINDS: dict[str, dict[str, Any]] = {  # what each family draws from; by column
         "streaks": {"streaks": 1.0},
         "out of frame": {"own": 0.0, "outside": 1.0},
     },
-    "shadow": {**{kind: _only(kind, _CASTERS, indoors=0.0) for kind in _CASTERS}, "indoors": {"indoors": 1.0}},
+    "shadow": {
+        **{kind: _only(kind, shadow.GROUPS, indoors=0.0) for kind in shadow.GROUPS},
+        "indoors": {"indoors": 1.0},
+    },
     "reflection": {
         "in focus": _WINDOW,
         "out of focus": _WINDOW | {"sharp": 0.0},

@@ -260,11 +260,12 @@ def signs(small: Float32[np.ndarray, "h w c"]) -> tuple[Field, Field, Field]:
             change[i, j] = abs(value[i, j] - up) + abs(value[i, j] - left)
             pale_sky = value[i, j] > np.float32(0.55) and blue > np.float32(0.9) * red
             deep_sky = blue > max(np.float32(0.18), np.float32(1.4) * red, np.float32(1.06) * green)
-            below = i == 0 or above[i - 1, j] > 0
-            beside = deep_sky and i > 0 and max(above[i - 1, max(j - 1, 0)], above[i, max(j - 1, 0)]) > 0
-            if i == 0 or change[i, j] < np.float32(0.06):
-                above[i, j] = np.float32((pale_sky or deep_sky) and (below or beside))
-                deep += deep_sky and above[i, j] > 0
+            near = above[i - 1, j]  # of what lies above, or, where deep, beside
+            if deep_sky:
+                near = max(near, above[i - 1, max(j - 1, 0)], above[i, max(j - 1, 0)])
+            if (pale_sky or deep_sky) and (i == 0 or (near > 0 and change[i, j] < np.float32(0.06))):
+                above[i, j] = _ONE
+                deep += deep_sky
     if 2 * deep < above.sum() and above.mean() > _PALE:
         above[:] = _ZERO
     detail = np.float32(25) * grids.box(change, 4) - np.float32(0.2)

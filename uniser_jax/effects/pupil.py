@@ -47,6 +47,7 @@ def pattern(index: int) -> Pattern:
     return stored
 
 
+@functools.cache
 def aperture(index: int) -> tuple[int, float]:
     """Of the one that `pattern` of this index was made by: blades, and a direction across one of them, along which rays run."""
     sides, _, start = _blades(np.random.default_rng((2021, index)), KINDS[index % len(KINDS)])

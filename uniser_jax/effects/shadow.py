@@ -26,7 +26,7 @@ from uniser_jax.effects import canopy, casters, depth, fields, light, mattes
 from uniser_jax.effects.layer import Affine, Scene, Strength, per_pixel
 
 SHAPES = (*casters.FORMS, "blob", "dapples", "relief")
-_GROUPS = {
+GROUPS = {  # of casters, which draws weigh
     "people": ("person", "photographer", "hand"),
     "trees": ("tree",),
     "dapples": ("dapples",),
@@ -80,7 +80,7 @@ class ShadowSampling:
     penumbra: tuple[float, ...] = (0.002, 0.013)
 
     def __post_init__(self) -> None:
-        weights = tuple(getattr(self, group) for group in _GROUPS)
+        weights = tuple(getattr(self, group) for group in GROUPS)
         if min(weights) < 0 or sum(weights) <= 0:
             raise ValueError(f"shadow weights {weights}: expected none below 0 and one above")
         for name in ("indoors", "several", "bend", "on_sky"):
@@ -91,8 +91,8 @@ class ShadowSampling:
 
     def draw_shape(self, rng: np.random.Generator) -> str:
         """One of SHAPES."""
-        weights = [getattr(self, group) for group in _GROUPS]
-        group = list(_GROUPS.values())[fields.pick(rng, weights)]
+        weights = [getattr(self, group) for group in GROUPS]
+        group = list(GROUPS.values())[fields.pick(rng, weights)]
         return fields.any_of(rng, group)
 
 
@@ -178,9 +178,10 @@ class Shadow:
     def sample(cls, rng: np.random.Generator, scene: Scene, sampling: ShadowSampling = ShadowSampling()) -> Self:
         """Mostly sun and sky, sometimes lamps indoors."""
         small = _glance(scene)
+        sky = _sky(small)
         shares = sampling.indoors, sampling.several, sampling.bend, sampling.on_sky
         indoors, several, bends, on_sky = rng.random(4) < shares
-        misplaced = _OUTDOORS if indoors else _INDOORS if depth.signs(small)[0].mean() > _OPEN else ()
+        misplaced = _OUTDOORS if indoors else _INDOORS if sky.mean() > _OPEN else ()
         for _ in range(8):  # more draws than that mean weights that leave no choice
             shapes = tuple(sampling.draw_shape(rng) for _ in range(2 if several else 1))
             if not set(shapes) & set(misplaced):
@@ -202,7 +203,7 @@ class Shadow:
         if "relief" in shapes:  # it lies on whatever is there
             return drawn
         seen = np.sqrt(np.clip(light.luminance(small), 0, 1)) + 1e-3
-        reached = (1 - drawn._sky(small)) * seen / seen.sum()
+        reached = (1 if drawn.on_sky else 1 - sky) * seen / seen.sum()
         tries = {}
         for _ in range(6):  # a shadow that misses the frame or its light, or takes it all, is none
             hard = dataclasses.replace(drawn, penumbra=0.0)
@@ -219,10 +220,11 @@ class Shadow:
         relief = self._relief(scene) if self.bend or "relief" in self.shapes else None
         coverage = [self.coverage(scene.radiance.shape[:2], turn, relief) for _, _, turn in self.lights]
         whole = coverage[0][None] if len(coverage) == 1 else np.stack(coverage)
-        small = depth.reduce(scene.radiance, depth.cell(scene.radiance.shape[:2]))
-        sky = self._sky(small)
-        if sky.any():  # nearly all of what may be sky is: (7) is steeper than the guided field
-            whole *= np.minimum(depth.follow_light(np.float32(1.2) - 2 * sky, small, scene.radiance), 1)
+        if not self.on_sky:
+            small = depth.reduce(scene.radiance, depth.cell(scene.radiance.shape[:2]))
+            sky = _sky(small)
+            if sky.any():  # nearly all of what may be sky is: (7) is steeper than the guided field
+                whole *= np.minimum(depth.follow_light(np.float32(1.2) - 2 * sky, small, scene.radiance), 1)
         return ShadowLayer(whole, loss)
 
     def losses(self) -> Float32[np.ndarray, "n c"]:
@@ -276,11 +278,6 @@ class Shadow:
         soft = mattes.soften(mattes.polygons(cast.forms, shape), cast.contact, cast.direction, *sigmas)
         return 1 - soft if cast.lit else soft
 
-    def _sky(self, small: Float32[np.ndarray, "a b c"]) -> Float32[np.ndarray, "a b"]:
-        """Where the photograph, on a grid, may show sky on which this shadow does not fall, in [0, 1]."""
-        sky = np.zeros(small.shape[:2], np.float32) if self.on_sky else depth.signs(small)[0]
-        return sky if sky.mean() > _SKY else np.zeros_like(sky)
-
     def _relief(self, scene: Scene) -> Float32[np.ndarray, "a b"]:
         """Height towards the camera, in [-1, 1]: of the depth, or of brightness, which rises and falls with things."""
         shape = scene.radiance.shape[:2]
@@ -292,6 +289,12 @@ class Shadow:
         smooth = mattes.blur(cv2.medianBlur(height, 5) if min(height.shape) > 5 else height, 1.0)
         mean, spread = cv2.meanStdDev(smooth)
         return np.clip((smooth - np.float32(mean[0, 0])) / np.float32(2 * spread[0, 0] + 1e-3), -1, 1)
+
+
+def _sky(small: Float32[np.ndarray, "a b c"]) -> Float32[np.ndarray, "a b"]:
+    """Where a photograph, on a grid, may show sky, in [0, 1]; none where that is a patch."""
+    sky = depth.signs(small)[0]
+    return sky if sky.mean() > _SKY else np.zeros_like(sky)
 
 
 def _glance(scene: Scene) -> Float32[np.ndarray, "a b c"]:
