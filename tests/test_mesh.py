@@ -91,15 +91,21 @@ def pod(processes: int, each: int, slices: int = 1, platform: str = "cpu") -> li
 @pytest.mark.parametrize(
     ("shape", "parts"),
     [
-        ({"fsdp": 16}, [(0, 4), (1, 4), (2, 4), (3, 4)]),
-        ({"fsdp": 8, "tensor": 2}, [(0, 4), (1, 4), (2, 4), (3, 4)]),
-        ({"fsdp": 2, "tensor": 8}, [(0, 2), (0, 2), (1, 2), (1, 2)]),  # a tensor axis over two processes
-        ({"sequence": 4, "tensor": 4}, [(0, 1)] * 4),
+        ({"fsdp": 8}, [((0, 1), 8), ((2, 3), 8), ((4, 5), 8), ((6, 7), 8)]),
+        ({"fsdp": 4, "tensor": 2}, [((0,), 4), ((1,), 4), ((2,), 4), ((3,), 4)]),
+        ({"fsdp": 2, "tensor": 4}, [((0,), 2), ((0,), 2), ((1,), 2), ((1,), 2)]),  # a tensor axis over two processes
+        ({"sequence": 2, "tensor": 4}, [((0,), 1)] * 4),
     ],
 )
 def test_processes_that_share_rows_load_the_same(shape: dict, parts: list) -> None:
-    mesh = meshes.make_mesh(shape, pod(4, 4))
+    mesh = meshes.make_mesh(shape, pod(4, 2))
     assert [meshes.batch_part(mesh, process) for process in range(4)] == parts
+
+
+def test_a_process_loads_the_rows_of_its_devices_wherever_they_are() -> None:
+    devices = pod(2, 2)
+    mesh = meshes.make_mesh({"fsdp": 4}, [devices[i] for i in (2, 0, 3, 1)])
+    assert [meshes.batch_part(mesh, process) for process in range(2)] == [((1, 3), 4), ((0, 2), 4)]
 
 
 def test_processes_must_not_share_some_rows_only() -> None:

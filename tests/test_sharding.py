@@ -32,9 +32,11 @@ NANO = DiTConfig(
     timestep_guidance_channels=16,
 )
 SIZES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=len(meshes.AXES)) if np.prod(sizes) == 8]
+APART = "rows of each process apart, as on most TPUs"
 TWO_PROCESSES = {
     "slices": {"slice": 2, "fsdp": 2, "tensor": 2},
     "sequence and tensor over both": {"sequence": 2, "tensor": 4},
+    APART: {"fsdp": 8},
 }
 
 
@@ -65,8 +67,8 @@ def random_params():
     return params
 
 
-def loss_and_gradient(sizes: dict[str, int] | None, network: Network | None = None, params=None):
-    """Of the same batch on a mesh; None is one device. Each process brings its rows of the batch."""
+def loss_and_gradient(sizes: dict[str, int] | None, network: Network | None = None, params=None, devices=None):
+    """Of the same batch on a mesh; None is one device. Each process brings its rows of the batch, noise is drawn by row."""
     network, flow = network or network_of(), Flow()
     params = random_params() if params is None else params
     data = data_of(flow)
@@ -74,14 +76,19 @@ def loss_and_gradient(sizes: dict[str, int] | None, network: Network | None = No
     if sizes is None:
         (loss, _), gradient = jax.jit(step)(params, *data)
         return loss, gradient
-    mesh = meshes.make_mesh(sizes)
-    part, parts = meshes.batch_part(mesh, jax.process_index())
-    mine = jax.tree.map(lambda leaf: np.split(leaf, parts)[part], data)
+    mesh = meshes.make_mesh(sizes, devices)
+    blocks, count = meshes.batch_part(mesh, jax.process_index())
+    mine = jax.tree.map(lambda leaf: np.concatenate([np.split(leaf, count)[block] for block in blocks]), data[0])
     shardings = meshes.sharding_of(mesh, network.axes, network.shapes)
     with jax.set_mesh(mesh):
-        placed = jax.tree.map(lambda a, s: jax.make_array_from_callback(a.shape, s, lambda i: a[i]), params, shardings)
-        (loss, _), gradient = jax.jit(step)(placed, *meshes.to_global(mesh, mine))
+        placed = jax.tree.map(place, params, shardings)
+        drawn = (place(leaf, meshes.batch_sharding(mesh)) for leaf in data[1:])
+        (loss, _), gradient = jax.jit(step)(placed, meshes.to_global(mesh, mine), *drawn)
     return loss, gradient
+
+
+def place(leaf: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
 
 def assert_equal(got, expected) -> None:
@@ -118,7 +125,8 @@ def main(folder: str) -> None:
     """One of several processes: writes what all of them computed together."""
     hosts.join()
     for name, sizes in TWO_PROCESSES.items():
-        whole = multihost_utils.process_allgather(loss_and_gradient(sizes), tiled=True)
+        devices = [jax.devices()[i // 2 + i % 2 * 4] for i in range(8)] if name == APART else None
+        whole = multihost_utils.process_allgather(loss_and_gradient(sizes, devices=devices), tiled=True)
         if jax.process_index() == 0:
             np.savez(pathlib.Path(folder) / f"{name}.npz", *jax.tree.leaves(whole))
 

@@ -157,10 +157,11 @@ def rows_of(mesh: Mesh) -> int:
     return _size(mesh, spec("batch")[0])
 
 
-def batch_part(mesh: Mesh, process: int) -> tuple[int, int]:
-    """Which of how many equal parts of each batch a process loads.
+def batch_part(mesh: Mesh, process: int) -> tuple[tuple[int, ...], int]:
+    """Which of how many equal blocks of rows of each batch a process loads, in ascending order.
 
-    Processes that share rows, because `tensor` or `sequence` reaches over them, load the same part.
+    They need not be neighbours: a mesh follows the wires of a pod, not the numbers of its hosts. Processes that share rows,
+    because `tensor` or `sequence` reaches over them, load the same blocks.
 
     Raises:
       ValueError: if processes share some of their rows only.
@@ -170,13 +171,13 @@ def batch_part(mesh: Mesh, process: int) -> tuple[int, int]:
     for row, devices in enumerate(rows):
         for device in devices:
             held.setdefault(device.process_index, {})[row] = None
-    parts = sorted({tuple(own) for own in held.values()})
+    parts = {tuple(own) for own in held.values()}
     if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) != len(rows):
         raise ValueError(
             f"mesh {dict(mesh.shape)}: processes of {mesh.size // len(held)} devices would share some of their rows only;"
             " let sequence * tensor divide the devices of a process, or be a multiple of them"
         )
-    return parts.index(tuple(held[process])), len(parts)
+    return tuple(held[process]), len(rows)
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:

@@ -76,7 +76,7 @@ def test_batches_have_one_shape_and_replay_by_index(examples: Examples) -> None:
 
 def test_processes_and_workers_see_the_same_batches(examples: Examples) -> None:
     whole = take(examples, 5, start_step=2)
-    parts = [take(examples, 5, start_step=2, process_index=p, process_count=2, workers=2 * p) for p in range(2)]
+    parts = [take(examples, 5, start_step=2, blocks=(p,), block_count=2, workers=2 * p) for p in range(2)]
     for batch, *rows in zip(whole, *parts, strict=True):
         for leaf, *part in zip(batch, *rows, strict=True):
             np.testing.assert_array_equal(leaf, np.concatenate(part))

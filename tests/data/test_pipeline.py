@@ -49,12 +49,14 @@ def test_a_continued_stream_goes_on_where_it_stopped() -> None:
         assert_equal(late, batch)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_split_the_same_batches(processes: int) -> None:
-    parts = [take(2, start_step=1, process_index=index, process_count=processes) for index in range(processes)]
-    for step, whole in enumerate(take(2, start_step=1)):
-        rows = [part[step] for part in parts]
-        assert_equal(Batch(*(np.concatenate(leaves) for leaves in zip(*rows, strict=True))), whole)
+@pytest.mark.parametrize("blocks", [((0,), (1,)), ((0, 1), (2, 3)), ((1, 2), (0, 3))], ids=str)
+def test_processes_split_the_same_batches(blocks: tuple[tuple[int, ...], ...]) -> None:
+    count = sum(map(len, blocks))
+    parts = [take(2, start_step=1, blocks=own, block_count=count) for own in blocks]
+    for whole, *mine in zip(take(2, start_step=1), *parts, strict=True):
+        for own, part in zip(blocks, mine, strict=True):
+            rows = [row for block in own for row in range(block * 8 // count, (block + 1) * 8 // count)]
+            assert_equal(part, Batch(*(leaf[rows] for leaf in whole)))
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -143,8 +145,8 @@ def test_seeds_and_indices_differ() -> None:
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="does not divide over 3 processes"):
-        batches(EXAMPLES, process_count=3)
+    with pytest.raises(ValueError, match="does not divide into 3 blocks of rows"):
+        batches(EXAMPLES, block_count=3)
 
 
 @pytest.mark.parametrize("shape", [(64, 200), (200, 64), (20, 20)])
@@ -218,7 +220,7 @@ def test_views_of_a_pair_come_in_batches_of_their_own() -> None:
 def test_reuse_continues_anywhere_on_any_number_of_processes_and_workers(start: int) -> None:
     whole = list(itertools.islice(batches(REUSED), start, 9))
     late = list(itertools.islice(batches(REUSED, start, workers=2 if start == 5 else 0), 9 - start))
-    parts = [list(itertools.islice(batches(REUSED, start, p, 2), 9 - start)) for p in range(2)]
+    parts = [list(itertools.islice(batches(REUSED, start, (p,), 2), 9 - start)) for p in range(2)]
     assert len(whole) == len(late) == 9 - start
     for step, (batch, again, *rows) in enumerate(zip(whole, late, *parts, strict=True), start):
         assert_equal(batch, again)

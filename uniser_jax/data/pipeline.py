@@ -302,32 +302,32 @@ def _keep_freed_memory() -> None:
 def batches(
     examples: Examples,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    blocks: Sequence[int] = (0,),
+    block_count: int = 1,
     workers: int = 0,
     threads: int = 2,
 ) -> Generator[Batch]:
     """This process's rows of the global batches from `start_step` on.
 
     Args:
-      examples: the sequence; its schedule says which indices are global batch k, in rows in process order.
+      examples: the sequence; its schedule says which indices are global batch k, row by row.
       start_step: the first batch.
-      process_index: which rows.
-      process_count: of how many processes.
+      blocks: of rows that this process loads, see `mesh.batch_part`.
+      block_count: of the whole batch, equal ones.
       workers: processes that render; 0 renders in `threads` threads.
       threads: per worker or in this process.
 
     Raises:
-      ValueError: if a batch does not divide over the processes.
+      ValueError: if a batch does not divide into so many blocks.
     """
     for stage in examples.schedule.stages:
-        if stage.batch_size % process_count:
-            raise ValueError(f"batch_size = {stage.batch_size} does not divide over {process_count} processes")
+        if stage.batch_size % block_count:
+            raise ValueError(f"batch_size = {stage.batch_size} does not divide into {block_count} blocks of rows")
     _suit_threads()
     reuse = examples.schedule.reuse
     # Groups of batches, each whole: a stride over single examples would tie mixtures to hosts, and over batches of a
     # group would render its pairs twice.
-    groups = grain.MapDataset.range(2**62).map(_Rows(examples, process_index, process_count))[start_step // reuse :]
+    groups = grain.MapDataset.range(2**62).map(_Rows(examples, tuple(blocks), block_count))[start_step // reuse :]
     ahead = max(threads, 2 * threads // reuse)
     stream = groups.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
     if workers:
@@ -362,14 +362,14 @@ class _Rows:
     """Makes one process's rows of all batches of a group."""
 
     examples: Examples
-    process_index: int
-    process_count: int
+    blocks: tuple[int, ...]
+    block_count: int
 
     def __call__(self, group: int) -> list[Batch]:
         reuse = self.examples.schedule.reuse
         indices = self.examples.schedule.indices(group * reuse)
-        rows = len(indices) // self.process_count
-        mine = indices[self.process_index * rows :][:rows]
+        rows = len(indices) // self.block_count
+        mine = [index for block in self.blocks for index in indices[block * rows :][:rows]]
         return [stack(edits) for edits in zip(*map(self.examples.views, mine), strict=True)]
 
 
