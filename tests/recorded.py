@@ -19,12 +19,13 @@ from uniser_jax.types import Batch
 def main() -> int:
     folder, last = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 
-    def batches(examples, start: int, process: int, *more: int) -> Iterator[Batch]:
-        for step, batch in enumerate(pipeline.batches(examples, start, process, *more), start):
-            rows = len(batch.task)
-            digests = (hashlib.sha256(b"".join(leaf[row].tobytes() for leaf in batch)) for row in range(rows))
-            lines = [f"{step} {process * rows + row} {one.hexdigest()}\n" for row, one in enumerate(digests)]
-            with (folder / f"{start}_{process}.txt").open("a") as file:
+    def batches(examples, start: int, blocks: tuple[int, ...], *more: int) -> Iterator[Batch]:
+        for step, batch in enumerate(pipeline.batches(examples, start, blocks, *more), start):
+            each = len(batch.task) // len(blocks)
+            rows = [block * each + row for block in blocks for row in range(each)]
+            digests = (hashlib.sha256(b"".join(leaf[row].tobytes() for leaf in batch)) for row in range(len(rows)))
+            lines = [f"{step} {row} {one.hexdigest()}\n" for row, one in zip(rows, digests, strict=True)]
+            with (folder / f"{start}_{blocks[0]}.txt").open("a") as file:
                 file.write("".join(lines))
             yield batch
 

@@ -142,7 +142,7 @@ def test_a_pod_compiles_the_shapes_that_a_run_feeds() -> None:
     config = schema.read(TINY, SMALL)
     mesh = meshes.make_mesh({"data": 8})
     examples, _ = train.open_examples(config)
-    batch = next(train.batches(examples, 0, 0, 1, 0, 1))
+    batch = next(train.batches(examples, threads=1))
     fed = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), meshes.to_global(mesh, batch))
     assert fed == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), aot.batch_shapes(config, mesh))
 

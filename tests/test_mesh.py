@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import itertools
 from typing import Any
@@ -8,7 +9,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from uniser_jax import config as schema
 from uniser_jax import mesh as meshes
+from uniser_jax import step
 from uniser_jax.types import TrainState
 
 
@@ -67,7 +70,8 @@ def test_batches_heads_and_tokens_must_divide() -> None:
         meshes.check_batch(mesh, 12, 2)
     meshes.check_divides(mesh, "tensor", attention_heads=4, MLP_features=384)
     with pytest.raises(
-        ValueError, match=r"9 attention heads .* tensor = 2 devices; set config.mesh.tensor to one of 1$"
+        ValueError,
+        match=r"9 attention heads .* tensor = 2 devices; set config.mesh.tensor to one of 1, and another axis to -1$",
     ):
         meshes.check_divides(mesh, "tensor", attention_heads=9, MLP_features=384)
 
@@ -111,6 +115,18 @@ def test_a_process_loads_the_rows_of_its_devices_wherever_they_are() -> None:
 def test_processes_must_not_share_some_rows_only() -> None:
     with pytest.raises(ValueError, match="share some of their rows only"):
         meshes.batch_part(meshes.make_mesh({"data": 4, "tensor": 3}, pod(6, 2)), 0)
+
+
+def test_a_width_that_does_not_divide_is_refused_not_replicated() -> None:
+    config = schema.read("configs/pixel.py:size=l,image=512", ["--config.batch_size=256"])
+    for sizes, fits in (({"fsdp": 256}, False), ({"data": 2, "fsdp": 128}, True)):
+        mesh = meshes.make_mesh(sizes, pod(64, 4))
+        with (
+            contextlib.nullcontext()
+            if fits
+            else pytest.raises(ValueError, match=r"1152 features .* fsdp = 256 .* 128,")
+        ):
+            step.check(config, mesh)
 
 
 def test_slices_are_the_outermost_axis() -> None:

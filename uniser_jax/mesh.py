@@ -114,7 +114,8 @@ def _rule_names() -> str:
 def fitting(mesh: Mesh | AbstractMesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> P:
     """`spec(*names)`, but a dimension that its mesh axes do not divide stays whole.
 
-    192 output channels on a mesh of 256, or six pictures on eight devices, must not stop a run.
+    192 output channels on a mesh of 256, or six pictures on eight devices, must not stop a run; `step.check` sees to it that
+    the features of blocks divide.
     """
     parts = zip(spec(*names), shape, strict=True)
     return P(*(part if size % _size(mesh, part) == 0 else None for part, size in parts))
@@ -207,7 +208,7 @@ def check_divides(mesh: Mesh, axis: str, **sizes: int) -> None:
             ]
             raise ValueError(
                 f"{size} {name.replace('_', ' ')} do not divide over {axis} = {mesh.shape[axis]} devices;"
-                f" set config.mesh.{axis} to one of {', '.join(map(str, fits))}"
+                f" set config.mesh.{axis} to one of {', '.join(map(str, fits))}, and another axis to -1"
             )
 
 

@@ -3,6 +3,7 @@
 docs/scale.md has the formulas: bytes of the state per parameter, bytes of activations that a remat policy keeps per block.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -55,11 +56,12 @@ def suggest(config: ConfigDict, mesh: Mesh, short: Shortage) -> tuple[str, ...]:
 
 def _of_state(config: ConfigDict, mesh: Mesh, short: Shortage) -> Iterator[str]:
     """Fewer copies, then fewer bytes for each parameter."""
-    data, optim, worth = mesh.shape["data"], config.optim, _WORTH * short.hbm
-    if data > 1 and short.state * (1 - 1 / data) > worth:
-        copies = mesh.shape["slice"]
-        one = "one copy" if copies == 1 else f"{copies} copies"
-        yield f"--config.mesh.data=1 --config.mesh.fsdp=-1 ({one} of the state over all chips, not {copies * data})"
+    data, fsdp, optim, worth = mesh.shape["data"], mesh.shape["fsdp"], config.optim, _WORTH * short.hbm
+    fewer = data * fsdp // math.gcd(data * fsdp, preset(config.model.preset).width)
+    if fewer < data and short.state * (1 - fewer / data) > worth:
+        slices = mesh.shape["slice"]
+        left = "one copy" if slices * fewer == 1 else f"{slices * fewer} copies"
+        yield f"--config.mesh.data={fewer} --config.mesh.fsdp=-1 ({left} of the state over all chips, not {slices * data})"
     if optim.moments == "float32" and short.state / 6 > worth:
         yield "--config.optim.moments=bfloat16 (moments in half the bytes, rounded at random)"
     if optim.name == "adamw" and short.state / 6 > worth:

@@ -95,7 +95,7 @@ def frozen_shapes(config: ConfigDict, network: Network, mesh: jax.sharding.Mesh)
 
 
 def check(config: ConfigDict, mesh: jax.sharding.Mesh, latents: LatentCodec | None = None) -> None:
-    """Checks that batch, heads, MLP and tokens spread evenly over the mesh, and that its devices have the kernel.
+    """Checks that batch, width, heads, MLP and tokens spread evenly over the mesh, and that its devices have the kernel.
 
     Args:
       config: of the run.
@@ -107,6 +107,7 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh, latents: LatentCodec | No
     """
     size, model = preset(config.model.preset), config.model
     dtype, platform = jnp.dtype(model.compute_dtype), mesh.devices.flat[0].platform
+    meshes.check_divides(mesh, "fsdp", features=size.width)  # or every chip would hold the whole state
     meshes.check_divides(mesh, "tensor", attention_heads=size.num_attention_heads, MLP_features=size.mlp_width)
     for batch_size, *sides in schema.batch_shapes(config):
         meshes.check_batch(mesh, batch_size, config.optim.accumulate)

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from uniser_jax import config as schema
 from uniser_jax import mesh as meshes
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.models import lora, uniser
-from uniser_jax.models.lora import Lora
+from uniser_jax.models.dit import Dense, product
+from uniser_jax.models.lora import AdaptedDense, Lora
 from uniser_jax.step import base_shapes, batch_loss, build_network
 from uniser_jax.types import Batch
 
@@ -171,3 +173,22 @@ def test_adapters_need_a_base() -> None:
     config.lora.rank = 4
     with pytest.raises(ValueError, match=r"config\.lora\.rank = 4 adapts a base"):
         schema.validate(config)
+
+
+def test_adapters_learn_from_sums_that_are_not_rounded() -> None:
+    rng, rngs = np.random.default_rng(0), nnx.Rngs(0)
+    layer = AdaptedDense(Dense(24, 16, axes=("embed", "heads"), rngs=rngs), Lora(rank=4, alpha=4.0), rngs=rngs)
+    layer.lora_b[...] = jnp.asarray(rng.normal(size=(4, 16)), jnp.float32)
+    x, g = (jnp.asarray(rng.normal(size=(2, 40, width)), jnp.bfloat16) for width in (24, 16))
+    graphdef, state = nnx.split(layer)
+    pull = jax.vjp(lambda state: nnx.merge(graphdef, state)(x), state)[1]
+    learned = nnx.to_pure_dict(pull(g)[0])
+    into = np.asarray(product(x, layer.lora_a[...]), np.float64)
+    back = np.asarray(product(g, layer.lora_b[...].T), np.float64)
+    exact = {
+        "lora_a": np.einsum("bni,bnr->ir", np.asarray(x, np.float64), back),
+        "lora_b": np.einsum("bnr,bno->ro", into, np.asarray(g, np.float64)),
+    }
+    for name, value in exact.items():
+        assert learned[name].dtype == jnp.float32
+        np.testing.assert_allclose(learned[name], value, atol=1e-5 * np.abs(value).max())

@@ -94,7 +94,7 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         """x W."""
-        return product(x, self.kernel[...])
+        return checkpoint_name(product(x, self.kernel[...]), "product")
 
 
 class RMSNorm(nnx.Module):
@@ -302,7 +302,7 @@ def product(x: Float[Array, "*r i"], kernel: Float[Array, "i o"]) -> Float[Array
 
 def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
     y = _contract(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,)).astype(x.dtype)
-    return checkpoint_name(y, "product"), (x, kernel)
+    return y, (x, kernel)
 
 
 def _product_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
-from uniser_jax.models.dit import Dense, parameter
+from uniser_jax.models.dit import Dense, parameter, product
 
 A, B = "lora_a", "lora_b"
 _ZERO = nnx.initializers.zeros_init()
@@ -76,8 +76,7 @@ class AdaptedDense(Dense):
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         """Equation (1), in the dtype of x."""
-        a, b = self.lora_a[...].astype(x.dtype), self.lora_b[...].astype(x.dtype)
-        return super().__call__(x) + self.scale * ((x @ a) @ b)
+        return super().__call__(x) + self.scale * product(product(x, self.lora_a[...]), self.lora_b[...])
 
 
 def adapt(model: nnx.Module, lora: Lora, *, rngs: nnx.Rngs) -> None:
