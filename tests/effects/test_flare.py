@@ -148,10 +148,12 @@ def test_red_light_spreads_farther_than_blue() -> None:
     assert same > other
 
 
-def test_ghosts_lie_on_the_line_through_the_centre() -> None:
-    lens = ghosts.lens(3, 6, 7, 0.2)
+@pytest.mark.parametrize("blades", [0, 7])
+def test_ghosts_lie_on_the_line_through_the_centre(blades: int) -> None:
+    lens = ghosts.lens(3, 12, blades, 0.2)
+    inside = 0
     source, side = np.array([40.0, 25.0]), 200.0
-    for k in range(6):
+    for k in range(12):
         one = lens._replace(
             **{name: getattr(lens, name)[k : k + 1] for name in ("along", "radius", "tint", "softness", "rim", "cut")}
         )
@@ -159,12 +161,26 @@ def test_ghosts_lie_on_the_line_through_the_centre() -> None:
         out = np.zeros((200, 200, 3), np.float32)
         ghosts.add(out, source, np.ones(3, np.float32), whole, side)
         expected = 100 + lens.along[k] * (source - 100)
-        if out.any() and (np.abs(expected - 100) < 60).all():
+        if (np.abs(expected - 100) < 60).all():
+            assert out.any()
+            inside += 1
             weight = out[..., 1]
             y, x = np.mgrid[:200, :200] + 0.5
             np.testing.assert_allclose(
                 [(weight * x).sum() / weight.sum(), (weight * y).sum() / weight.sum()], expected, atol=1
             )
+    assert inside >= 3
+
+
+def test_ghosts_of_a_round_aperture_are_discs() -> None:
+    lens = ghosts.lens(3, 1, 0, 0.0)
+    numbers = {"along": 0.0, "radius": 0.2, "tint": [1, 1, 1], "softness": 0.05, "rim": 0.0, "cut": [0, 0, 9]}
+    lens = lens._replace(**{name: np.array([value], np.float32) for name, value in numbers.items()})
+    out = np.zeros((200, 200, 3), np.float32)
+    ghosts.add(out, np.array([150.0, 100.0]), np.ones(3, np.float32), lens, 200.0)
+    r = 200 * radius_from_middle(200, 200)
+    np.testing.assert_allclose(out[r < 38, 1], 1)
+    assert not out[r > 43].any()
 
 
 def test_coatings_are_dark_at_their_own_wavelength() -> None:

@@ -114,7 +114,8 @@ def mirrored(bright: Float32[np.ndarray, "h w"], tint: Colour) -> Image:
 @compiled
 def _add(out, source, lit, side, along, radius, tint, softness, rim, cut, roundness, normals, dispersion):  # type: ignore[no-untyped-def]
     h, w = out.shape[:2]
-    corner = np.float32(1 / np.cos(np.pi / len(normals)))
+    straight = np.cos(np.pi / len(normals)) if len(normals) > 2 else 1.0
+    corner = np.float32(1 / (straight + (1 - straight) * roundness))  # farthest of the edge, in radii: of a disc all is
     for k in range(len(along)):
         x = np.float32(w / 2) + along[k] * (source[0] - np.float32(w / 2))
         y = np.float32(h / 2) + along[k] * (source[1] - np.float32(h / 2))
