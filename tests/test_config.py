@@ -19,6 +19,14 @@ def test_overrides_reach_nested_keys() -> None:
     assert (config.optim.lr, config.steps, config.flow.times.share_at_one) == (3e-4, 7, 0.25)
 
 
+def test_overrides_reach_the_camera() -> None:
+    camera = ["--config.edit.shot=(1e-4, 1e-2)", "--config.edit.read=5e-4,1e-2", "--config.edit.jpeg_quality=(30, 95)"]
+    sampling = schema.build(EditSampling, schema.read(TINY, camera).edit)
+    assert (sampling.shot, sampling.read, sampling.jpeg_quality) == ((1e-4, 1e-2), (5e-4, 1e-2), (30, 95))
+    saved = schema.from_json(schema.to_json(schema.read(TINY, camera)))
+    assert schema.build(EditSampling, saved.edit) == sampling
+
+
 def test_steps_to_profile_are_a_pair() -> None:
     config = schema.read(TINY, ["--config.profile_steps=100,105"])
     assert config.profile_steps == (100, 105)
@@ -78,6 +86,11 @@ def test_shapes_are_those_of_all_buckets() -> None:
         (TINY, "--config.model.remat=some", "config.model.remat = 'some': expected one of none, dots"),
         (TINY, "--config.flow.prediction=noise", "residual, x0, velocity"),
         (TINY, "--config.edit.add=2.0", "edit.add = 2.0: expected in [0, 1]"),
+        (TINY, "--config.edit.shot=(1e-3, 1e-5)", "edit.shot = (0.001, 1e-05): expected lowest and highest, above 0"),
+        (TINY, "--config.edit.read=(0.0, 1e-3)", "edit.read = (0.0, 0.001): expected lowest and highest, above 0"),
+        (TINY, "--config.edit.jpeg_quality=(0, 90)", "edit.jpeg_quality = (0, 90): expected lowest and highest"),
+        (TINY, "--config.edit.jpeg_quality=(90, 60)", "edit.jpeg_quality = (90, 60): expected lowest and highest"),
+        (TINY, "--config.edit.jpeg_quality=(60,)", "edit.jpeg_quality = (60,): expected lowest and highest"),
         (TINY, "--config.profile_steps=7", "expected a first and a last step"),
         (TINY, "--config.profile_steps=105,100", "expected a first and a last step"),
         (TINY, "--config.data.size=97", "multiple of config.model.patch"),

@@ -97,3 +97,30 @@ def test_shares_choose_what_a_camera_has() -> None:
     drawn = [Sensor.sample(rng, 0.5, 0.3, 0.2) for _ in range(2_000)]
     for share, has in ((0.5, lambda s: s.read > 0), (0.3, lambda s: s.exposure != 0), (0.2, lambda s: s.jpeg > 0)):
         assert np.mean([has(sensor) for sensor in drawn]) == pytest.approx(share, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        (0, (0.00018789852661499484, 0.000420478753913891, 97, 1566581935)),
+        (1, (0.00010559497443981639, 0.00275775979374556, 70, 878748454)),
+        (2, (3.335986377275545e-05, 0.0004551864988469204, 94, 118426480)),
+    ],
+)
+def test_default_ranges_keep_the_stream_of_draws(seed: int, expected: tuple) -> None:
+    sensor = EditSampling(noise=1, tone=1, jpeg=1).sensor(np.random.default_rng(seed))
+    assert sensor == Sensor.sample(np.random.default_rng(seed))
+    assert (sensor.shot, sensor.read, sensor.jpeg, sensor.seed) == pytest.approx(expected, rel=1e-14)
+
+
+def test_noise_and_compression_stay_within_what_was_asked_for() -> None:
+    sampling = EditSampling(noise=1, jpeg=1, shot=(1e-4, 1e-2), read=(5e-4, 1e-2), jpeg_quality=(30, 33))
+    rng = np.random.default_rng(0)
+    drawn = [edit.sample(rng, SCENE, sampling, effects=("shadow",)).sensor for _ in range(20)]
+    drawn += [sampling.sensor(rng) for _ in range(500)]
+    for name, (low, high) in (("shot", sampling.shot), ("read", sampling.read)):
+        values = np.log10([getattr(sensor, name) for sensor in drawn])
+        assert np.log10(low) <= values.min() <= values.max() <= np.log10(high)
+        assert values.mean() == pytest.approx(np.log10(low * high) / 2, abs=0.1)
+    assert {sensor.jpeg for sensor in drawn} == {30, 31, 32, 33}
+    assert EditSampling(jpeg=1, jpeg_quality=(90, 90)).sensor(rng).jpeg == 90

@@ -22,7 +22,7 @@ from uniser_jax.effects import fields, light, masks
 from uniser_jax.effects.layer import Layer, Scene, see, visible_change
 from uniser_jax.effects.mixture import FAMILIES, Families, Mixture
 from uniser_jax.effects.mixture import sample as sample_mixture
-from uniser_jax.effects.sensor import Sensor
+from uniser_jax.effects.sensor import QUALITY, READ, SHOT, Sensor
 from uniser_jax.types import EFFECTS, TASKS, Edit
 
 TARGETS = ("exact", "blend")
@@ -45,13 +45,17 @@ class EditSampling:
       mask_support: of the effect's own support.
       full_strength: share of requests with a = 1; the others are uniform in [0, 1].
       noise: share of photographs with sensor noise.
+      shot: its lowest and highest variance per unit of light, white at 1. Night photographs of phones have ten times as much;
+        but the answer to a whole removal is free of noise, so that with more a model would learn to denoise above all.
+      read: lowest and highest standard deviation in the dark, white at 1; the same holds for it.
       tone: share taken with another exposure, white balance and tone curve.
       jpeg: share compressed.
+      jpeg_quality: lowest and highest, 1 to 100.
       highlight_stops: clipped highlights get up to so many stops above white.
       target: one of TARGETS.
 
     Raises:
-      ValueError: for a share outside [0, 1], or an unknown target.
+      ValueError: for a share outside [0, 1], bounds that are no range, or an unknown target.
     """
 
     mixture: Mixture = Mixture()
@@ -65,8 +69,11 @@ class EditSampling:
     mask_support: float = 0.1
     full_strength: float = 0.5
     noise: float = 0.5
+    shot: tuple[float, ...] = SHOT
+    read: tuple[float, ...] = READ
     tone: float = 0.3
     jpeg: float = 0.1
+    jpeg_quality: tuple[int, ...] = QUALITY
     highlight_stops: float = 2.5
     target: str = "exact"
 
@@ -74,6 +81,13 @@ class EditSampling:
         for name in ("generic", "absent", "add", "full_strength", "noise", "tone", "jpeg"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"edit.{name} = {getattr(self, name)}: expected in [0, 1]")
+        for name in ("shot", "read"):
+            value = getattr(self, name)
+            if len(value) != 2 or not 0 < value[0] <= value[1] <= 1:
+                raise ValueError(f"edit.{name} = {value}: expected lowest and highest, above 0 and at most 1")
+        quality = self.jpeg_quality
+        if len(quality) != 2 or not set(quality) <= set(range(1, 101)) or quality[0] > quality[1]:
+            raise ValueError(f"edit.jpeg_quality = {quality}: expected lowest and highest, whole, 1 to 100")
         if self.target not in TARGETS:
             raise ValueError(f"edit.target = {self.target!r}: expected one of {', '.join(TARGETS)}")
         if min(self.mask_weights()) < 0 or sum(self.mask_weights()) <= 0:
@@ -83,6 +97,10 @@ class EditSampling:
         """In the order of masks.KINDS."""
         form = self.mask_geometric / 3
         return (self.mask_all, form, form, form, self.mask_stroke, self.mask_support)
+
+    def sensor(self, rng: np.random.Generator) -> Sensor:
+        """Draws a camera."""
+        return Sensor.sample(rng, self.noise, self.tone, self.jpeg, self.shot, self.read, self.jpeg_quality)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,7 +294,7 @@ def sample(
     return Recipe(
         effects=tuple((parameters.effect, dict(vars(parameters))) for parameters, _ in drawn),
         strengths=tuple(strength for _, strength in drawn),
-        sensor=Sensor.sample(rng, sampling.noise, sampling.tone, sampling.jpeg),
+        sensor=sampling.sensor(rng),
         task=request,
         mask=kind,
         mask_seed=int(rng.integers(2**31)),

@@ -20,6 +20,8 @@ from jaxtyping import Float32, Float64, UInt8
 from uniser_jax.effects import kernels, light
 from uniser_jax.effects.layer import per_pixel
 
+SHOT, READ, QUALITY = (1e-5, 1e-3), (10**-3.7, 10**-2.5), (60, 98)  # lowest and highest of draws
+
 _NORMALS = 2**21  # of the noise table; more than the values of a 512 px photograph, so that none repeats within one
 
 
@@ -48,28 +50,41 @@ class Sensor:
     seed: int = 0
 
     @classmethod
-    def sample(cls, rng: np.random.Generator, noise: float = 1.0, tone: float = 1.0, jpeg: float = 1.0) -> Self:
+    def sample(
+        cls,
+        rng: np.random.Generator,
+        noise: float = 1.0,
+        tone: float = 1.0,
+        jpeg: float = 1.0,
+        shot: tuple[float, ...] = SHOT,
+        read: tuple[float, ...] = READ,
+        quality: tuple[int, ...] = QUALITY,
+    ) -> Self:
         """Draws a camera.
 
         Args:
           rng: source of every draw.
-          noise: probability of noise, from nearly none to a phone at dusk.
+          noise: probability of noise; by default from nearly none to a phone at dusk.
           tone: probability of another exposure, white balance and tone curve than the photograph's own.
-          jpeg: probability of JPEG compression, quality 60 to 98.
+          jpeg: probability of JPEG compression.
+          shot: lowest and highest variance per unit of light, even on a logarithmic scale.
+          read: of the standard deviation in the dark, the same.
+          quality: of JPEG compression, even.
         """
-        shot, read = 10 ** rng.uniform(-5, -3), 10 ** rng.uniform(-3.7, -2.5)
+        per_light, in_dark = (10 ** rng.uniform(*np.log10(bounds)) for bounds in (shot, read))
         exposure, (red, blue) = rng.uniform(-0.7, 0.3), rng.uniform(-0.15, 0.15, 2)
-        bias, gain, quality = rng.uniform(0.42, 0.58), rng.uniform(0.42, 0.58), int(rng.integers(60, 99))
+        bias, gain = rng.uniform(0.42, 0.58), rng.uniform(0.42, 0.58)
+        level = int(rng.integers(quality[0], quality[1] + 1))
         noisy, toned, lossy = rng.random(3) < (noise, tone, jpeg)
         seed = int(rng.integers(2**31))
         return cls(
-            shot=float(shot) if noisy else 0.0,
-            read=float(read) if noisy else 0.0,
+            shot=float(per_light) if noisy else 0.0,
+            read=float(in_dark) if noisy else 0.0,
             exposure=float(exposure) if toned else 0.0,
             balance=(float(red), float(blue)) if toned else (0.0, 0.0),
             bias=float(bias) if toned else 0.5,
             gain=float(gain) if toned else 0.5,
-            jpeg=quality if lossy else 0,
+            jpeg=level if lossy else 0,
             seed=seed,
         )
 

@@ -17,7 +17,6 @@ from uniser_jax.effects.edit import EditSampling, Rendering
 from uniser_jax.effects.heldout import HELD_OUT
 from uniser_jax.effects.layer import Scene
 from uniser_jax.effects.mixture import Mixture
-from uniser_jax.effects.sensor import Sensor
 from uniser_jax.evaluation.protocols import UNIFORM, Protocol
 from uniser_jax.types import EFFECTS
 
@@ -89,7 +88,7 @@ def held_out_edits(photos: Photos, size: int, count: int, seed: int) -> Iterator
     for effect, name, rng, scene in _scenes(HELD_OUT, photos, size, count, seed):
         layer = HELD_OUT[effect].sample(rng, scene).render(scene)
         strength = float(rng.uniform(_SAMPLING.mixture.strength_min, 1))
-        sensor = Sensor.sample(rng, _SAMPLING.noise, _SAMPLING.tone, _SAMPLING.jpeg)
+        sensor = _SAMPLING.sensor(rng)
         degraded, clean = sensor.expose(layer(scene.radiance, strength)), sensor.expose(scene.radiance, 0.0)
         yield Item(effect, name, "remove effects", degraded, clean, None)
 
