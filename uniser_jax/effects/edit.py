@@ -51,7 +51,9 @@ class EditSampling:
       tone: share taken with another exposure, white balance and tone curve.
       jpeg: share compressed.
       jpeg_quality: lowest and highest, 1 to 100.
-      highlight_stops: clipped highlights get up to so many stops above white.
+      highlight_stops: clipped highlights get up to so many stops above white. The sun and lamps are two powers of ten above it
+        and more; but most that clips is sky, paper and snow, a stop or two above white, and under a layer that dims more would
+        show as glowing blocks. Lamps that are hung into a scene have light of their own, whatever this is.
       target: one of TARGETS.
 
     Raises:
