@@ -1,12 +1,16 @@
 """Images of the aperture and of the lamps that pairs of lens surfaces throw back.
 
   (1) centre = c + a (source - c)                       on the line through the centre c of the frame; a fixed by the pair
-  (2) brightness ~ radius^-p                            the same light over a larger disc; p = 2 for equal pairs
+  (2) brightness = min(1, (0.02 / radius)^p)            of a lens; p of 0.5 to 1.6, radius in image sides
   (3) tint = R(l; l1) R(l; l2), R = cos^2(pi l0 / 2 l)  two quarter-wave coatings, each dark at its own wavelength l0
   (4) mirror: a = -1, the size of the lamp itself       sensor to lens and back, sharp in phones (Dai et al. 2023)
 
 A ghost is a polygon with as many sides as blades, round where they are open, soft where it is out of focus, bright at the rim
 where rays crowd (a caustic), and cut by the edge of another lens (Hullin et al. 2011; Lee & Eisemann 2013).
+
+Pairs that throw back the same light would have p = 2: spread over a larger disc it is fainter. Here the total light of a ghost
+grows with its radius, because the large ones that are seen are those of brighter, less coated pairs; with p = 2 one of 16 % of
+the side would have a sixtieth of a small one's brightness, and teach nothing.
 """
 
 from typing import NamedTuple
