@@ -254,9 +254,10 @@ class Flare:
 
     def _add_template(self, flare: Image) -> None:
         """A real flare at every source."""
-        template = templates.read(self.layer, glare.QUOTED)
+        template = templates.read(self.layer)
+        level = self.level / template.veil(glare.QUOTED / self.zoom)  # the ring that zoom brings there
         for place, source, colour in self._placed(flare.shape[:2]):
-            templates.add(flare, place, np.float32(self.level * source[2]) * colour, template, self.turn, self.zoom)
+            templates.add(flare, place, np.float32(level * source[2]) * colour, template, self.turn, self.zoom)
 
     def _mirrored(self, radiance: Image, shape: fields.Shape) -> Image:
         """`ghosts` (4), cyan to green, as the coatings of infrared filters are."""

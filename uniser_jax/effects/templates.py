@@ -6,27 +6,36 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from uniser_jax.effects import fields, light
 
 KEPT = 16  # templates in memory, 1.7 MB each
 _LARGEST = 384  # px, the longer side
+_FAINTEST = 0.1  # of its brightest: the veil that a flare is measured by; a fainter one may be noise
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 
 Image = Float32[np.ndarray, "h w c"]
 
 
 class Template(NamedTuple):
-    """A flare with 1 as the mean over the ring at 5 % of the side around its source; fainter where that would lift its noise.
+    """A flare.
 
     Args:
-      light: linear; 0 at the border.
+      light: linear; 1 where it is brightest, 0 at the border.
       source: (x, y) in pixels.
+      rings: sum of light and number of pixels in rings around the source, each a pixel wide.
     """
 
     light: Image
     source: tuple[float, float]
+    rings: Float64[np.ndarray, "2 n"]
+
+    def veil(self, radius: float) -> float:
+        """Mean light over a ring around the source, its radius in image sides; no less than what may be noise."""
+        pixels = radius * fields.side(self.light.shape[:2])
+        total, count = self.rings[:, round(0.8 * pixels) : round(1.2 * pixels) + 1].sum(1)
+        return max(total / max(count, 1), _FAINTEST)
 
 
 @functools.lru_cache(maxsize=8)
@@ -46,12 +55,11 @@ def paths(folder: str) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=KEPT)
-def read(path: str, quoted: float) -> Template:
+def read(path: str) -> Template:
     """Decodes a layer, takes the light of its background away, and finds its source.
 
     Args:
       path: of the image.
-      quoted: radius of the ring, in image sides.
 
     Raises:
       ValueError: if the file cannot be read as an image, or is black.
@@ -72,9 +80,10 @@ def read(path: str, quoted: float) -> Template:
     if total <= 1e-12:
         raise ValueError(f"{path}: a flare layer without light")
     source = float((bright * x).sum() / total) + 0.5, float((bright * y).sum() / total) + 0.5
-    r = np.hypot(x + 0.5 - source[0], y + 0.5 - source[1]) / fields.side((h, w))
-    ring = float(flare[(r > 0.8 * quoted) & (r < 1.2 * quoted)].mean())
-    return Template(flare / np.float32(max(ring, 0.1 * flare.max())), source)
+    flare /= flare.max()
+    ring = np.hypot(x + 0.5 - source[0], y + 0.5 - source[1]).astype(np.int64).ravel()
+    sums = np.bincount(ring, flare.mean(-1).ravel())
+    return Template(flare, source, np.stack([sums, np.bincount(ring)]))
 
 
 def add(
