@@ -10,8 +10,10 @@ import skimage.data
 
 from uniser_jax.effects import canopy, casters, edit, light, mattes
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
+from uniser_jax.effects.flare import FlareSampling
 from uniser_jax.effects.gallery import square
-from uniser_jax.effects.layer import Scene
+from uniser_jax.effects.haze import HazeSampling
+from uniser_jax.effects.layer import Scene, see
 from uniser_jax.effects.mixture import Families
 from uniser_jax.effects.shadow import SHAPES, Shadow, ShadowSampling
 
@@ -285,3 +287,52 @@ def test_mistakes_are_one_line(make, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def lit_by_lamps(seed: int) -> Rendering:
+    """A shadow, and a night with lamps or a flare with lamps, on a dark photograph."""
+    scene = Scene(np.full((SIZE, SIZE + 9, 3), 0.05, np.float32))
+    kinds = {kind: float(kind == "night") for kind in ("fog", "haze", "smoke", "dust", "uniser", "night")}
+    families = Families(flare=FlareSampling(own=0.0, outside=0.0), haze=HazeSampling(**kinds))
+    effects = (("shadow", "flare"), ("shadow", "haze"), ("shadow", "haze", "flare"))[seed % 3]
+    sampling = EditSampling(families=families, noise=0.0)
+    return Rendering(scene, edit.sample(np.random.default_rng(seed), scene, sampling, effects, "remove shadow"))
+
+
+@pytest.mark.parametrize("seed", range(9))
+def test_falls_on_surfaces_and_not_on_lamps(seed: int) -> None:
+    rendering = lit_by_lamps(seed)
+    shadow, scene = rendering.layers[0], rendering.radiance
+    own = np.zeros(scene.shape)
+    for layer in rendering.layers[1:]:
+        for each in layer.lamp.sources:
+            own[each.where] += each.light
+    assert own.max() > 1
+    dimmed = shadow.coverage.max(0) > 0.2
+    strength = np.random.default_rng(seed).random(scene.shape[:2], np.float32)
+    left = 1 - strength[..., None] * np.einsum("nhw,nc->hwc", shadow.coverage, shadow.loss)
+    np.testing.assert_allclose(shadow(scene, strength), (scene - own) * left + own, atol=1e-5)
+    np.testing.assert_allclose(shadow.at(strength)(scene), shadow(scene, strength), atol=1e-5)
+    before = scene
+    for s in (0.3, 0.7, 1.0):
+        after = see(scene, rendering.layers[:1], [s])
+        assert (after <= before + 1e-5).all()
+        assert (after >= own - 1e-5).all()
+        before = after
+    assert (after[dimmed] < scene[dimmed] - 1e-4).any()  # what the lamps light is in the shadow
+    np.testing.assert_array_equal(shadow(scene, np.zeros(scene.shape[:2], np.float32)), scene)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_shadow_is_removed_exactly_from_a_scene_with_lamps(seed: int) -> None:
+    rendering = lit_by_lamps(seed)
+    mask = np.zeros(rendering.radiance.shape[:2], np.uint8)
+    mask[:, 20:] = 255
+    before, after = rendering.pair("remove shadow", mask)
+    np.testing.assert_array_equal(after[mask == 0], before[mask == 0])
+    bare = [0.0, *rendering.recipe.strengths[1:]]
+    if not rendering.recipe.sensor.jpeg and "haze" not in rendering.names:  # its light scatters
+        np.testing.assert_array_equal(after[mask > 0], rendering.expose(bare)[mask > 0])
+    whole = np.full_like(mask, 255)
+    np.testing.assert_array_equal(rendering.pair("remove shadow", whole)[1], rendering.expose(bare))
+    np.testing.assert_array_equal(rendering.pair("remove effects", whole)[1], rendering.clean())

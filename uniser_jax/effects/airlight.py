@@ -16,6 +16,7 @@ from jaxtyping import Float32
 from uniser_jax.effects import depth, fields, kernels, light
 from uniser_jax.effects.compiled import compiled
 from uniser_jax.effects.fields import Field
+from uniser_jax.effects.layer import Shine
 
 Lamp = tuple[float, float, float, float, float]  # x, y, kelvin, power, size; places and size are fractions of the image
 
@@ -70,16 +71,26 @@ def field(
 
 
 def night(radiance: Float32[np.ndarray, "h w c"], dark: float, lamps: tuple[Lamp, ...]) -> Float32[np.ndarray, "h w c"]:
-    """What the night adds to the scene by day, mostly less than nothing: darkness, lamps, and the light they cast."""
+    """What the night adds to the scene by day, mostly less than nothing: darkness, and the light that lamps cast."""
     h, w = (max(2, round(n / depth.cell(radiance.shape[:2]))) for n in radiance.shape[:2])
     lit = np.broadcast_to(np.float32(dark) * light.black_body(9_000), (h, w, 3)).copy()
     for x, y, kelvin, power, size in lamps:
         near = np.float32(0.25 * power) / (1 + _squared_distance((h, w), x, y) / np.float32((0.1 + 8 * size) ** 2))
         lit += near[..., None] * light.black_body(kelvin)
-    added = _relit(radiance, fields.widen(lit, radiance.shape))
-    for lamp in lamps:
-        _light_up(added, lamp)
-    return added
+    return _relit(radiance, fields.widen(lit, radiance.shape))
+
+
+def glass(shape: tuple[int, ...], lamp: Lamp) -> Shine:
+    """The glass of a lamp, a soft disc of several times white, in an image of this shape."""
+    x, y, kelvin, power, size = lamp
+    h, w = shape[:2]
+    radius = size * fields.side((h, w))
+    left, top = (max(0, int(place * n - 2 * radius - 1)) for place, n in ((x, w), (y, h)))
+    right, bottom = (min(n, int(place * n + 2 * radius) + 2) for place, n in ((x, w), (y, h)))
+    rows, columns = (np.arange(max(0, n), dtype=np.float32) + 0.5 for n in (bottom - top, right - left))
+    r = np.hypot(columns[None] + left - x * w, rows[:, None] + top - y * h) / radius
+    disc = np.clip(1.5 - r, 0, 1) if radius > 1 else np.exp(-(r**2)) * min(1.0, radius**2)
+    return Shine(top, left, (np.float32(4 * power) * disc.astype(np.float32))[..., None] * light.black_body(kelvin))
 
 
 @compiled
@@ -119,16 +130,3 @@ def _phase(r2: Field) -> Field:
     g = np.float32(_ASYMMETRY)
     ratio = (1 - g) ** 2 / (1 + g * g - 2 * g / np.sqrt(1 + r2 * np.float32(FIELD_OF_VIEW**2)))
     return ratio * np.sqrt(ratio)
-
-
-def _light_up(night: Float32[np.ndarray, "h w c"], lamp: Lamp) -> None:
-    """Draws the glass of a lamp, a soft disc of several times white."""
-    x, y, kelvin, power, size = lamp
-    h, w = night.shape[:2]
-    radius = size * fields.side((h, w))
-    left, top = (max(0, int(place * n - 2 * radius - 1)) for place, n in ((x, w), (y, h)))
-    part = night[top : int(y * h + 2 * radius) + 2, left : int(x * w + 2 * radius) + 2]
-    rows, columns = (np.arange(n, dtype=np.float32) + 0.5 for n in part.shape[:2])
-    r = np.hypot(columns[None] + left - x * w, rows[:, None] + top - y * h) / radius
-    disc = np.clip(1.5 - r, 0, 1) if radius > 1 else np.exp(-(r**2)) * min(1.0, radius**2)
-    part += (np.float32(4 * power) * disc.astype(np.float32))[..., None] * light.black_body(kelvin)

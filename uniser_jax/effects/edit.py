@@ -23,6 +23,7 @@ from uniser_jax.effects.layer import Layer, Scene, see, visible_change
 from uniser_jax.effects.mixture import FAMILIES, Families, Mixture
 from uniser_jax.effects.mixture import sample as sample_mixture
 from uniser_jax.effects.sensor import QUALITY, READ, SHOT, Sensor
+from uniser_jax.effects.shadow import ShadowLayer
 from uniser_jax.types import EFFECTS, TASKS, Edit
 
 TARGETS = ("exact", "blend")
@@ -165,6 +166,10 @@ class Rendering:
             if layer.lamp is not None:  # it belongs to the scene, whatever is removed: later layers see it
                 scene = scene._replace(radiance=layer.lamp.onto(scene.radiance))
         self.radiance = scene.radiance
+        sources = tuple(each for layer in self.layers if layer.lamp is not None for each in layer.lamp.sources)
+        for k, layer in enumerate(self.layers):
+            if isinstance(layer, ShadowLayer):
+                self.layers[k] = dataclasses.replace(layer, spared=sources)
 
     def clean(self) -> UInt8[np.ndarray, "h w c"]:
         """The photograph without any effect, as the same camera takes it without noise."""

@@ -290,7 +290,7 @@ class Flare:
             bulb = _PEAK * missing * np.maximum((1 + r2) ** -_STEEP - far, 0)
             part = lamp[top - frame[1] : bottom - frame[1], left - frame[0] : right - frame[0]]
             part += bulb[..., None].astype(np.float32) * (0.15 + 0.85 * colour)
-        return Shine(frame[1], frame[0], lamp)
+        return Shine(frame[1], frame[0], lamp, (Shine(frame[1], frame[0], lamp),))
 
 
 def _lights(rng: np.random.Generator, small: Image, sampling: FlareSampling) -> tuple[list[Source], float]:

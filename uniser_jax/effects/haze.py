@@ -282,7 +282,11 @@ class Haze:
         """What the night adds to the scene, see `airlight.night`; None by day."""
         if self.kind != "night":
             return None
-        return Shine(0, 0, airlight.night(scene.radiance, self.dark, self.lamps))
+        added = airlight.night(scene.radiance, self.dark, self.lamps)
+        glass = tuple(airlight.glass(scene.radiance.shape, lamp) for lamp in self.lamps)
+        for each in glass:
+            added[each.where] += each.light
+        return Shine(0, 0, added, glass)
 
     def _render_uniser(
         self, rng: np.random.Generator, scene: Scene, small: Float32[np.ndarray, "h w c"]

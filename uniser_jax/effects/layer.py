@@ -37,11 +37,18 @@ class Shine(NamedTuple):
     top: int
     left: int
     light: Float32[np.ndarray, "a b c"]
+    sources: "tuple[Shine, ...]" = ()  # what of it shines by itself; all else is sent back by surfaces
+
+    @property
+    def where(self) -> tuple[slice, slice]:
+        """Its part of the frame."""
+        h, w = self.light.shape[:2]
+        return slice(self.top, self.top + h), slice(self.left, self.left + w)
 
     def onto(self, radiance: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w c"]:
         """The scene with it; a new array."""
         lit = radiance.copy()
-        lit[self.top : self.top + len(self.light), self.left : self.left + self.light.shape[1]] += self.light
+        lit[self.where] += self.light
         return lit
 
 

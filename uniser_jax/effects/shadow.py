@@ -8,6 +8,7 @@
   (5) attached: m = 1 - step(n . l), n the normals of depth or of a relief of brightness, the step soft
   (6) dappled: 1 - m = product over layers of leaves (1 - leaves * disc)     each gap a pinhole, each spot the sun's image
   (7) m = 0 in the sky, where there is nothing to fall on
+  (8) J is what surfaces send back; lamps hung into the scene shine by themselves, and are seen whole
 
 Linear in coverage because an area light is a sum of point lights, and never brighter than J. Colours of ratios do not depend
 on J. Skylight is 0.1-0.25 of daylight under a clear sky, 0.3-0.6 under thin cloud; ranges of what is drawn were set beside
@@ -23,7 +24,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from uniser_jax.effects import canopy, casters, depth, fields, light, mattes
-from uniser_jax.effects.layer import Affine, Scene, Strength, per_pixel
+from uniser_jax.effects.layer import Affine, Scene, Shine, Strength, per_pixel
 
 SHAPES = (*casters.FORMS, "blob", "dapples", "relief")
 GROUPS = {  # of casters, which draws weigh
@@ -103,16 +104,23 @@ class ShadowLayer:
     Args:
       coverage: m_i.
       loss: d_i.
+      spared: what of the scene shines by itself: a shadow takes light from surfaces only.
     """
 
     effect: ClassVar[str] = "shadow"
     lamp: ClassVar[None] = None
     coverage: Float32[np.ndarray, "n h w"]
     loss: Float32[np.ndarray, "n c"]
+    spared: tuple[Shine, ...] = ()
 
     def __call__(self, radiance: Float32[np.ndarray, "h w c"], strength: Strength) -> Float32[np.ndarray, "h w c"]:
         """The light behind the layer."""
-        return mattes.shaded(np.ascontiguousarray(radiance), self.coverage, self.loss, per_pixel(strength))
+        seen = mattes.shaded(np.ascontiguousarray(radiance), self.coverage, self.loss, per_pixel(strength))
+        for each in self.spared:  # it gets back what it lost
+            coverage = np.ascontiguousarray(self.coverage[:, *each.where])
+            s = per_pixel(strength[each.where] if isinstance(strength, np.ndarray) else strength)
+            seen[each.where] += each.light - mattes.shaded(each.light, coverage, self.loss, s)
+        return seen
 
     @property
     def transmission(self) -> Float32[np.ndarray, "h w c"]:
@@ -120,9 +128,12 @@ class ShadowLayer:
         return 1 - np.einsum("nhw,nc->hwc", self.coverage, self.loss)
 
     @property
-    def emission(self) -> Float32[np.ndarray, "c"]:
-        """None."""
-        return np.zeros(3, np.float32)
+    def emission(self) -> Float32[np.ndarray, "..."]:
+        """At full strength: none, but what is given back to what shines by itself."""
+        given = np.zeros((*self.coverage.shape[1:], 3) if self.spared else 3, np.float32)
+        for each in self.spared:
+            given[each.where] += each.light * (1 - self.transmission[each.where])
+        return given
 
     def at(self, strength: Strength) -> Affine:
         """The same as an affine map."""
