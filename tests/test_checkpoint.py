@@ -1,5 +1,6 @@
 """What is saved is what comes back, or the damage is named."""
 
+import functools
 import gc
 import os
 import pathlib
@@ -16,7 +17,15 @@ from jax.sharding import PartitionSpec as P
 from tests import processes
 from uniser_jax import config as schema
 from uniser_jax import mesh as meshes
-from uniser_jax.checkpoint import Checkpoints, DamagedError, Slice, digests, newest_run, write_base
+from uniser_jax.checkpoint import (
+    Checkpoints,
+    DamagedError,
+    Slice,
+    digests,
+    has_checkpoint,
+    newest_run,
+    write_base,
+)
 from uniser_jax.types import TrainState, tasks_digest
 
 # When a read fails, orbax drops the reads beside it unfinished, and asyncio complains when they are collected.
@@ -150,8 +159,8 @@ def test_the_step_before_is_taken_and_the_damaged_one_set_aside(run: pathlib.Pat
     assert [path.name.partition("-")[0] for path in (run / "checkpoints.damaged").iterdir()] == ["6"]
 
 
-DAMAGED_SHARD = """
-import sys
+ACTIONS = """
+import shutil, sys, types
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from uniser_jax import config, hosts, mesh as meshes
@@ -170,6 +179,14 @@ if action == "save":
     with Checkpoints(workdir, every=2) as checkpoints:
         for step in (2, 4):
             checkpoints.save(step, state_at(step), config.defaults())
+elif action == "full":
+    if jax.process_index():
+        shutil.disk_usage = lambda folder: types.SimpleNamespace(free=0)
+    with Checkpoints(workdir, every=2) as checkpoints:
+        try:
+            checkpoints.save(2, state_at(2), config.defaults())
+        except OSError as error:
+            sys.stderr.write(f"refused: {error}\\n")
 else:
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state_at(0))
     with Checkpoints(workdir, every=2) as checkpoints:
@@ -181,12 +198,22 @@ else:
 """
 
 
-def test_what_one_process_cannot_read_no_process_takes(tmp_path: pathlib.Path) -> None:
-    def act(action: str) -> list[str]:
-        results = processes.run([["-c", DAMAGED_SHARD, str(tmp_path), action]] * 2, devices=1, seconds=120)
-        assert [code for code, _ in results] == [0, 0], results
-        return [line for _, error in results for line in error.splitlines() if line.startswith(("restored", "refused"))]
+def both(action: str, workdir: pathlib.Path) -> list[str]:
+    """What two processes say that do something together."""
+    results = processes.run([["-c", ACTIONS, str(workdir), action]] * 2, devices=1, seconds=120)
+    assert [code for code, _ in results] == [0, 0], results
+    return [line for _, error in results for line in error.splitlines() if line.startswith(("restored", "refused"))]
 
+
+def test_what_one_process_cannot_write_no_process_waits_for(tmp_path: pathlib.Path) -> None:
+    here, there = both("full", tmp_path)
+    assert here == f"refused: {tmp_path}/checkpoints cannot be written by another process"
+    assert "0 MiB for a checkpoint of up to" in there
+    assert not has_checkpoint(tmp_path)
+
+
+def test_what_one_process_cannot_read_no_process_takes(tmp_path: pathlib.Path) -> None:
+    act = functools.partial(both, workdir=tmp_path)
     act("save")
     (shard,) = (tmp_path / "checkpoints/4/params/ocdbt.process_1/d").iterdir()
     shard.write_bytes(shard.read_bytes()[:100])

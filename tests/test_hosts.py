@@ -22,6 +22,23 @@ for facts in ({"config": "same", "code": mine}, {"config": mine, "code": mine}, 
 """
 
 
+SHARE = """
+import pathlib, sys
+from uniser_jax import hosts
+hosts.join()
+import jax
+hosts._SECONDS_TO_SEE = 1
+root, process = pathlib.Path(sys.argv[1]), str(jax.process_index())
+hosts.share(root)
+(root / process).mkdir()
+try:
+    hosts.share(root / process)
+except ValueError as error:
+    sys.stderr.write(f"refused: {error}\\n")
+    hosts.leave(int(process) + 2)
+"""
+
+
 def test_every_process_says_what_differs_and_where() -> None:
     results = processes.run([["-c", AGREE]] * 2, devices=1)
     other = f"process 1 on {socket.gethostname()[:64]}"
@@ -44,6 +61,17 @@ def test_a_process_with_another_config_does_not_train(tmp_path) -> None:
         assert "other than most is the config of process 1 on" in lines[0]
         assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_its_own_on_each_host_is_no_run_folder(tmp_path) -> None:
+    results = processes.run([["-c", SHARE, str(tmp_path)]] * 2, devices=1)
+    for process, (_, error) in enumerate(results):
+        (line,) = [line for line in error.splitlines() if line.startswith("refused")]
+        folder = tmp_path / str(process)
+        message = f"--workdir {folder} is not one folder for all: process 1 cannot see what process 0 writes there"
+        assert line == f"refused: {message}"
+    assert results[0][0] == 2  # at once: the other waits for no one either, but may be ended by the loss of the first
+    assert {path.name for path in tmp_path.rglob("*")} == {"0", "1"}
 
 
 @pytest.mark.parametrize(

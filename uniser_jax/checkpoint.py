@@ -258,14 +258,20 @@ class Checkpoints:
                 raise DamagedError(f"{where} {_reason(error)}") from None
 
     def _check_folder(self, state: TrainState) -> None:
-        """Finds what would fail before orbax does: then its threads wait minutes for each other."""
-        probe = self._folder / f".writable.{jax.process_index()}"
-        probe.write_bytes(b"\n")
-        probe.unlink()
-        free, needed = shutil.disk_usage(self._folder).free, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        if free < needed:
-            text = f"{os.strerror(errno.ENOSPC)}: {free >> 20} MiB for a checkpoint of up to {needed >> 20} MiB"
-            raise OSError(errno.ENOSPC, text, str(self._folder))
+        """Finds what would fail before orbax does: then its threads, and the other processes, wait minutes for each other."""
+        failed = None
+        try:
+            probe = self._folder / f".writable.{jax.process_index()}"
+            probe.write_bytes(b"\n")
+            probe.unlink()
+            free, needed = shutil.disk_usage(self._folder).free, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            if free < needed:
+                text = f"{os.strerror(errno.ENOSPC)}: {free >> 20} MiB for a checkpoint of up to {needed >> 20} MiB"
+                failed = OSError(errno.ENOSPC, text, str(self._folder))
+        except OSError as error:
+            failed = error
+        if hosts.anywhere(failed is not None):
+            raise failed or OSError(f"{self._folder} cannot be written by another process")
 
     def _remedy(self, step: int) -> str:
         before = [older for older in self._manager.all_steps() if older < step]

@@ -110,7 +110,7 @@ def defaults() -> ConfigDict:
     config.data.stages = ()  # ((first step, size, batch_size), ...); the last has data.size and batch_size; () is one
     config.data.reuse = 1  # crops of each rendered pair, one for each of so many steps in a row
     config.data.colour = 0.2  # how much exposure, white balance, hue and saturation of photographs vary, 0 to 1
-    config.data.smallest = 0.35  # part of a photograph's largest square that an example shows, at least
+    config.data.smallest = 0.35  # share of a photograph's largest crop that an example shows, at least; 1: uncropped
     config.data.workers = 0  # processes; 0 renders in threads
     config.data.threads = 2
 

@@ -10,7 +10,11 @@ UNISER_JOIN_SECONDS   how long to wait for the others, 300 by default
 import collections
 import hashlib
 import os
+import pathlib
+import secrets
 import socket
+import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +25,7 @@ from jax.experimental import multihost_utils
 
 _NAME = 64  # bytes of a host's name that travel
 _NAMED = 5  # hosts in a message
+_SECONDS_TO_SEE = 10  # a file that another host has written
 
 
 def join(environ: Mapping[str, str] = os.environ) -> None:
@@ -64,6 +69,40 @@ def agree(facts: Mapping[str, str]) -> None:
 def anywhere(here: bool) -> bool:
     """Whether something is so on any process; every one of them must call it."""
     return here if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.array(here))))
+
+
+def share(folder: pathlib.Path) -> None:
+    """Checks that a folder is one and the same for all processes; every one of them must call it.
+
+    Without it a run would train up to its first checkpoint, of which each host wrote a part that the others never see.
+
+    Raises:
+      ValueError: the same line on every process, if some do not see what process 0 writes there.
+    """
+    if jax.process_count() == 1:
+        return
+    token = multihost_utils.broadcast_one_to_all(np.frombuffer(secrets.token_bytes(8), np.uint8))
+    probe = folder / f".shared_{bytes(token).hex()}"
+    if jax.process_index() == 0:
+        probe.write_bytes(b"\n")
+    anywhere(False)  # waits until it is there
+    tries = (probe.exists() or time.sleep(1) for _ in range(_SECONDS_TO_SEE))
+    blind = np.flatnonzero(multihost_utils.process_allgather(np.array(not any(tries)))).tolist()
+    if jax.process_index() == 0:
+        probe.unlink()
+    if blind:
+        those = _listed([f"process {index}" for index in blind])
+        raise ValueError(
+            f"--workdir {folder} is not one folder for all: {those} cannot see what process 0 writes there"
+        )
+
+
+def leave(code: int) -> int:
+    """The exit code of a process that fails alone; one of several ends here, or it would wait minutes for the others."""
+    if jax.process_count() > 1:
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def host() -> str:

@@ -184,7 +184,7 @@ def _alone(workdir: pathlib.Path) -> Iterator[None]:
     The kernel frees it when process 0 ends, however it ends. One file per host: a disk may keep the lock of a host that died.
 
     Raises:
-      ValueError: on every process, if another run on the host of process 0 holds it.
+      ValueError: on every process, if another run on the host of process 0 holds it, or if it is not one folder for all.
     """
     with contextlib.ExitStack() as stack:
         taken = True
@@ -194,6 +194,7 @@ def _alone(workdir: pathlib.Path) -> Iterator[None]:
             taken = locks.take(file, tries=10)  # a run that was just killed may take a moment to be gone
         if hosts.anywhere(not taken):
             raise ValueError(f"another run trains in {workdir} on this host: wait for it, or give another --workdir")
+        hosts.share(workdir)
         yield
 
 
@@ -250,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (OSError, FloatingPointError) as error:  # a full disk, a vanished folder; a run that diverged
         sys.stderr.write(f"uniser train: {str(error).splitlines()[0]}; what was saved before is kept\n")
-        return 1
+        return hosts.leave(1)
     except KeyboardInterrupt:
         return 130
     return 0

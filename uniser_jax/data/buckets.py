@@ -1,4 +1,4 @@
-"""Batches of one shape each, in which photographs train nearly whole, upright or lying.
+"""Batches of one shape each, in which photographs train upright or lying, and with `data.smallest = 1` nearly whole.
 
 A photograph belongs to the bucket whose aspect is nearest to its own. A group of batches (one, without reuse) has one
 bucket. Of N groups in a row, a cycle, each bucket of n photographs has n, in a drawn order, so that all photographs are seen
