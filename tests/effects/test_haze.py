@@ -101,6 +101,22 @@ def test_nothing_shines_without_a_source() -> None:
         assert not unlit.render(black)(black.radiance, 1.0).any()
 
 
+@pytest.mark.parametrize("sun", [(0.5, 0.5), (0.9, 0.1), (1.3, -0.3), (-0.2, 0.4)])
+@pytest.mark.parametrize("shape", [(48, 48), (36, 64), (64, 36)])
+def test_the_sun_scatters_by_the_angle_between_two_rays(sun: tuple[float, float], shape: tuple[int, int]) -> None:
+    """Henyey & Greenstein at the angle between the rays to pixel and sun, also where the sun is beside the frame."""
+    h, w = shape
+    frame = np.array([w, h]) / np.sqrt(h * w) * airlight.FIELD_OF_VIEW  # in tangents
+    y, x = np.mgrid[0:h, 0:w] + 0.5
+    rays = np.stack([(x / w - 0.5) * frame[0], (y / h - 0.5) * frame[1], np.ones(shape)], -1)
+    to_sun = np.array([*(np.array(sun) - 0.5) * frame, 1])
+    angle = np.arctan2(np.linalg.norm(np.cross(rays, to_sun), axis=-1), rays @ to_sun)
+    expected = 0.7 + 0.7 * 1.5 * (0.2**2 / (1 + 0.8**2 - 1.6 * np.cos(angle))) ** 1.5
+    lit = airlight.field(np.zeros((*shape, 3), np.float32), 0.7 * GRAY, (*sun, 1.5), 0.0, ())
+    assert lit.dtype == np.float32
+    np.testing.assert_allclose(lit, expected[..., None].repeat(3, -1), rtol=2e-5)
+
+
 def test_glow_takes_no_more_light_than_its_source_has() -> None:
     lamp = flat(0)
     lamp[40:48, 50:58] = 6.0

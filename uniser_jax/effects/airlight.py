@@ -3,6 +3,7 @@
 (1) A0 = L ((1 - sky) black body(T) + sky * colour of the photograph's own sky)
 (2) A = A0 (1 + sun p(angle)) + glow K * sources + sum_i lamp_i k(|x - x_i|)
 (3) p = ((1 - g)^2 / (1 + g^2 - 2 g cos(angle)))^1.5         Henyey & Greenstein 1941, 1 towards the sun; g = 0.8
+    cos(angle) = u . v / (|u| |v|)                           u, v: rays (x, y, 1) to pixel and sun, about the middle
 (4) K: three Gaussians, sum 1                                in place of the point spread of air (Narasimhan & Nayar 2003)
 (5) k = 1 / (1 + (r / r0)^2), near and wide                  light falls off as the square
 
@@ -58,7 +59,7 @@ def field(
     lit = np.broadcast_to(veil, (h, w, 3)).copy()
     if sun:
         x, y, strength = sun
-        lit *= (1 + np.float32(strength) * _phase(_squared_distance((h, w), x, y)))[..., None]
+        lit *= (1 + np.float32(strength) * _phase(_cosine((h, w), x, y)))[..., None]
     for x, y, kelvin, power, size in lamps:
         r2 = _squared_distance((h, w), x, y)
         halo = np.float32(0.4 * power) / (1 + r2 / np.float32((6 * size + 0.02) ** 2))
@@ -125,8 +126,19 @@ def _squared_distance(shape: tuple[int, int], x: float, y: float) -> Field:
     return across[None] ** 2 + down[:, None] ** 2
 
 
-def _phase(r2: Field) -> Field:
-    """Equation (3) at a squared distance from the sun."""
+def _cosine(shape: tuple[int, int], x: float, y: float) -> Field:
+    """Of the angle of (3) between the ray through each pixel and that to a place in fractions of the image, even outside it."""
+    h, w = shape
+    tangent = FIELD_OF_VIEW / fields.side(shape)  # of a pixel
+    across, down = (np.float32(tangent) * (np.arange(n, dtype=np.float32) + np.float32(0.5 - n / 2)) for n in (w, h))
+    right, below = tangent * (x - 0.5) * w, tangent * (y - 0.5) * h
+    length = np.float32(np.sqrt(1 + right**2 + below**2))
+    along = (1 + np.float32(right) * across)[None] + (np.float32(below) * down)[:, None]
+    return along / (length * np.sqrt((1 + across**2)[None] + (down**2)[:, None]))
+
+
+def _phase(cosine: Field) -> Field:
+    """Equation (3)."""
     g = np.float32(_ASYMMETRY)
-    ratio = (1 - g) ** 2 / (1 + g * g - 2 * g / np.sqrt(1 + r2 * np.float32(FIELD_OF_VIEW**2)))
+    ratio = (1 - g) ** 2 / (1 + g * g - 2 * g * cosine)
     return ratio * np.sqrt(ratio)
