@@ -127,15 +127,17 @@ def test_glow_takes_no_more_light_than_its_source_has() -> None:
 
 
 @pytest.mark.parametrize("height", [0.1, 0.7, 3.0])
-def test_the_height_profile_is_the_integral_along_the_path(height: float) -> None:
-    haze = Haze("fog", 0, height=height)
-    d = np.linspace(0.05, 1, 33, dtype=np.float32)[:, None].repeat(5, 1)
-    path = haze._path(d, 0.5)
-    up = 0.5 - np.linspace(0, 1, 33)
+@pytest.mark.parametrize("shape", [(36, 36), (36, 64), (64, 36)])
+def test_the_height_profile_is_the_integral_along_the_path(height: float, shape: tuple[int, int]) -> None:
+    """Rows are seen as high as the frame is: a wide one spans fewer degrees than a tall one of the same area."""
+    h, w = shape
+    d = np.linspace(0.05, 1, h, dtype=np.float32)[:, None].repeat(w, 1)
+    path = Haze("fog", 0, height=height)._path(d, 0.5)
+    up = (0.5 - np.linspace(0, 1, h)) * airlight.FIELD_OF_VIEW * h / np.sqrt(h * w)
     climb = np.clip(up / np.sqrt(1 + up**2) / height, -2 / d[:, 0], 20 / d[:, 0])
     steps = (np.arange(4_000) + 0.5) / 4_000
     summed = d[:, 0] * np.exp(-steps[None] * d[:, :1] * climb[:, None]).mean(1)
-    np.testing.assert_allclose(path, summed[:, None].repeat(5, 1), rtol=1e-3)
+    np.testing.assert_allclose(path, summed[:, None].repeat(w, 1), rtol=1e-3)
 
 
 def test_blue_is_scattered_most_by_fine_particles_and_fog_is_gray() -> None:

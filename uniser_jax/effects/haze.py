@@ -316,11 +316,12 @@ class Haze:
         return tau if density is None else tau * cv2.resize(density, tau.shape[::-1])
 
     def _path(self, d: Field, horizon: float) -> Field:
-        """Equation (3)."""
+        """Equation (3); tan(elevation) is the height above the horizon in image sides, times the field of view of one."""
         path = cv2.pow(d, self.depth_power) if self.depth_power != 1 else d
         if not self.height:
             return path
-        up = (horizon - np.linspace(0, 1, len(d), dtype=np.float32))[:, None] * np.float32(airlight.FIELD_OF_VIEW)
+        tall = airlight.FIELD_OF_VIEW * len(d) / fields.side(d.shape)
+        up = (horizon - np.linspace(0, 1, len(d), dtype=np.float32))[:, None] * np.float32(tall)
         q = np.clip(d * (up / np.sqrt(1 + up * up)) / np.float32(self.height), -2, 20)  # a valley is at most so deep
         q = np.where(np.abs(q) < 1e-3, np.float32(1e-3), q)
         return path * (1 - cv2.exp(-q)) / q
