@@ -65,6 +65,14 @@ def test_reflections_grow_with_the_angle_and_the_second_image_fades() -> None:
     np.testing.assert_allclose(green[0], plain().glazing((8, 8))[0])  # what the first face reflects saw no glass
 
 
+@pytest.mark.parametrize("panes", [1, 2])
+def test_light_loses_its_share_in_every_pane(panes: int) -> None:
+    """Straight on (Beer, Lambert): once in each pane to the eye, twice in the nearer to the farther image and back."""
+    dim, clear = (plain(panes=panes, glass=(a, a, a)).glazing((9, 9)) for a in (0.8, 1.0))
+    near, far, through = (float((one / other)[4, 4, 0]) for one, other in zip(dim, clear, strict=True))
+    np.testing.assert_allclose([near, far, through], [1, 0.8**2, 0.8**panes], rtol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(80, 160), (160, 80), (90, 130)])
 def test_angles_over_the_frame_are_those_of_its_aspect(shape: tuple[int, int]) -> None:
     """One camera: a frame cut from the middle of a square one sees the same angles there."""
@@ -101,7 +109,7 @@ def test_the_layer_equals_a_float64_reference(panes: int, ghost: float) -> None:
     inner = np.s_[8:-8, 8:-8]
     gain = layer.emission[inner].sum() / expected[inner].sum()
     expected = np.minimum(gain * expected, 4)
-    np.testing.assert_allclose(layer.transmission[inner], (through * passage)[inner], rtol=1e-3)
+    np.testing.assert_allclose(layer.transmission[inner], (through * passage**panes)[inner], rtol=1e-3)
     np.testing.assert_allclose(layer.emission[inner], expected[inner], rtol=2e-3, atol=1e-4)
 
 

@@ -4,7 +4,7 @@
   (2) Rs = ((cos i - n cos r) / (cos i + n cos r))^2,  Rp the same with i and r exchanged,  sin i = n sin r     Fresnel 1823
   (3) R(m) = m R / (1 + (m - 1) R)                               m faces, incoherent: 2 of a pane, 4 of a double pane
   (4) f = R(m / 2),  b = f (1 - f)^2 a^(2 / cos r)               the nearer half of the faces; the farther, through it twice
-  (5) T = (1 - R(m)) a^(1 / cos r)                               a: what a straight passage leaves; (3) to (5) mean s and p
+  (5) T = (1 - R(m)) a^(m / (2 cos r))                           a: what a pane leaves straight on; (3) to (5) mean s and p
   (6) x' = K Q K^-1 x                                            S through another camera, turned by Q; the mirror flips it
   (7) S (1 - k + k l^2)                                          l: light around; a photograph's tone curve has compressed it
   (8) |sqrt(T J + g R) - sqrt(T J)| at a quantile                how visible g makes it; solved for g, pixel by pixel
@@ -84,7 +84,7 @@ class Reflection:
       pitch: the same, vertically.
       field_of_view: of the photograph's longer side, radians.
       panes: 1 or 2.
-      glass: a of (5), linear RGB in (0, 1].
+      glass: a of (5), of one pane, linear RGB in (0, 1].
       ghost: |d|, shift between the two images, as a fraction of the image side.
       direction: of d, radians.
       energy: mean reflected light over mean transmitted light, before (8).
@@ -200,7 +200,7 @@ class Reflection:
         far, through = near * (1 - near) ** 2, 1 - several(faces, 2 * self.panes)
         once = np.exp(np.log(np.array(self.glass, np.float32)) / inner[:, None])
         near, far, through = (polarised.mean(0)[:, None] for polarised in (near, far, through))
-        table = np.concatenate([near, far * (once * once), through * once], 1)
+        table = np.concatenate([near, far * (once * once), through * once**self.panes], 1)
         normal = math.sin(self.yaw), math.sin(self.pitch), math.cos(self.yaw) * math.cos(self.pitch)
         half = math.tan(self.field_of_view / 2) / max(shape)  # per pixel; the longer side has it all, as in (6)
         over_frame = _over_frame(table, normal, half * shape[0], half * shape[1], *(grid or shape))
