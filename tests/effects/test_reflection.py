@@ -11,7 +11,7 @@ from uniser_jax.effects import edit, light, reflection
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.gallery import square
 from uniser_jax.effects.layer import Scene
-from uniser_jax.effects.pane import fresnel, several
+from uniser_jax.effects.pane import fresnel, normal, parallax, several
 from uniser_jax.effects.reflection import OCCLUDERS, Reflection, ReflectionSampling
 
 PHOTO, OTHER = square(skimage.data.astronaut(), 96), square(skimage.data.coffee(), 96)
@@ -71,6 +71,29 @@ def test_light_loses_its_share_in_every_pane(panes: int) -> None:
     dim, clear = (plain(panes=panes, glass=(a, a, a)).glazing((9, 9)) for a in (0.8, 1.0))
     near, far, through = (float((one / other)[4, 4, 0]) for one, other in zip(dim, clear, strict=True))
     np.testing.assert_allclose([near, far, through], [1, 0.8**2, 0.8**panes], rtol=1e-5)
+
+
+@pytest.mark.parametrize("index", [1.52, 1.0])
+def test_two_images_are_apart_as_rays_through_a_plate_are(index: float) -> None:
+    """Traced: down to the second face, up again, and across to the ray that the first one reflected."""
+    incident = np.radians(np.linspace(0.5, 89, 1_000))
+    along = 2 * np.tan(np.arcsin(np.sin(incident) / index))  # the first face, of a plate of thickness 1
+    apart = along * np.cos(incident)
+    found = np.array([parallax(cosine, index) for cosine in np.cos(incident)])
+    straight = parallax(1.0, index)
+    np.testing.assert_allclose((found - straight) / (1 - straight), apart / apart.max(), atol=1e-3)
+    assert 0 < straight < 0.2  # a wedge
+
+
+def test_the_second_image_of_a_pane_seen_straight_on_hardly_parts_from_the_first() -> None:
+    rng, sampling = np.random.default_rng(0), ReflectionSampling(ghost=1.0, double=0.3)
+    many = [Reflection.sample(rng, SCENE, sampling) for _ in range(800)]
+    for panes, least, most in ((1, 0.0008, 0.006), (2, 0.003, 0.012)):
+        some = [r for r in many if r.panes == panes]
+        ghost, incident = np.array([(r.ghost, np.arccos(normal(r.yaw, r.pitch)[2])) for r in some]).T
+        assert np.median(ghost[incident < 0.25]) < 0.5 * np.median(ghost[incident > 0.7])
+        assert 0.15 * least <= ghost.min()
+        assert ghost.max() <= most
 
 
 @pytest.mark.parametrize("shape", [(80, 160), (160, 80), (90, 130)])

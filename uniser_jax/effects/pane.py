@@ -3,9 +3,11 @@
 (1) seen = T J + g (f S(x) + b S(x - d))                       g the gain; f, b and T vary over the frame, see `reflection`
 (2) Rs = ((cos i - n cos r) / (cos i + n cos r))^2,  Rp the same with i and r exchanged,  sin i = n sin r     Fresnel 1823
 (3) R(m) = m R / (1 + (m - 1) R)                               m faces, incoherent, each polarisation on its own
+(4) |d| ~ w + (1 - w) D(i) / max D,  D = sin 2i / sqrt(n^2 - sin^2 i)      n = 1 of a gap; w: two faces never quite parallel
 """
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -19,6 +21,7 @@ Image = Float32[np.ndarray, "h w c"]
 Plane = Float32[np.ndarray, "h w"]
 
 _INDEX = 1.52  # n of window glass
+_WEDGE = 0.15  # w of (4)
 _CAP = 4.0  # a lamp in the glass may clip, but need not blind
 
 
@@ -86,6 +89,27 @@ def fresnel(
 def several(face: np.ndarray, count: int) -> np.ndarray:
     """Equation (3): reflectance of so many faces in one polarisation, all orders of light between them summed."""
     return count * face / (1 + (count - 1) * face)
+
+
+def normal(yaw: float, pitch: float) -> tuple[float, float, float]:
+    """Of a pane, of length 1; the optical axis is z, so the last is the cosine of the angle of incidence in mid-frame."""
+    x, y, z = math.sin(yaw), math.sin(pitch), math.cos(yaw) * math.cos(pitch)
+    length = math.hypot(x, y, z)
+    return x / length, y / length, z / length
+
+
+def parallax(cosine: float, index: float = _INDEX) -> float:
+    """Equation (4): how far apart the images of two parallel faces are, over the most at any angle of incidence.
+
+    Two rays that leave a plate of thickness t are t D apart (Snell); D is greatest, 2 (n - sqrt(n^2 - 1)), at 49 degrees in
+    window glass, and grazing in a gap of air. Straight on they coincide, but for the wedge.
+
+    Args:
+      cosine: of the angle of incidence, above 0.
+      index: n of what is between the faces, window glass or, of two panes, 1.
+    """
+    apart = 2 * cosine * math.sqrt((1 - cosine**2) / (index**2 - 1 + cosine**2))
+    return _WEDGE + (1 - _WEDGE) * apart / (2 * (index - math.sqrt(index**2 - 1)))
 
 
 @compiled

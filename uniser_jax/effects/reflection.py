@@ -24,7 +24,7 @@ from jaxtyping import Float32, Float64, UInt8
 from uniser_jax.effects import fields, light
 from uniser_jax.effects.compiled import compiled
 from uniser_jax.effects.layer import Scene
-from uniser_jax.effects.pane import PaneLayer, fresnel, several
+from uniser_jax.effects.pane import PaneLayer, fresnel, normal, parallax, several
 
 Image = Float32[np.ndarray, "h w c"]
 Plane = Float32[np.ndarray, "h w"]
@@ -132,7 +132,7 @@ class Reflection:
     def sample(
         cls, rng: np.random.Generator, scene: Scene, sampling: ReflectionSampling = ReflectionSampling()
     ) -> Self:
-        """Ranges: Kee et al. 2025 (most are sharp), panes of 3 to 10 mm and gaps of 12 to 20 mm, 1 to 3 m away."""
+        """Ranges: Kee et al. 2025 (most are sharp); panes of 3 to 10 mm, gaps of 12 to 20, 1 to 3 m away, (4) of `pane`."""
         yaw, pitch = float(rng.uniform(-1.05, 1.05)), float(rng.uniform(-0.35, 0.35))
         double, thick, tinted, night, occluded, sharp = rng.random(6) < (
             sampling.double,
@@ -142,7 +142,9 @@ class Reflection:
             sampling.occluded,
             sampling.sharp,
         )
-        thin, gap = fields.log_uniform(rng, 0.0008, 0.006), fields.log_uniform(rng, 0.003, 0.012)
+        middle = normal(yaw, pitch)[2]
+        thin = fields.log_uniform(rng, 0.0008, 0.006) * parallax(middle)
+        gap = fields.log_uniform(rng, 0.003, 0.012) * parallax(middle, 1.0)
         lamps, lamp_light = int(rng.integers(2, 8)), fields.log_uniform(rng, 10, 100)
         return cls(
             yaw=yaw,
@@ -201,9 +203,10 @@ class Reflection:
         once = np.exp(np.log(np.array(self.glass, np.float32)) / inner[:, None])
         near, far, through = (polarised.mean(0)[:, None] for polarised in (near, far, through))
         table = np.concatenate([near, far * (once * once), through * once**self.panes], 1)
-        normal = math.sin(self.yaw), math.sin(self.pitch), math.cos(self.yaw) * math.cos(self.pitch)
         half = math.tan(self.field_of_view / 2) / max(shape)  # per pixel; the longer side has it all, as in (6)
-        over_frame = _over_frame(table, normal, half * shape[0], half * shape[1], *(grid or shape))
+        over_frame = _over_frame(
+            table, normal(self.yaw, self.pitch), half * shape[0], half * shape[1], *(grid or shape)
+        )
         return over_frame[..., :1], over_frame[..., 1:4], over_frame[..., 4:]
 
     def _gain(self, reflected: Plane, behind: Plane) -> float:
@@ -271,17 +274,16 @@ class Reflection:
 
 @compiled
 def _over_frame(
-    table: Float32[np.ndarray, "n k"], normal: tuple[float, float, float], high: float, wide: float, h: int, w: int
+    table: Float32[np.ndarray, "n k"], unit: tuple[float, float, float], high: float, wide: float, h: int, w: int
 ) -> Float32[np.ndarray, "h w k"]:
-    """A table over even cosines from _GRAZING to 1, at the angles to a pane's normal; the frame ends at +-high and +-wide."""
+    """A table over even cosines from _GRAZING to 1, at the angles to a unit normal; the frame ends at +-high and +-wide."""
     out, place = np.empty((h, w, table.shape[1]), np.float32), np.empty(w)
-    (n_x, n_y, n_z), last = normal, len(table) - 1
-    length = math.sqrt(n_x * n_x + n_y * n_y + n_z * n_z)
+    (n_x, n_y, n_z), last = unit, len(table) - 1
     for i in range(h):
         y = ((i + 0.5) * 2 / h - 1) * high
         for j in range(w):
             x = ((j + 0.5) * 2 / w - 1) * wide
-            cosine = abs(x * n_x + y * n_y + n_z) / (length * math.sqrt(x * x + y * y + 1))
+            cosine = abs(x * n_x + y * n_y + n_z) / math.sqrt(x * x + y * y + 1)
             place[j] = (cosine - _GRAZING) / (1 - _GRAZING) * last
         for j in range(w):
             k = np.uint32(min(max(place[j], 0.0), last - 1.0))
