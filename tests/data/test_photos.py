@@ -286,9 +286,9 @@ def test_depth_lies_beside_a_photograph(tmp_path: pathlib.Path, caplog) -> None:
     depth = depths[0]
     assert depth.shape == (100, 120)
     assert (np.diff(depth[:, 0]) >= 0).all()
-    assert depth[0, 0] == 0
+    assert depth[0, 0] == pytest.approx(1 / 9, rel=0.01)
     assert depth[-1, -1] == 1
-    assert 0.3 < depth[50, 60] < 0.7
+    assert 0.4 < depth[50, 60] < 0.7
     assert depths[1:] == [None, None, None]
     assert "b_depth.png" in caplog.text
     parts = [split(photos, 0.5, part).reduced(0, whole) for part in ("train", "holdout")]
@@ -325,6 +325,19 @@ def test_what_stands_in_for_a_photograph_brings_its_own_depth(tmp_path: pathlib.
     for index in range(3):
         scene, _ = examples.recipe(index)
         assert (scene.depth[0] > scene.depth[-1]).all()
+
+
+@pytest.mark.parametrize(("least", "most"), [(4_000, 8_000), (12, 24), (1, 255)])
+def test_distances_keep_their_ratios_and_begin_at_the_camera(least: int, most: int) -> None:
+    """A wall at half of the farthest distance is seen through half of the air."""
+    stream = io.BytesIO()
+    stored = np.rint(np.linspace(least, most, 13_000)).astype(np.uint16)
+    Image.fromarray(stored.reshape(100, 130)).save(stream, "PNG")
+    depth = decode_depth(stream.getvalue())
+    assert depth.dtype == np.float32
+    assert depth.min() == pytest.approx(least / most, rel=0.01)
+    assert depth.max() == 1
+    assert (depth == 1).mean() < 0.1
 
 
 def test_an_empty_depth_map_is_one_line() -> None:

@@ -109,6 +109,9 @@ def _plain_jpeg(data: bytes, image: Image.Image) -> bool:
 def decode_depth(data: bytes) -> Depth:
     """Decodes a gray depth map, 8 or 16 bit, to [0, 1]; unknown pixels (0) take the value of the nearest known one.
 
+    In units of its 99.5th percentile, and 0 stays at the camera: the air before the nearest thing counts. Relative maps begin
+    near 0.
+
     Raises:
       OSError, ValueError: if the bytes are no such image, too large a one, or hold no depth.
     """
@@ -125,8 +128,7 @@ def decode_depth(data: bytes) -> Depth:
         known = unknown == 0
         by_label[nearest[known]] = values[known]
         values = by_label[nearest]
-    near, far = np.percentile(values, (0.5, 99.5))
-    return np.clip((values - near) / max(float(far - near), 1e-6), 0, 1).astype(np.float32)
+    return np.minimum(values / np.float32(np.percentile(values, 99.5)), 1)
 
 
 def to_rgb(image: Image.Image) -> Pixels:

@@ -44,7 +44,7 @@ _DEPTH = "_depth.png"
 
 
 class Photo(NamedTuple):
-    """A photograph, and how far each of its pixels is, 0 near and 1 far, where that is known; sizes may differ."""
+    """A photograph, and how far each of its pixels is, 0 at the camera and 1 far, where that is known; sizes may differ."""
 
     pixels: Pixels
     depth: Depth | None = None

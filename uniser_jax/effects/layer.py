@@ -28,7 +28,7 @@ class Scene(NamedTuple):
 
     radiance: Float32[np.ndarray, "h w c"]
     other: Float32[np.ndarray, "h w c"] | None = None  # a second photograph, for a window or a patch
-    depth: Float32[np.ndarray, "h w"] | None = None  # 0 near, 1 far, where the photograph comes with one
+    depth: Float32[np.ndarray, "h w"] | None = None  # 0 at the camera, 1 far, where there is one
 
 
 class Shine(NamedTuple):
