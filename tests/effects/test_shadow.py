@@ -90,12 +90,16 @@ def test_areas_are_exact_and_overlaps_count_once() -> None:
     assert not mattes.polygons([casters.box(2, 2, 3, 3), casters.box(-3, 0, -2, 1)], (17, 30)).any()
 
 
-def test_the_penumbra_widens_away_from_the_contact() -> None:
+@pytest.mark.parametrize("widening", [2.0, 4.0, 6.0, 8.0])
+def test_the_penumbra_widens_with_the_distance_from_the_contact(widening: float) -> None:
+    """By similar triangles its width is linear in that distance: midway at a widening of 6 it is 3.5 times as wide."""
     half = [np.array([[-2.0, -2.0], [0.0, -2.0], [0.0, 2.0], [-2.0, 2.0]])]
     hard = mattes.polygons(half, (256, 256))
-    soft = mattes.soften(hard, np.array([0.0, -0.5]), np.array([0.0, 1.0]), 2.0, 16.0)
-    sigma = [1 / (np.sqrt(2 * np.pi) * np.abs(np.diff(soft[row])).max()) for row in (1, 128, 254)]
-    np.testing.assert_allclose(sigma, [2.0, np.sqrt(2 * 16), 16.0], rtol=0.1)
+    soft = mattes.soften(hard, np.array([0.0, -0.5]), np.array([0.0, 1.0]), 2.0, 2 * widening)
+    rows = np.array([1, 64, 128, 191, 254])
+    spread, x = np.abs(np.diff(soft[rows].astype(np.float64))), np.arange(255)
+    middle, square = (np.average(np.tile(x**power, (5, 1)), 1, spread) for power in (1, 2))
+    np.testing.assert_allclose(np.sqrt(square - middle**2), 2 * (1 + (widening - 1) * rows / 255), rtol=0.05)
     carried = (1 - soft[:, :128]).sum(1)  # across a straight edge as much is lost on one side as is won on the other
     np.testing.assert_allclose(soft[:, 128:].sum(1), carried, atol=0.1)
 

@@ -1,7 +1,7 @@
 """Mattes: how much of the light is taken at each place, in [0, 1].
 
   (1) covered area of a pixel = sum along its row of what the edges add, |.| <= 1    signed areas, as in font rendering
-  (2) matte(x) = blur of the form by sigma(x), log sigma affine in x                penumbra, a stack of blurs interpolated
+  (2) matte(x) = blur of the form by sigma(x), affine in x                          penumbra, a stack of blurs interpolated
   (3) matte(x) -> matte(x + h(x) e)                                                 bent by a relief h against the light's e
 
 Areas are exact, so a form looks the same at any size, and each pixel row is one pass without Python's lock.
@@ -93,7 +93,7 @@ def _mean_ramp(x: Number, left: Number, right: Number) -> Number:
 
 
 def soften(hard: Plane, contact: np.ndarray, direction: np.ndarray, sharp: float, soft: float) -> Plane:
-    """Equation (2): sharp at the contact, soft at the far end.
+    """Equation (2): sharp at the contact, soft at the far end; the blurs are a ratio apart, so that steps show nowhere.
 
     Args:
       hard: the form.
@@ -106,24 +106,30 @@ def soften(hard: Plane, contact: np.ndarray, direction: np.ndarray, sharp: float
     if highest < 1.2 * lowest:
         return blur(hard, highest)
     levels = 4 if highest > 2.5 * lowest else 3
+    sigmas = np.geomspace(lowest, highest, levels)
     stack = np.empty((levels, *hard.shape), np.float32)
-    for level, sigma in enumerate(np.geomspace(lowest, highest, levels)):
+    for level, sigma in enumerate(sigmas):
         blur(hard, float(sigma), stack[level])
-    per_pixel = direction * (levels - 1) / max(float(direction @ direction), 1e-6) / fields.side(hard.shape)
+    per_pixel = direction / max(float(direction @ direction), 1e-6) / fields.side(hard.shape)
     origin = (contact * fields.side(hard.shape) + np.array(hard.shape[::-1]) / 2 - 0.5) @ per_pixel
-    return _between(stack, np.float32(per_pixel[0]), np.float32(per_pixel[1]), np.float32(-origin))
+    places = ((sigmas - lowest) / (highest - lowest)).astype(np.float32)
+    return _between(stack, places, np.float32(per_pixel[0]), np.float32(per_pixel[1]), np.float32(-origin))
 
 
 @finite
-def _between(stack: Stack, along_x: Number, along_y: Number, start: Number) -> Plane:
-    one, last = np.float32(1), np.float32(stack.shape[0] - 1)
+def _between(stack: Stack, places: Float32[np.ndarray, "n"], along_x: Number, along_y: Number, start: Number) -> Plane:
+    """Linear between blurs, each whole at its place along the shadow, from 0 to 1."""
+    one, zero, levels = np.float32(1), np.float32(0), stack.shape[0]
     out = np.zeros_like(stack[0])
     for y in range(out.shape[0]):
         from_row = start + along_y * np.float32(y)
-        for level in range(stack.shape[0]):
+        for level in range(levels):
+            own, blurred, row = places[level], stack[level, y], out[y]
+            rise = one / (own - places[level - 1]) if level else zero
+            fall = one / (places[level + 1] - own) if level + 1 < levels else zero
             for x in range(out.shape[1]):
-                position = min(max(from_row + along_x * np.float32(np.int32(x)), np.float32(0)), last)
-                out[y, x] += stack[level, y, x] * max(one - abs(position - np.float32(level)), np.float32(0))
+                past = min(max(from_row + along_x * np.float32(np.int32(x)), zero), one) - own
+                row[x] += blurred[x] * max(one + min(rise * past, -fall * past), zero)
     return out
 
 

@@ -4,7 +4,7 @@
   (2) d_i = E_i / (sum_j E_j + E_a), E_i = p_i b(T_i)      black bodies b: lamps, or the sun; E_a = f b(T_sky) t ambient
       d_0 += (1 - v) E_a / (sum_j E_j + E_a)               the caster hides a part of the sky, too
   (3) k = 1 - sum_i d_i = v E_a / (sum_j E_j + E_a)        left in full shadow; outdoors E_a is blue, so shadows are
-  (4) penumbra = apparent size of the light * distance from what casts the shadow, sigma(x) as in `mattes`
+  (4) penumbra = apparent size of the light * distance from what casts the shadow: sigma affine in x, as in `mattes`
   (5) attached: m = 1 - step(n . l), n the normals of depth or of a relief of brightness, the step soft
   (6) dappled: 1 - m = product over layers of leaves (1 - leaves * disc)     each gap a pinhole, each spot the sun's image
   (7) m = 0 in the sky, where there is nothing to fall on
