@@ -162,6 +162,16 @@ def test_lamps_cast_shadows_apart_and_half_shadows_between() -> None:
     assert (both < 1).all()
 
 
+@pytest.mark.parametrize("shapes", [("pole", "tree"), ("person", "edge"), ("window", "blob"), ("relief", "edge")])
+def test_a_second_caster_hides_its_share_of_what_the_first_one_leaves(shapes: tuple[str, str]) -> None:
+    shadow = shadow_of("pole", 4, shapes=shapes, bend=0.0, penumbra=0.03, widening=2.0)
+    relief = shadow._relief(SCENE)
+    first, second = (shadow._cast(index, (SIZE, SIZE), 0.0, relief).astype(np.float64) for index in range(2))
+    both = shadow.coverage((SIZE, SIZE), 0.0, relief)
+    np.testing.assert_allclose(both, np.clip(1 - (1 - first) * (1 - second), 0, 1), atol=1e-5)
+    assert (both - np.maximum(first, second)).max() > 0.1  # half of a half is left where two penumbrae cross
+
+
 @pytest.mark.parametrize("shape", ["blob", "dapples"])
 def test_forms_without_a_contact_turn_with_the_lamp(shape: str) -> None:
     shadow = shadow_of(shape, 1, bend=0.0, widening=1.0)

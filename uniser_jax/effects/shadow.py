@@ -8,7 +8,8 @@
   (5) attached: m = 1 - step(n . l), n the normals of depth or of a relief of brightness, the step soft
   (6) dappled: 1 - m = product over layers of leaves (1 - leaves * disc)     each gap a pinhole, each spot the sun's image
   (7) m = 0 in the sky, where there is nothing to fall on
-  (8) J is what surfaces send back; lamps hung into the scene shine by themselves, and are seen whole
+  (8) 1 - m = product over casters (1 - m_j)         exact for (5); of two penumbrae the mean over how they may cross
+  (9) J is what surfaces send back; lamps hung into the scene shine by themselves, and are seen whole
 
 Linear in coverage because an area light is a sum of point lights, and never brighter than J. Colours of ratios do not depend
 on J. Skylight is 0.1-0.25 of daylight under a clear sky, 0.3-0.6 under thin cloud; ranges of what is drawn were set beside
@@ -253,7 +254,7 @@ class Shadow:
     ) -> Float32[np.ndarray, "h w"]:
         """m of one light, turned against the first one's by `turn`; bent over `relief`, if any, in [-1, 1]."""
         parts = [self._cast(index, shape, turn, relief) for index in range(len(self.shapes))]
-        whole = functools.reduce(np.maximum, parts)
+        whole = functools.reduce(lambda one, other: one + other * (1 - one), parts)  # (8)
         return np.clip(whole, 0, 1, out=whole)  # filters round
 
     def _cast(
