@@ -23,6 +23,16 @@ def test_a_gpu_is_described_by_what_is_known_of_it(name: str) -> None:
     assert flops == pytest.approx(float32[name], rel=0.01)
 
 
+@pytest.mark.parametrize("name", topologies._TPUS)
+def test_every_tpu_shows_a_kind_whose_memory_is_known(name: str, tpu_devices) -> None:
+    shape = "2x2" if name in ("v3", "v5e", "v6e") else "2x2x1"
+    devices = topologies.devices_of(f"{name}:{shape}")
+    (kind,) = {device.device_kind for device in devices}
+    assert kind in CHIPS
+    assert math.isfinite(topologies.memory(kind))
+    assert len(devices) == (8 if name in ("v3", "tpu7x") else 4)  # each of their cores is a device
+
+
 def test_jax_leaves_a_part_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = "NVIDIA H100 80GB HBM3"
     for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):

@@ -30,10 +30,11 @@ class Chip(NamedTuple):
 
 _GIB = 2**30
 
-# By `device_kind`. TPUs: peaks from docs.cloud.google.com/tpu/docs/v4, v5e, v5p-training, v6e, tpu7x, HBM as libtpu 0.0.42
-# compiles for; a TPU7x shows each half as a device. GPUs: NVIDIA's data sheets, without sparsity, and HBM as their driver
-# shows it. A kind that is not here has no MFU rather than another's.
+# By `device_kind`. TPUs: peaks from docs.cloud.google.com/tpu/docs/v3, v4, v5e, v5p-training, v6e, tpu7x, HBM as libtpu 0.0.42
+# compiles for; a v3 and a TPU7x show each half as a device. GPUs: NVIDIA's data sheets, without sparsity, and HBM as their
+# driver shows it. A kind that is not here has no MFU rather than another's.
 CHIPS = {
+    "TPU v3": Chip(123e12 / 2, 15.48 * _GIB),
     "TPU v4": Chip(275e12, 30.75 * _GIB),
     "TPU v5 lite": Chip(197e12, 15.75 * _GIB),
     "TPU v5": Chip(459e12, 95.74 * _GIB),
