@@ -1,10 +1,12 @@
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
 from tensorboardX import SummaryWriter  # noqa: F401  (its import must not warn)
 
+from tests import processes
 from uniser_jax import metrics
 from uniser_jax.data.schedule import fixed
 from uniser_jax.metrics import CLOCK, Clock, MetricsWriter, Progress, duration
@@ -181,3 +183,35 @@ def test_goodput_counts_kept_steps_since_the_first_start(clock: Time) -> None:
         "first_start": began,
         "kept_seconds": 40.0,
     }  # the folder's manifest was lost
+
+
+SLOW = """
+import os, signal, sys, time
+import jax
+from uniser_jax import train
+from uniser_jax.data import pipeline
+
+def batches(examples, start, *more):
+    for step, batch in enumerate(pipeline.batches(examples, start, *more), start + 1):
+        if jax.process_index() == 1:
+            time.sleep(1)
+            if step == 10:
+                os.kill(os.getpid(), signal.SIGTERM)
+        yield batch
+
+train.batches = batches
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_data_wait_is_that_of_the_slowest_process_which_all_name_until_one_is_stopped(tmp_path: pathlib.Path) -> None:
+    small = ["batch_size=2", "data.size=24", "model.prompt_length=2", "mesh.data=2", "log_every=2", "sample_every=0"]
+    flags = ["--config=configs/tiny.py", f"--workdir={tmp_path}", *(f"--config.{flag}" for flag in small)]
+    results = processes.run([["-c", SLOW, *flags]] * 2, devices=1, seconds=240)
+    for code, error in results:
+        assert code == 0, error
+        assert "asked to stop" in error
+        waits = re.findall(r"data wait (\d+)%( on process 1)?", error)[2:]  # batches lay there while the step compiled
+        assert len(waits) >= 2
+        assert all(int(share) > 40 and slowest for share, slowest in waits), waits
+    assert all(line["data_wait"] > 0.4 for line in lines(tmp_path)[2:])

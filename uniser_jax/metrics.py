@@ -12,6 +12,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 from absl import flags, logging
+from jax.experimental import multihost_utils
 
 from uniser_jax.types import EFFECTS
 
@@ -28,6 +29,7 @@ _LINE = {
     "mfu": "MFU {:.1%}",
     "goodput": "goodput {:.0%}",
 }
+_WAITS = 0.01  # share of time without data, above which a process is named
 
 
 class MetricsWriter:
@@ -195,39 +197,47 @@ class Progress:
     def report(self, step: int) -> dict[str, float]:
         """Fetches what is pending, logs the progress line and returns all scalars.
 
+        All processes must call it at the same steps.
+
         Raises:
           FloatingPointError: if more than `max_skipped` updates in a row were not finite.
         """
         pending = jax.device_get(self._pending)
         self._count_skipped([float(metrics["skipped"]) for metrics in pending])
         totals = jax.tree.map(lambda *values: np.sum(values, axis=0), *pending)
-        rates = self._rates()
+        rates, slowest = self._rates()
         scalars = summary(totals, len(pending)) | rates
-        text = "".join(f"  {form.format(rates[key])}" for key, form in _LINE.items() if key in rates)
+        shown = {key: form.format(rates[key]) for key, form in _LINE.items() if key in rates}
+        if slowest is not None:
+            shown["data_wait"] += f" on process {slowest}"
+        text = "".join(f"  {one}" for one in shown.values())
         if "step_seconds" in rates:
             text += f"  {duration((self._steps - step) * rates['step_seconds'])} left"
         logging.info("step %d/%d  loss %.4f%s", step, self._steps, scalars["loss"], text)
         self._pending, self._last = [], step
         return scalars
 
-    def _rates(self) -> dict[str, float]:
-        """What the clock says of the steps of this interval that it timed, and begins the next; nothing if it timed none."""
+    def _rates(self) -> tuple[dict[str, float], int | None]:
+        """What the clock says of the steps of this interval that it timed, only goodput if it timed none, and which process
+        waits for data, see `_largest`; begins the next interval."""
         seconds, steps, images = self._clock.interval(), self._timed, self._images
         waited, flops = self._waited, self._flops
         self._begin()
         if not steps:
-            return {"goodput": self._clock.goodput()}
+            return {"goodput": self._clock.goodput()}, None
+        with self.aside():
+            data_wait, slowest = _largest(waited / seconds)
         per_chip = flops / seconds / self._chips
         rates = {
             "step_seconds": seconds / steps,
             "steps_per_second": steps / seconds,
             "images_per_second": images / seconds,
-            "data_wait": waited / seconds,
+            "data_wait": data_wait,
             "tflops_per_chip": per_chip / 1e12,
         }
         if self._peak is not None:
             rates["mfu"] = per_chip / self._peak
-        return rates | {"goodput": self._clock.goodput()}
+        return rates | {"goodput": self._clock.goodput()}, slowest
 
     def _count_skipped(self, flags: list[float]) -> None:
         """Names the examples of each skipped update, so that they can be looked at: `uniser preview --index`."""
@@ -261,6 +271,19 @@ def summary(totals: Mapping[str, Any], steps: int) -> dict[str, float]:
             if count
         }
     return scalars
+
+
+def _largest(wait: float) -> tuple[float, int | None]:
+    """The largest of all processes' shares of time without data, and whose it is if there are several and it is worth a word.
+
+    All of them must call it. While one waits for its data, the devices of the others wait for it inside the step, so that to
+    their own processes they seem busy.
+    """
+    if jax.process_count() == 1:
+        return wait, None
+    waits = multihost_utils.process_allgather(np.float32(wait))
+    slowest = int(np.argmax(waits))
+    return float(waits[slowest]), slowest if waits[slowest] > _WAITS else None
 
 
 def log_to_terminal(verbose: bool = True) -> None:
