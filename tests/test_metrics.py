@@ -57,10 +57,15 @@ def step_metrics(loss: float, skipped: bool = False) -> dict[str, np.ndarray]:
     return metrics | {"skipped": np.float32(skipped)}
 
 
+def add(progress: Progress, metrics: dict[str, np.ndarray], flops: int = 0) -> None:
+    with progress.step((4, 8, 8, 3)):
+        progress.add(metrics, 0.0, flops)
+
+
 def test_progress_averages_over_the_interval() -> None:
     progress = Progress(0, 100, fixed(8, 4).indices)
     for loss in (1.0, 3.0):
-        progress.add(step_metrics(loss), waited=0.0)
+        add(progress, step_metrics(loss))
     scalars = progress.report(2)
     assert scalars["loss"] == 2
     assert scalars[f"loss/effect={EFFECTS[0]}"] == 2
@@ -78,11 +83,11 @@ def test_what_was_not_logged_when_a_run_died_is_logged_by_its_successor() -> Non
     losses = (0.1, 0.7, 0.2)
     whole, first = Progress(4, 100, fixed(8, 4).indices), Progress(4, 100, fixed(8, 4).indices)
     for loss in losses:
-        whole.add(step_metrics(loss), 0.0)
+        add(whole, step_metrics(loss))
     for loss in losses[:2]:
-        first.add(step_metrics(loss), 0.0)
+        add(first, step_metrics(loss))
     second = Progress(6, 100, fixed(8, 4).indices, pending=json.loads(json.dumps(first.record()))["pending"])
-    second.add(step_metrics(losses[2]), 0.0)
+    add(second, step_metrics(losses[2]))
     one, two = whole.report(7), second.report(7)
     assert {k: v for k, v in one.items() if k not in CLOCK} == {k: v for k, v in two.items() if k not in CLOCK}
 
@@ -90,16 +95,16 @@ def test_what_was_not_logged_when_a_run_died_is_logged_by_its_successor() -> Non
 def test_skipped_updates_are_named_do_not_count_and_stop_a_run_that_diverged(caplog) -> None:
     progress = Progress(10, 100, fixed(8, 4).indices, max_skipped=2)
     for loss, skipped in ((1.0, False), (5.0, True), (3.0, False)):
-        progress.add(step_metrics(loss, skipped), 0.0)
+        add(progress, step_metrics(loss, skipped))
     scalars = progress.report(13)
     assert scalars["loss"] == 2
     assert scalars["skipped"] == 1
     assert "step 12" in caplog.text
     assert "examples 44 to 47" in caplog.text
     for _ in range(2):
-        progress.add(step_metrics(1.0, True), 0.0)
+        add(progress, step_metrics(1.0, True))
     assert np.isnan(progress.report(15)["loss"])  # nothing counted
-    progress.add(step_metrics(1.0, True), 0.0)
+    add(progress, step_metrics(1.0, True))
     with pytest.raises(FloatingPointError, match="3 updates in a row up to step 16"):
         progress.report(16)
 
@@ -107,7 +112,7 @@ def test_skipped_updates_are_named_do_not_count_and_stop_a_run_that_diverged(cap
 def test_skipped_updates_in_a_row_count_on_after_a_restart() -> None:
     first = Progress(0, 100, fixed(8, 4).indices, max_skipped=3)
     for step, reported in ((1, True), (2, False)):  # the second waits for its report
-        first.add(step_metrics(1.0, True), 0.0)
+        add(first, step_metrics(1.0, True))
         if reported:
             first.report(step)
     saved = json.loads(json.dumps(first.record()))
@@ -115,7 +120,7 @@ def test_skipped_updates_in_a_row_count_on_after_a_restart() -> None:
     kept = {"pending": saved["pending"], "skipped": saved["skipped_in_a_row"]}
     second = Progress(2, 100, fixed(8, 4).indices, max_skipped=3, **kept)
     for _ in range(2):
-        second.add(step_metrics(1.0, True), 0.0)
+        add(second, step_metrics(1.0, True))
     with pytest.raises(FloatingPointError, match="4 updates in a row up to step 4"):
         second.report(4)
 
@@ -139,13 +144,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
     return metrics.time
 
 
+def timed(clock: Time, progress: Progress, seconds: float, waited: float = 0.0, flops: int = 0, side: int = 8) -> None:
+    """A step of so many seconds behind a wait for its data."""
+    clock.now += waited
+    with progress.step((4, side, side, 3)):
+        clock.now += seconds - waited
+        progress.add(step_metrics(1.0), waited, flops)
+
+
 def test_only_steps_are_timed_and_the_first_compiles(clock: Time, caplog) -> None:
     caplog.set_level("INFO", "absl")
     progress = Progress(0, 100, fixed(8, 4).indices, clock=Clock(clock.now), chips=2, peak=4e12)
     clock.now += 50  # the start
     for seconds in (30, 2, 2):
-        clock.now += seconds
-        progress.add(step_metrics(1.0), waited=0.5, flops=8 * 10**12)
+        timed(clock, progress, seconds, waited=0.5, flops=8 * 10**12)
     with progress.aside():
         clock.now += 10  # a sample
     scalars = progress.report(3)
@@ -157,12 +169,24 @@ def test_only_steps_are_timed_and_the_first_compiles(clock: Time, caplog) -> Non
     assert caplog.messages[-1] == f"step 3/100  loss 1.0000  {line}"
 
 
+def test_the_first_step_of_each_shape_compiles_and_is_not_timed(clock: Time) -> None:
+    progress = Progress(0, 100, fixed(8, 4).indices, clock=Clock(clock.now))
+    for seconds, side in ((30, 8), (2, 8), (40, 12), (3, 12), (1, 8)):
+        timed(clock, progress, seconds, waited=1, flops=10**12, side=side)
+    assert progress.record()["clock"]["kept_seconds"] == 2 + 3 + 1
+    scalars = progress.report(5)
+    assert (scalars["step_seconds"], scalars["images_per_second"], scalars["data_wait"]) == (2, 2, 0.5)
+    assert (scalars["tflops_per_chip"], scalars["goodput"]) == (0.5, 6 / 76)
+    timed(clock, progress, 50, side=16)
+    assert set(CLOCK) & set(progress.report(6)) == {"goodput"}
+
+
 def test_a_chip_without_a_known_peak_has_no_mfu(clock: Time) -> None:
     progress = Progress(0, 100, fixed(8, 4).indices, clock=Clock(clock.now))
-    progress.add(step_metrics(1.0), 0.0, 5)
+    add(progress, step_metrics(1.0), flops=5)
     assert "tflops_per_chip" not in progress.report(1)  # the first step says nothing
     clock.now += 1
-    progress.add(step_metrics(1.0), 0.0, 5)
+    add(progress, step_metrics(1.0), flops=5)
     assert set(CLOCK) - set(progress.report(2)) == {"mfu"}
 
 
@@ -171,13 +195,13 @@ def test_goodput_counts_kept_steps_since_the_first_start(clock: Time) -> None:
     first = Progress(0, 100, fixed(8, 4).indices, clock=Clock(began))
     for _ in range(5):
         clock.now += 10
-        first.add(step_metrics(1.0), 0.0)
+        add(first, step_metrics(1.0))
     saved = json.loads(json.dumps(first.record()))["clock"]  # 40 s of steps were kept
     clock.now += 100  # steps that die with the process, and the time until someone sees it
     second = Progress(5, 100, fixed(8, 4).indices, clock=Clock(began, saved))
     for _ in range(6):
         clock.now += 10
-        second.add(step_metrics(1.0), 0.0)
+        add(second, step_metrics(1.0))
     assert second.report(11)["goodput"] == (40 + 50) / (50 + 100 + 60)
     assert Clock(clock.now, saved).state() == {
         "first_start": began,

@@ -300,21 +300,29 @@ def ends_in(workdir: pathlib.Path, capsys: pytest.CaptureFixture) -> tuple[int, 
     return code, error.removeprefix("uniser train: ")
 
 
-def test_batches_of_several_aspects_train_with_one_compilation_each(tmp_path, monkeypatch) -> None:
-    steps, shapes, make = [], set(), train.make_step
+def test_batches_of_several_aspects_compile_once_each_and_neither_that_nor_a_trace_is_timed(
+    tmp_path, monkeypatch
+) -> None:
+    steps, shapes, make, stop = [], [], train.make_step, jax.profiler.stop_trace
 
     def recorded(*arguments):
         step = make(*arguments)
         steps.append(step)
-        return lambda state, batch, *more: shapes.add(batch.mask.shape[1:]) or step(state, batch, *more)
+        return lambda state, batch, *more: shapes.append(batch.mask.shape[1:]) or step(state, batch, *more)
 
     monkeypatch.setattr(train, "make_step", recorded)
-    overrides = ["--config.steps=9", "--config.log_every=9", "--config.sample_every=9", "--config.data.size=36"]
-    state = train.train(config_of(*overrides, '--config.data.buckets=("1:1", "3:2")'), tmp_path)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: time.sleep(4) or stop())
+    overrides = ["--config.steps=9", "--config.log_every=1", "--config.sample_every=9", "--config.data.size=36"]
+    overrides += ["--config.profile_steps=8,9", '--config.data.buckets=("1:1", "3:2")']
+    state = train.train(config_of(*overrides), tmp_path)
     assert int(state.step) == 9
-    assert shapes == {(36, 36), (24, 48)}
+    assert set(shapes) == {(36, 36), (24, 48)}
     assert steps[0]._cache_size() == 2
-    assert np.isfinite(logged(tmp_path)[9]["loss"])
+    lines = logged(tmp_path)
+    assert np.isfinite(lines[9]["loss"])
+    first = sorted(shapes.index(one) + 1 for one in set(shapes))
+    assert [step for step in lines if "step_seconds" not in lines[step]] == first
+    assert lines[9]["step_seconds"] < 4
     assert (tmp_path / "samples/step_000009.png").exists()  # held-out examples are square
 
 

@@ -78,7 +78,8 @@ class MetricsWriter:
 
 
 class Clock:
-    """Times steps, and nothing else: not the start of a run, its first step, which compiles, or what happens `aside`.
+    """Times steps, and nothing else: not the start of a run, the first step of each shape of a batch, which compiles, or what
+    happens `aside`.
 
     Goodput is the share of the time since the run was first started that made steps that were kept. Lost are starts,
     compilations, evaluation, samples and saves, the time between a death and the next start, and the steps after the last
@@ -95,14 +96,10 @@ class Clock:
         self._first_start, self._kept = min(first_start, saved["first_start"]), saved["kept_seconds"]
         self._since: float | None = None  # of the newest interval; None before the first step is done
 
-    @property
-    def runs(self) -> bool:
-        """Whether the first step of this process is done."""
-        return self._since is not None
-
     def start(self) -> None:
-        """Begins the first interval."""
-        self._since = time.monotonic()
+        """Begins the first interval, unless there is one."""
+        if self._since is None:
+            self._since = time.monotonic()
 
     def stand(self, seconds: float) -> None:
         """Takes time out of the interval that runs."""
@@ -160,6 +157,8 @@ class Progress:
             {key: np.asarray(value, np.float32) for key, value in metrics.items()} for metrics in pending
         ]
         self._last = step - len(pending)
+        self._shapes: set[tuple[int, ...]] = set()  # whose step is compiled
+        self._compiles = False
         self._clock = clock or Clock(time.time())
         self._begin()
 
@@ -175,16 +174,26 @@ class Progress:
         ]
         return {"pending": pending, "skipped_in_a_row": self._skipped_in_a_row, "clock": self._clock.state()}
 
+    @contextlib.contextmanager
+    def step(self, shape: tuple[int, ...]) -> Iterator[None]:
+        """Around one step and its `add`. The first of each shape of a batch compiles: that one is waited for, and not timed."""
+        self._compiles = shape not in self._shapes
+        self._shapes.add(shape)
+        with self.aside() if self._compiles else contextlib.nullcontext():
+            yield
+            if self._compiles:
+                jax.block_until_ready(self._pending)
+        self._clock.start()
+
     def add(self, metrics: Any, waited: float, flops: int = 0) -> None:
         """Keeps the device values of one step, so that the loop does not wait for them, its wait for data and its FLOPs."""
         images = len(self._indices(self._last + len(self._pending)))
         self._pending.append(metrics)
-        if self._clock.runs:
+        if self._compiles:
+            self._clock.stand(waited)
+        else:
             self._timed, self._images = self._timed + 1, self._images + images
             self._waited, self._flops = self._waited + waited, self._flops + flops
-        else:
-            jax.block_until_ready(metrics)
-            self._clock.start()
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:

@@ -32,13 +32,12 @@ class Profile:
             self._runs = True
         return jax.profiler.StepTraceAnnotation("train", step_num=number)
 
-    def done(self, number: int, results: Any) -> None:
-        """Ends the trace behind its last step, when the device is done with it."""
-        if self._runs and number >= self._steps[1]:
-            jax.block_until_ready(results)
-            self._stop()
+    def ends(self, number: int) -> bool:
+        """Whether the trace is to be stopped behind this step."""
+        return self._runs and number >= self._steps[1]
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Writes the trace, which takes a while; the devices must be done with its last step."""
         jax.profiler.stop_trace()
         self._runs = False
         logging.info("traced steps %d to %d at most: %s", *self._steps, self._folder)
@@ -48,4 +47,4 @@ class Profile:
 
     def __exit__(self, *_: object) -> None:
         if self._runs:  # the run ends before its last traced step
-            self._stop()
+            self.stop()

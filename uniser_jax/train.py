@@ -116,10 +116,13 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         with _under_way(), MetricsWriter(workdir, start) as writer, watchdog, feed, profile:
             for number in range(start + 1, config.steps + 1):
                 batch, waited = feed.take(metrics.get("loss"))
-                with profile.step(number):
-                    state, metrics = step(state, batch, latents, base)
-                profile.done(number, metrics)
-                progress.add(metrics, waited, flops_of(batch))
+                with progress.step(batch.input.shape):
+                    with profile.step(number):
+                        state, metrics = step(state, batch, latents, base)
+                    progress.add(metrics, waited, flops_of(batch))
+                if profile.ends(number):
+                    with progress.aside():
+                        profile.stop()
                 last = number == config.steps
                 due, score = last or checkpoints.due(number), None
                 report = progress.report(number) if last or number % config.log_every == 0 else {}
