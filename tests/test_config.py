@@ -76,6 +76,7 @@ def test_shapes_are_those_of_all_buckets() -> None:
         (TINY, "--config.data.threads=0", "config.data.threads = 0: expected at least 1"),
         (TINY, "--config.data.smallest=0.0", "config.data.smallest = 0.0: expected above 0"),
         (TINY, "--config.data.colour=-3.0", "config.data.colour = -3.0: expected in [0, 1]"),
+        (TINY, "--config.data.real=1.5", "config.data.real = 1.5: expected in [0, 1]"),
         (TINY, "--config.seed=-1", "config.seed = -1: expected at least 0"),
         (TINY, "--config.optim.clip_norm=0.0", "config.optim.clip_norm = 0.0: expected above 0"),
         (TINY, "--config.optim.clip_norm=nan", "config.optim.clip_norm = nan: expected above 0 and finite"),

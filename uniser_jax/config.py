@@ -40,7 +40,7 @@ _AT_LEAST_ZERO = (
     *("optim.warmup_steps", "optim.weight_decay", "optim.eps", "optim.max_skipped"),
 )
 _ABOVE_ZERO = ("optim.lr", "optim.clip_norm", "data.smallest", "restore.shift")
-_AT_MOST_ONE = ("optim.final_lr", "data.colour", "data.smallest", "model.drop_mask")
+_AT_MOST_ONE = ("optim.final_lr", "data.colour", "data.smallest", "data.real", "model.drop_mask")
 _ONE_OF = {
     "model.preset": PRESETS,
     "model.codec": ("pixels", "latents"),
@@ -103,6 +103,8 @@ def defaults() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.photos = "samples"  # samples | DIR | tfds:NAME[:SPLIT[:KEY]] | array_record:GLOB
+    config.data.pairs = ""  # a manifest of real pairs, to train on too, as of `uniser evaluate --pairs`; "" is none
+    config.data.real = 0.2  # share of examples that are real pairs, where a manifest is given
     config.data.holdout = 0.1  # share of photographs never trained on
     config.data.min_side = 64  # smaller photographs are skipped
     config.data.size = 256  # side of a training crop in pixels; of crops of other aspects, of a square of the same area

@@ -26,6 +26,7 @@ from uniser_jax import config as schema
 from uniser_jax import flops, hosts, locks, manifest, optim, pretrained, xla
 from uniser_jax import mesh as meshes
 from uniser_jax.checkpoint import Checkpoints
+from uniser_jax.data import pairs
 from uniser_jax.data.buckets import Buckets
 from uniser_jax.data.photos import open_photos, split
 from uniser_jax.data.pipeline import Examples, batches
@@ -83,6 +84,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     facts: dict[str, Any] = {
         "frozen": pretrained.digests_of(config),
         "photographs": photographs["fingerprint"],
+        "pairs": pairs.digest_of(examples.pairs),
         "code": manifest.code(),
     }
     with _alone(workdir), jax.set_mesh(mesh), Checkpoints(workdir, *saving, facts, training=True) as checkpoints:
@@ -163,7 +165,8 @@ def start_or_continue(
 
     Args:
       shapes: of the state, see `step.state_shapes`.
-      facts: about the run, as they are kept in a record: `frozen`, see `pretrained.digests_of`, `photographs` and `code`.
+      facts: about the run, as they are kept in a record: `frozen`, see `pretrained.digests_of`, `photographs`, `pairs`
+        and `code`.
     """
     fresh = checkpoints.latest() is None
     shapes_of_base = base_shapes(network, mesh), frozen_shapes(config, network, mesh)
@@ -211,7 +214,11 @@ def _under_way() -> Iterator[None]:
 
 
 def open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
-    """The training and the held-out stream of a config; they share no photograph. Held-out examples are square."""
+    """The training and the held-out stream of a config; they share no photograph. The held-out one is square and rendered.
+
+    Raises:
+      ValueError: if photographs, buckets, edits or the manifest of real pairs cannot be had.
+    """
     data = config.data
     photos = open_photos(data.photos, data.min_side)
     sampling = schema.build(EditSampling, config.edit)
@@ -220,14 +227,20 @@ def open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
     if data.buckets:
         buckets = Buckets.of(ours, schema.aspects(config), schema.multiple(config))
         buckets.report(data.size, config.batch_size)
-    training = Examples(ours, sampling, schedule, config.seed, data.colour, data.smallest, buckets)
+    real = tuple(pairs.read_manifest(data.pairs)) if data.pairs else ()
+    training = Examples(ours, sampling, schedule, config.seed, data.colour, data.smallest, buckets, real, data.real)
     held_out = Examples(others, sampling, fixed(data.size), config.evaluation.seed)
     return training, held_out
 
 
 def report_changes(record: Mapping[str, Any], config: ConfigDict, facts: Mapping[str, Any]) -> None:
-    """Says which keys of a continued run's config differ from those it was saved with, and whether photographs or code do."""
-    for fact, means in (("photographs", "another stream, and other photographs are held out"), ("code", "another run")):
+    """Says which keys of a continued run's config differ from those it was saved with, and what of its data and code."""
+    means_of = {
+        "photographs": "another stream, and other photographs are held out",
+        "pairs": "another stream",
+        "code": "another run",
+    }
+    for fact, means in means_of.items():
         if record.get(fact, facts[fact]) != facts[fact]:
             logging.warning("the %s changed since the checkpoint: what follows may be %s", fact, means)
     before, now = schema.flat(record["config"]), schema.flat(config.to_dict())

@@ -134,8 +134,8 @@ def test_real_pairs(manifest: pathlib.Path, caplog: pytest.LogCaptureFixture) ->
         ("haze,a,1,real_pair,/etc/passwd,gt.png,", "outside the manifest"),
         ("haze,a,1,real_pair,in.png,small.png,", "sizes differ"),
         ("haze,a,1,real_pair,manifest.csv,gt.png,", "manifest.csv"),
-        ("haze,a,1,input_only,in.png,,", "nothing to evaluate, of 1 rows 1 with kind 'input_only', expected real_pair"),
-        ("haze,a,1,real_pair,in.png,,", "nothing to evaluate, of 1 rows 1 with no gt"),
+        ("haze,a,1,input_only,in.png,,", "no pair to use, of 1 rows 1 with kind 'input_only', expected real_pair"),
+        ("haze,a,1,real_pair,in.png,,", "no pair to use, of 1 rows 1 with no gt"),
         (
             "glare,a,1,real_pair,in.png,gt.png,",
             "1 with effect 'glare', expected shadow, haze, reflection, flare, occlusion",

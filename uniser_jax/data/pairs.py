@@ -1,8 +1,10 @@
-"""Real pairs: a degraded photograph and the same view without the effect, listed in a manifest."""
+"""Real pairs: a degraded photograph and the same view without the effect, to evaluate and train on."""
 
 import collections
 import csv
+import hashlib
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from absl import logging
@@ -10,6 +12,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from uniser_jax.data import decoding
+from uniser_jax.data.photos import warn_once
 from uniser_jax.types import EFFECTS
 
 _COLUMNS = ("effect", "set", "id", "kind", "input", "gt")
@@ -25,6 +28,16 @@ class Entry(NamedTuple):
     input: pathlib.Path
     target: pathlib.Path
     mask: pathlib.Path | None  # where the effect was removed in the target; None is everywhere
+
+    @property
+    def name(self) -> str:
+        """For logs."""
+        return f"{self.set}/{self.id}"
+
+    @property
+    def files(self) -> tuple[pathlib.Path, ...]:
+        """Input, target and, where there is one, mask."""
+        return (self.input, self.target, *([self.mask] if self.mask else []))
 
 
 class RealPair(NamedTuple):
@@ -63,7 +76,7 @@ def read_manifest(path: str | pathlib.Path, kinds: tuple[str, ...] = ("real_pair
                 entries.append(_entry(path, number, row))
     reasons = "; ".join(f"{count} with {reason}" for reason, count in dropped.items())
     if not entries:
-        raise ValueError(f"{path}: nothing to evaluate, of {dropped.total()} rows {reasons or 'none is left'}")
+        raise ValueError(f"{path}: no pair to use, of {dropped.total()} rows {reasons or 'none is left'}")
     if dropped:
         logging.warning(
             "%s: %d of %d rows left out: %s", path, dropped.total(), len(entries) + dropped.total(), reasons
@@ -81,9 +94,8 @@ def load(entry: Entry, crop: bool = False) -> RealPair:
     Raises:
       ValueError: if a file cannot be decoded, or sizes differ.
     """
-    files = (entry.input, entry.target, *([entry.mask] if entry.mask else []))
     decoded = []
-    for file in files:
+    for file in entry.files:
         try:
             decoded.append(decoding.decode(file.read_bytes()))
         except (OSError, ValueError) as error:
@@ -92,8 +104,32 @@ def load(entry: Entry, crop: bool = False) -> RealPair:
         decoded[1] = _middle(decoded[1], decoded[0].shape[:2])
     sizes = {image.shape[:2] for image in decoded}
     if len(sizes) > 1:
-        raise ValueError(f"{entry.set}/{entry.id}: sizes differ, {' and '.join(map(str, sorted(sizes)))}")
+        raise ValueError(f"{entry.name}: sizes differ, {' and '.join(map(str, sorted(sizes)))}")
     return RealPair(decoded[0], decoded[1], decoded[2][..., 0] if entry.mask else None)
+
+
+def load_usable(entries: Sequence[Entry], index: int) -> tuple[Entry, RealPair]:
+    """Decodes a pair, or the next one that can be, always the same, with a warning that names the file.
+
+    Raises:
+      ValueError: if none can be.
+    """
+    for offset in range(len(entries)):
+        entry = entries[(index + offset) % len(entries)]
+        try:
+            return entry, load(entry)
+        except ValueError as error:
+            warn_once(entry.name, str(error))
+    raise ValueError(f"none of {len(entries)} real pairs can be decoded, the first being {entries[0].input}")
+
+
+def digest_of(entries: Sequence[Entry]) -> str:
+    """Of effects, names and lengths of files, in order; a file that has gone has none."""
+    made = hashlib.sha256()
+    for entry in entries:
+        sizes = [file.stat().st_size if file.is_file() else 0 for file in entry.files]
+        made.update(f"{entry.effect}\0{entry.set}\0{entry.id}\0{sizes}\0".encode())
+    return made.hexdigest()
 
 
 def _middle(image: ndarray, shape: tuple[int, ...]) -> ndarray:
@@ -102,7 +138,7 @@ def _middle(image: ndarray, shape: tuple[int, ...]) -> ndarray:
 
 
 def _dropped(row: dict[str, str], kinds: tuple[str, ...]) -> str:
-    """Why a row is no pair to evaluate on; empty if it is one."""
+    """Why a row is no pair of an effect; empty if it is one."""
     if not (row["kind"] or "").startswith(kinds):
         return f"kind {row['kind']!r}, expected {' or '.join(kinds)}"
     if row["effect"] not in EFFECTS:

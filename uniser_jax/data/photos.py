@@ -76,7 +76,7 @@ class Photos(Protocol):
                 return self.decoded(candidate, reduction)
             except (OSError, ValueError, RuntimeError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                _warn_once(self.name(candidate), reason)
+                warn_once(self.name(candidate), reason)
         raise ValueError(f"none of {len(self)} photographs can be decoded")
 
     def decoded(self, index: int, reduction: Reduction) -> Photo:
@@ -261,7 +261,7 @@ class Files(Encoded):
         try:
             return decode_depth(pathlib.Path(path).read_bytes())
         except (OSError, ValueError) as error:
-            _warn_once(os.path.basename(path), str(error).splitlines()[0], "a procedural depth stands in")
+            warn_once(os.path.basename(path), str(error).splitlines()[0], "a procedural depth stands in")
             return None
 
 
@@ -415,5 +415,6 @@ def _warn_skipped(named: Sequence[str]) -> None:
 
 
 @functools.lru_cache(maxsize=10_000)
-def _warn_once(name: str, reason: str, remedy: str = "the next one stands in") -> None:
+def warn_once(name: str, reason: str, remedy: str = "the next one stands in") -> None:
+    """Says what cannot be used and what happens instead, once per process."""
     logging.warning("%s cannot be used (%s); %s", name, reason, remedy)

@@ -26,6 +26,7 @@ from absl import flags
 from jaxtyping import Float64, Int32, Shaped, UInt8
 
 from uniser_jax.data.buckets import Buckets
+from uniser_jax.data.pairs import Entry, digest_of, load_usable
 from uniser_jax.data.photos import Photo, Photos
 from uniser_jax.data.schedule import Schedule
 from uniser_jax.effects import edit, light
@@ -35,7 +36,7 @@ from uniser_jax.types import Batch, Edit
 
 _Made = TypeVar("_Made", np.ndarray, Photo)
 
-_CROP = 4  # tells this use of a seed from others
+_CROP, _REAL = 4, 5  # tell these uses of a seed from others
 _MARGIN = 1.25  # sides of a pair that several views are cut from, over those of a view
 
 # Of colour_matrix: stops of exposure and of each channel, saturation less 1, radians of hue.
@@ -57,6 +58,8 @@ class Examples:
       colour: how much exposure, white balance, hue and saturation of a photograph vary from visit to visit; 0 to 1.
       smallest: part of a photograph that an example shows, see `Crop`.
       buckets: shapes; by default squares.
+      pairs: real pairs, of a manifest.
+      real: share of examples that are one of them, drawn, instead of the photograph whose turn it is.
       recent: parts of photographs that were cut a moment ago.
     """
 
@@ -67,6 +70,8 @@ class Examples:
     colour: float = 0.0
     smallest: float = 0.35
     buckets: Buckets | None = None
+    pairs: tuple[Entry, ...] = ()
+    real: float = 0.0
     recent: "Recent" = dataclasses.field(default_factory=lambda: Recent(), compare=False, repr=False)
 
     def __getitem__(self, index: int) -> Edit:
@@ -86,8 +91,10 @@ class Examples:
         return [cut_view(rng, pair, drawn.shape, (view + mirrored) % 2 == 1) for view in range(reuse)]
 
     def recipe(self, index: int) -> tuple[Scene, Recipe]:
-        """What the edit at a global index is made of, for logs and replay."""
+        """What the edit at a global index is made of, for logs and replay; a real pair has its own scene."""
         drawn = self._drawn(index)
+        if real := self._real(drawn):
+            return real
         rng = np.random.default_rng((self.seed, drawn.pair))
         stops = float(rng.uniform(0, self.sampling.highlight_stops))
         scene = self._view(rng, drawn, drawn.photo, stops)
@@ -97,11 +104,30 @@ class Examples:
             scene = scene._replace(other=self._view(rng, drawn, drawn.other, stops).radiance)
         return scene, recipe
 
+    def _real(self, drawn: "_Drawn") -> tuple[Scene, Recipe] | None:
+        """The same part of a real pair's photographs, and what is asked of it; None where the example is rendered."""
+        if not self.pairs:
+            return None
+        rng = np.random.default_rng((self.seed, drawn.pair, _REAL))
+        if rng.random() >= self.real:
+            return None
+        entry, pair = load_usable(self.pairs, int(rng.integers(len(self.pairs))))
+        shape, smallest = self._frame(drawn)
+        crop = Crop.sample(rng, smallest, shape[1] / shape[0])
+        seen, clean = (light.decode(crop.cut(image, shape)) for image in (pair.input, pair.target))
+        removed = None if pair.mask is None else crop.cut(pair.mask, shape)
+        return Scene(clean, seen, removed=removed), edit.sample_real(rng, entry.effect, entry.name, self.sampling)
+
+    def _frame(self, drawn: "_Drawn") -> tuple[tuple[int, int], float]:
+        """(h, w) of a pair in pixels, and the smallest part of a photograph that it shows."""
+        if self.schedule.reuse == 1:
+            return drawn.shape, self.smallest
+        # The views are smaller than the pair: they are what must show so much.
+        return _enlarged(drawn.shape), min(1.0, self.smallest * _MARGIN**2)
+
     def _view(self, rng: np.random.Generator, drawn: "_Drawn", photo: int, stops: float) -> Scene:
         """The part of a photograph that its epoch shows, in linear light and other colours, with its depth if there is one."""
-        shape, smallest = drawn.shape, self.smallest
-        if self.schedule.reuse > 1:  # the views are smaller than the pair: they are what must show so much
-            shape, smallest = _enlarged(shape), min(1.0, smallest * _MARGIN**2)
+        shape, smallest = self._frame(drawn)
         crop = _crop(self.seed, drawn.epoch, photo, smallest, shape[1] / shape[0])
         part = self.recent.get((photo, crop, shape), lambda: self._part(photo, crop, shape))
         matrix = colour_matrix(rng, self.colour) if self.colour else None
@@ -144,6 +170,8 @@ class Examples:
         digest = hashlib.sha256(f"{self.sampling} {self.schedule} {self.seed} {self.colour} {self.smallest}".encode())
         for members in self.buckets.members if self.buckets else ():
             digest.update(np.asarray(members, np.int64).tobytes() + b"\0")
+        if self.pairs:
+            digest.update(f"{self.real} {digest_of(self.pairs)}".encode())
         return digest.hexdigest()[:16]
 
 

@@ -3,6 +3,7 @@
   (1) remove: s_k(x) -> s_k (1 - aM(x)) for the effects asked for, s unchanged for the others
   (2) add:    input at s_k = 0, target at s_k aM(x)
   (3) blend (UniSER): target = aM clean + (1 - aM) input in stored values; only for comparison
+  (4) a real pair:    target = encode(aM decode(clean) + (1 - aM) decode(input)), (1) of its one layer
 
 A recipe is data: it can be logged as JSON and rendered again, bit for bit. The soft mask aM is rounded to 8 bits before the
 target is rendered, so the answer obeys exactly the mask that the model sees. Where (1) removes an effect it removes its
@@ -19,7 +20,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from uniser_jax.effects import fields, light, masks
-from uniser_jax.effects.layer import Layer, Scene, see, visible_change
+from uniser_jax.effects.layer import Layer, Scene, between, see, visible_change
 from uniser_jax.effects.mixture import FAMILIES, Families, Mixture
 from uniser_jax.effects.mixture import sample as sample_mixture
 from uniser_jax.effects.sensor import QUALITY, READ, SHOT, Sensor
@@ -119,6 +120,7 @@ class Recipe:
       mask_seed: of its form.
       alpha: a, the strength asked for.
       target: one of TARGETS.
+      pair: the name of a real pair, whose effect has no parameters; empty if the effects are rendered.
     """
 
     effects: tuple[tuple[str, dict[str, Any]], ...]
@@ -129,11 +131,13 @@ class Recipe:
     mask_seed: int = 0
     alpha: float = 1.0
     target: str = "exact"
+    pair: str = ""
 
     @property
     def shows_another(self) -> bool:
-        """Whether it takes a second photograph: for a window, or a patch with one on it."""
-        return any(name == "reflection" or values.get("texture") == "photo" for name, values in self.effects)
+        """Whether it takes a second photograph: for a window, a patch, or as the input of a real pair."""
+        shown = (name == "reflection" or values.get("texture") == "photo" for name, values in self.effects)
+        return bool(self.pair) or any(shown)
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -152,16 +156,20 @@ class Rendering:
     """A recipe on a scene, its layers rendered once; asks any number of questions of them.
 
     Args:
-      scene: see `scene_from_photo`.
+      scene: see `scene_from_photo`; of a real pair the clean photograph, and the input as the other one.
       recipe: what to render.
+
+    Raises:
+      ValueError: for the recipe of a real pair and a scene without its input.
     """
 
     def __init__(self, scene: Scene, recipe: Recipe):
         self.recipe = recipe
+        self.removed = scene.removed
         self.names = tuple(name for name, _ in recipe.effects)
         self.layers: list[Layer] = []
         for name, values in recipe.effects:
-            layer = FAMILIES[name](**values).render(scene)
+            layer = _given(name, scene, recipe.pair) if recipe.pair else FAMILIES[name](**values).render(scene)
             self.layers.append(layer)
             if layer.lamp is not None:  # it belongs to the scene, whatever is removed: later layers see it
                 scene = scene._replace(radiance=layer.lamp.onto(scene.radiance))
@@ -247,7 +255,11 @@ class Rendering:
         return Edit(before, after, mask, np.array(TASKS.index(recipe.task), np.int32), strengths)
 
     def mask(self) -> UInt8[np.ndarray, "h w"]:
-        """The recipe's soft mask aM, rounded to 8 bits."""
+        """The recipe's soft mask aM, rounded to 8 bits; 0 where a real pair keeps its effect in both."""
+        mask = self._drawn_mask()
+        return mask if self.removed is None else cv2.multiply(mask, self.removed, scale=1 / 255)
+
+    def _drawn_mask(self) -> UInt8[np.ndarray, "h w"]:
         shape = self.radiance.shape[:2]
         if self.recipe.mask == "all":
             return np.full(shape, round(255 * self.recipe.alpha), np.uint8)
@@ -310,6 +322,28 @@ def sample(
     )
 
 
+def sample_real(rng: np.random.Generator, effect: str, pair: str, sampling: EditSampling) -> Recipe:
+    """Draws what is asked of a real pair: a removal, by name or generic, in a mask, at a strength; no camera, no noise.
+
+    Args:
+      rng: source of every draw.
+      effect: one of types.EFFECTS, what its input shows.
+      pair: its name.
+      sampling: probabilities; `absent`, `add`, the camera and `target` are for rendered edits.
+    """
+    asked = "occlusion" if rng.random() < sampling.generic else effect
+    return Recipe(
+        effects=((effect, {}),),
+        strengths=(1.0,),
+        sensor=Sensor(),
+        task=task_of("remove", asked),
+        mask=masks.KINDS[fields.pick(rng, sampling.mask_weights())],
+        mask_seed=int(rng.integers(2**31)),
+        alpha=1.0 if rng.random() < sampling.full_strength else float(rng.random()),
+        pair=pair,
+    )
+
+
 def task_of(verb: str, effect: str) -> str:
     """The task that asks to remove or add an effect; occlusion is only asked for generically."""
     return f"{verb} {'effects' if effect == 'occlusion' else _NAMES.get(effect, effect)}"
@@ -319,6 +353,15 @@ def asked_for(task: str, names: Sequence[str]) -> list[bool]:
     """Which of the present effects a task speaks of."""
     generic = task.endswith("effects")
     return [task != "" and (generic or task.endswith(_NAMES.get(name, name))) for name in names]
+
+
+def _given(effect: str, scene: Scene, pair: str) -> Layer:
+    """The layer of a real pair: equation (4)."""
+    if scene.other is None:
+        raise ValueError(
+            f"the recipe of the real pair {pair!r}: expected a scene with its input as the other photograph"
+        )
+    return between(effect, scene.radiance, scene.other)
 
 
 def _sample_task(rng: np.random.Generator, sampling: EditSampling, names: tuple[str, ...]) -> str:

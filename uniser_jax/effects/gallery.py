@@ -75,8 +75,9 @@ def example_sheet(examples: Sequence[tuple[int, Edit, Recipe]]) -> Image:
     ]
     names = []
     for index, _, recipe in examples:
-        effects = (f"{name} {s:.2f}" for (name, _), s in zip(recipe.effects, recipe.strengths, strict=True))
-        names.append(f"{index}: {recipe.task or '(nothing)'}, a = {recipe.alpha:.2f} | {', '.join(effects) or 'clean'}")
+        effects = [f"{name} {s:.2f}" for (name, _), s in zip(recipe.effects, recipe.strengths, strict=True)]
+        shown = f"real {recipe.effects[0][0]}, {recipe.pair}" if recipe.pair else ", ".join(effects) or "clean"
+        names.append(f"{index}: {recipe.task or '(nothing)'}, a = {recipe.alpha:.2f} | {shown}")
     return grid(rows, ["input", "mask", "target"], names)
 
 

@@ -4,6 +4,7 @@
   (2) (T2, C2) after (T1, C1) = (T2 T1, T2 C1 + C2)              associative, not commutative
   (3) T(s) = 1 - s (1 - T),  C(s) = s C                          strength of shadow, reflection, flare, patches
   (4) T(s) = exp(-s tau),    C(s) = A (1 - T(s))                 strength of a medium (`medium`): optical depth scales
+  (5) T = 1, C = seen - scene                                    a real pair, whose layers nobody knows; obeys (3)
 
 Strength 0 is the identity. Removing a share a leaves s (1 - a), so removals compose: two halves are three quarters.
 """
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from uniser_jax.effects import depth, kernels, light
 
@@ -29,6 +30,9 @@ class Scene(NamedTuple):
     radiance: Float32[np.ndarray, "h w c"]
     other: Float32[np.ndarray, "h w c"] | None = None  # a second photograph, for a window or a patch
     depth: Float32[np.ndarray, "h w"] | None = None  # 0 at the camera, 1 far, where there is one
+    removed: UInt8[np.ndarray, "h w"] | None = (
+        None  # of a real pair: where it lacks the effect, 255; None is everywhere
+    )
 
 
 class Shine(NamedTuple):
@@ -71,7 +75,10 @@ def compose(first: Affine, second: Affine) -> Affine:
 class Layer(Protocol):
     """One effect on one photograph, at any strength in [0, 1]."""
 
-    effect: str
+    @property
+    def effect(self) -> str:
+        """One of types.EFFECTS, or one held out."""
+        ...
 
     def __call__(self, radiance: Float32[np.ndarray, "h w c"], strength: Strength) -> Float32[np.ndarray, "h w c"]:
         """The light behind the layer at a strength, one number or one per pixel; a new array."""
@@ -112,6 +119,11 @@ class LinearLayer:
         """Equation (3)."""
         s = _per_channel(strength)
         return Affine(1 - s * (1 - self.transmission), s * self.emission)
+
+
+def between(effect: str, scene: Float32[np.ndarray, "h w c"], seen: Float32[np.ndarray, "h w c"]) -> LinearLayer:
+    """Equation (5): any strength of it is a blend of the two in linear light, 1 is `seen`."""
+    return LinearLayer(effect, np.ones(1, np.float32), seen - scene)
 
 
 def see(
