@@ -214,7 +214,7 @@ def _under_way() -> Iterator[None]:
 
 
 def open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
-    """The training and the held-out stream of a config; they share no photograph. The held-out one is square and rendered.
+    """The training and the held-out stream of a config; they share no photograph. Held-out ones are square, rendered.
 
     Raises:
       ValueError: if photographs, buckets, edits or the manifest of real pairs cannot be had.
@@ -234,7 +234,7 @@ def open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
 
 
 def report_changes(record: Mapping[str, Any], config: ConfigDict, facts: Mapping[str, Any]) -> None:
-    """Says which keys of a continued run's config differ from those it was saved with, and what of its data and code."""
+    """Says which keys of a continued run's config differ from those it was saved with, and what of data and code."""
     means_of = {
         "photographs": "another stream, and other photographs are held out",
         "pairs": "another stream",
