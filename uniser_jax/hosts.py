@@ -86,8 +86,10 @@ def share(folder: pathlib.Path) -> None:
     if jax.process_index() == 0:
         probe.write_bytes(b"\n")
     anywhere(False)  # waits until it is there
-    tries = (probe.exists() or time.sleep(1) for _ in range(_SECONDS_TO_SEE))
-    blind = np.flatnonzero(multihost_utils.process_allgather(np.array(not any(tries)))).tolist()
+    deadline = time.monotonic() + _SECONDS_TO_SEE
+    while not probe.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    blind = np.flatnonzero(multihost_utils.process_allgather(np.array(not probe.exists()))).tolist()
     if jax.process_index() == 0:
         probe.unlink()
     if blind:
