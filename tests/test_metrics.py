@@ -235,7 +235,8 @@ def test_data_wait_is_that_of_the_slowest_process_which_all_name_until_one_is_st
     for code, error in results:
         assert code == 0, error
         assert "asked to stop" in error
-        waits = re.findall(r"data wait (\d+)%( on process 1)?", error)[2:]  # batches lay there while the step compiled
-        assert len(waits) >= 2
-        assert all(int(share) > 40 and slowest for share, slowest in waits), waits
-    assert all(line["data_wait"] > 0.4 for line in lines(tmp_path)[2:])
+        waits = re.findall(r"data wait (\d+)%( on process 1)?", error)
+        assert len(waits) >= 4
+        # The last ones: at first batches lie there, made while the step compiled, more of them on a slower machine.
+        assert all(int(share) > 40 and slowest for share, slowest in waits[-2:]), waits
+    assert all(line["data_wait"] > 0.4 for line in lines(tmp_path)[-2:])

@@ -108,12 +108,15 @@ def test_a_run_leaves_what_it_should(run: pathlib.Path) -> None:
 
 
 def test_a_run_starts_with_the_average_of_another_and_needs_it_no_more(
-    run: pathlib.Path, tmp_path: pathlib.Path
+    run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(run, tmp_path / "first")
+    steps: list = []
+    monkeypatch.setattr(train, "make_step", lambda *given: steps.append(make_step(*given)) or steps[-1])
     settings = ["--config.steps=2", "--config.optim.lr=1e-12", f"--config.init_from={tmp_path / 'first'}"]
     state = train.train(config_of(*settings), tmp_path / "second")
     assert int(state.step) == 2
+    assert steps[0]._cache_size() == 1
     with Checkpoints(run) as checkpoints:
         average = checkpoints.weights(state.ema)
     for item in (state.params, state.ema):

@@ -90,7 +90,9 @@ def read_average(config: ConfigDict, shapes: Any, digests: Mapping[str, str]) ->
 
 def with_base(state: TrainState, given: dict[str, Any]) -> TrainState:
     """A fresh state that starts with those parameters that are given; their averages too."""
-    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))  # a donated state must not hold an array twice
+    # A donated state must not hold an array twice; a sharding that is merely equal would compile the step again.
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, given)
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)
     return state._replace(params=state.params | given, ema=state.ema | copy(given))
 
 
