@@ -30,9 +30,7 @@ class Scene(NamedTuple):
     radiance: Float32[np.ndarray, "h w c"]
     other: Float32[np.ndarray, "h w c"] | None = None  # a second photograph, for a window or a patch
     depth: Float32[np.ndarray, "h w"] | None = None  # 0 at the camera, 1 far, where there is one
-    removed: UInt8[np.ndarray, "h w"] | None = (
-        None  # of a real pair: where it lacks the effect, 255; None is everywhere
-    )
+    removed: UInt8[np.ndarray, "h w"] | None = None  # where a real pair's target lacks the effect; None is everywhere
 
 
 class Shine(NamedTuple):
