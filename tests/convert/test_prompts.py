@@ -65,6 +65,8 @@ def test_a_run_starts_with_them_and_a_base_keeps_them(pipeline: pathlib.Path, tm
     shapes = from_diffusers.shapes_of(type(SMALL)(**config)) | {
         "prompts": {"table": jax.ShapeDtypeStruct((11, 6, 3 * WIDTH), jnp.float32)}
     }
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # a run knows where each leaf lies
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
     state = TrainState(jnp.int32(0), {}, {}, None)
     state = with_base(state, read_base(tmp_path / "base", shapes))
     for tree in (state.params, state.ema):
