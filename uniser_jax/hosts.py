@@ -71,6 +71,15 @@ def anywhere(here: bool) -> bool:
     return here if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.array(here))))
 
 
+def largest(value: float) -> tuple[float, int]:
+    """The largest of all processes' values, and whose it is; every one of them must call it."""
+    if jax.process_count() == 1:
+        return value, 0
+    values = multihost_utils.process_allgather(np.float32(value))
+    process = int(np.argmax(values))
+    return float(values[process]), process
+
+
 def share(folder: pathlib.Path) -> None:
     """Checks that a folder is one and the same for all processes; every one of them must call it.
 

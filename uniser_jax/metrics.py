@@ -12,8 +12,8 @@ from typing import Any, Self
 import jax
 import numpy as np
 from absl import flags, logging
-from jax.experimental import multihost_utils
 
+from uniser_jax import hosts
 from uniser_jax.types import EFFECTS
 
 # Scalars of the clock, which two runs of the same bits do not share; those of the progress line as it shows them.
@@ -228,14 +228,16 @@ class Progress:
 
     def _rates(self) -> tuple[dict[str, float], int | None]:
         """What the clock says of the steps of this interval that it timed, only goodput if it timed none, and which process
-        waits for data, see `_largest`; begins the next interval."""
+        waits most for data, if there are several and it is worth a word; begins the next interval."""
         seconds, steps, images = self._clock.interval(), self._timed, self._images
         waited, flops = self._waited, self._flops
         self._begin()
         if not steps:
             return {"goodput": self._clock.goodput()}, None
         with self.aside():
-            data_wait, slowest = _largest(waited / seconds)
+            # While one process waits for its data, the devices of the others wait for it inside the step, and seem busy.
+            data_wait, process = hosts.largest(waited / seconds)
+        slowest = process if jax.process_count() > 1 and data_wait > _WAITS else None
         per_chip = flops / seconds / self._chips
         rates = {
             "step_seconds": seconds / steps,
@@ -280,19 +282,6 @@ def summary(totals: Mapping[str, Any], steps: int) -> dict[str, float]:
             if count
         }
     return scalars
-
-
-def _largest(wait: float) -> tuple[float, int | None]:
-    """The largest of all processes' shares of time without data, and whose it is if there are several and it is worth a word.
-
-    All of them must call it. While one waits for its data, the devices of the others wait for it inside the step, so that to
-    their own processes they seem busy.
-    """
-    if jax.process_count() == 1:
-        return wait, None
-    waits = multihost_utils.process_allgather(np.float32(wait))
-    slowest = int(np.argmax(waits))
-    return float(waits[slowest]), slowest if waits[slowest] > _WAITS else None
 
 
 def log_to_terminal(verbose: bool = True) -> None:

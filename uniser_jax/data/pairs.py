@@ -99,8 +99,7 @@ def load(entry: Entry, crop: bool = False) -> RealPair:
         try:
             decoded.append(decoding.decode(file.read_bytes()))
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{file}: {reason}") from None
+            raise ValueError(f"{file}: {decoding.reason_of(error)}") from None
     if crop:
         decoded[1] = _middle(decoded[1], decoded[0].shape[:2])
     sizes = {image.shape[:2] for image in decoded}

@@ -20,7 +20,17 @@ from typing import IO, Any, NamedTuple, Protocol
 
 from absl import logging
 
-from uniser_jax.data.decoding import ORIENTATION, Depth, Pixels, Reduction, decode, decode_depth, opened, whole
+from uniser_jax.data.decoding import (
+    ORIENTATION,
+    Depth,
+    Pixels,
+    Reduction,
+    decode,
+    decode_depth,
+    opened,
+    reason_of,
+    whole,
+)
 
 READERS = 32  # threads that read headers: they wait for disks
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -75,8 +85,7 @@ class Photos(Protocol):
             try:
                 return self.decoded(candidate, reduction)
             except (OSError, ValueError, RuntimeError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                warn_once(self.name(candidate), reason)
+                warn_once(self.name(candidate), reason_of(error))
         raise ValueError(f"none of {len(self)} photographs can be decoded")
 
     def decoded(self, index: int, reduction: Reduction) -> Photo:
@@ -261,7 +270,7 @@ class Files(Encoded):
         try:
             return decode_depth(pathlib.Path(path).read_bytes())
         except (OSError, ValueError) as error:
-            warn_once(os.path.basename(path), str(error).splitlines()[0], "a procedural depth stands in")
+            warn_once(os.path.basename(path), reason_of(error), "a procedural depth stands in")
             return None
 
 
