@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from uniser_jax import mesh as meshes
 from uniser_jax.models.codec import PixelCodec
-from uniser_jax.models.dit import DiT, product
+from uniser_jax.models.dit import DiT, product, rms_normalized
 from uniser_jax.models.presets import DiTConfig
 from uniser_jax.models.prompts import text_ids
 
@@ -198,6 +198,27 @@ def test_a_kernel_learns_from_sums_that_are_not_rounded(dtype: str, error: float
     np.testing.assert_allclose(learned, exact, atol=error * np.abs(exact).max())
     rounded = jax.vjp(lambda w: x @ w.astype(dtype), kernel)[1](g)[0]
     assert np.abs(learned - exact).max() <= np.abs(rounded - exact).max()
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.3])
+def test_the_derivative_of_a_norm_is_that_of_finite_differences(eps: float) -> None:
+    """In float64 by numpy, with rows as small as eps and as large as activations become."""
+    rng = np.random.default_rng(0)
+    x, g = rng.normal(size=(2, 3, 1, 8)) * np.array([[[1e-2]], [[1]], [[1e2]]]), rng.normal(size=(2, 3, 1, 8))
+    y, pull = jax.vjp(lambda x: rms_normalized(x, eps), x.astype(np.float32))
+
+    def norm(x):
+        return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + eps)
+
+    expected = np.zeros_like(x)
+    for i in range(8):
+        h = np.zeros(8)
+        h[i] = 1e-6
+        expected[..., i] = np.sum(g * (norm(x + h) - norm(x - h)), -1) / 2e-6
+    np.testing.assert_allclose(y, norm(x), rtol=1e-5, atol=1e-6)
+    found = pull(g.astype(np.float32))[0]
+    sizes = np.abs(expected).max(-1, keepdims=True)
+    np.testing.assert_allclose(found / sizes, expected / sizes, atol=1e-5)
 
 
 def test_initial_output_is_zero() -> None:
