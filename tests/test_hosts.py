@@ -38,6 +38,19 @@ except ValueError as error:
     hosts.leave(int(process) + 2)
 """
 
+FAIL = """
+import sys
+import jax
+from uniser_jax import hosts, train
+def fail(*_):
+    hosts.anywhere(False)  # they are connected
+    if jax.process_index() == 0:
+        raise RuntimeError("a device is lost")
+    hosts.anywhere(True)
+train.train = fail
+sys.exit(train.main(sys.argv[1:]))
+"""
+
 
 def test_every_process_says_what_differs_and_where() -> None:
     results = processes.run([["-c", AGREE]] * 2, devices=1)
@@ -72,6 +85,15 @@ def test_a_folder_of_its_own_on_each_host_is_no_run_folder(tmp_path) -> None:
         assert line == f"refused: {message}"
     assert results[0][0] == 2  # at once: the other waits for no one either, but may be ended by the loss of the first
     assert {path.name for path in tmp_path.rglob("*")} == {"0", "1"}
+
+
+def test_a_process_that_fails_alone_ends_at_once_with_its_traceback(tmp_path) -> None:
+    command = ["-c", FAIL, "--config=configs/tiny.py", f"--workdir={tmp_path}"]
+    (failed, error), (other, _) = processes.run([command] * 2, devices=1, seconds=120)  # jax itself waits for 300
+    assert failed == 1
+    assert error.count("Traceback") == 1
+    assert "RuntimeError: a device is lost" in error
+    assert other not in (0, None)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import os
 import pathlib
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -270,6 +271,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return hosts.leave(1)
     except KeyboardInterrupt:
         return 130
+    except Exception:  # of the program or a device: to be reported whole
+        traceback.print_exc()
+        return hosts.leave(1)
     return 0
 
 
