@@ -45,7 +45,7 @@ from uniser_jax import hosts, train
 def fail(*_):
     hosts.anywhere(False)  # they are connected
     if jax.process_index() == 0:
-        raise RuntimeError("a device is lost")
+        raise %s("a disk is lost")
     hosts.anywhere(True)
 train.train = fail
 sys.exit(train.main(sys.argv[1:]))
@@ -87,12 +87,20 @@ def test_a_folder_of_its_own_on_each_host_is_no_run_folder(tmp_path) -> None:
     assert {path.name for path in tmp_path.rglob("*")} == {"0", "1"}
 
 
-def test_a_process_that_fails_alone_ends_at_once_with_its_traceback(tmp_path) -> None:
-    command = ["-c", FAIL, "--config=configs/tiny.py", f"--workdir={tmp_path}"]
-    (failed, error), (other, _) = processes.run([command] * 2, devices=1, seconds=120)  # jax itself waits for 300
-    assert failed == 1
-    assert error.count("Traceback") == 1
-    assert "RuntimeError: a device is lost" in error
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        ("RuntimeError", 1, "RuntimeError: a disk is lost"),
+        ("OSError", 1, "uniser train: a disk is lost; what was saved before is kept"),
+        ("ValueError", 2, "uniser train: a disk is lost"),
+    ],
+)
+def test_a_process_that_fails_alone_ends_at_once_with_its_own_code(tmp_path, error, code, said) -> None:
+    command = ["-c", FAIL % error, "--config=configs/tiny.py", f"--workdir={tmp_path}"]
+    (failed, lines), (other, _) = processes.run([command] * 2, devices=1, seconds=120)  # jax itself waits for 300
+    assert failed == code
+    assert said in lines.splitlines()
+    assert ("Traceback" in lines) == (error == "RuntimeError")
     assert other not in (0, None)
 
 

@@ -265,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         train(config, known.workdir)
     except ValueError as error:
         sys.stderr.write(f"uniser train: {error}\n")
-        return 2
+        return hosts.leave(2)
     except (OSError, FloatingPointError) as error:  # a full disk, a vanished folder; a run that diverged
         sys.stderr.write(f"uniser train: {str(error).splitlines()[0]}; what was saved before is kept\n")
         return hosts.leave(1)
