@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 _NAME = 64  # bytes of a host's name that travel
 _NAMED = 5  # hosts in a message
 _SECONDS_TO_SEE = 10  # a file that another host has written
-_SECONDS_TO_FOLLOW = 3
+_SECONDS_TO_FOLLOW = 3  # the others, where all fail alike
 
 
 def join(environ: Mapping[str, str] = os.environ) -> None:
