@@ -22,6 +22,7 @@ from jaxtyping import Float, UInt8
 
 from uniser_jax.data import pairs, photos
 from uniser_jax.effects import edit, light
+from uniser_jax.errors import reason_of
 from uniser_jax.evaluation import tables
 from uniser_jax.evaluation.estimators import ESTIMATORS, Pair, Row
 
@@ -167,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         results = _results(arguments)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"reality: {str(error).splitlines()[0]}\n")
+        sys.stderr.write(f"reality: {reason_of(error)}\n")
         return 2
     text = to_markdown(results)
     if arguments.json:

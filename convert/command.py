@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from absl import logging
 
+from uniser_jax.errors import reason_of
+
 
 def run(name: str, work: Callable[[], str]) -> int:
     """Prints what the work says of itself, or one line on what is wrong; returns the exit code, 2 for the caller's mistake."""
@@ -13,7 +15,7 @@ def run(name: str, work: Callable[[], str]) -> int:
     try:
         said = work()
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"{name}: {str(error).splitlines()[0]}\n")
+        sys.stderr.write(f"{name}: {reason_of(error)}\n")
         return 2
     finally:
         logging.set_verbosity(verbosity)

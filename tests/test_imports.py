@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "uniser_jax"
 LEVELS = {
     "types": 0,
     "hosts": 0,
+    "errors": 0,
     "locks": 0,
     "digest": 0,
     "xla": 0,

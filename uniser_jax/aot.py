@@ -28,6 +28,7 @@ from uniser_jax import config as schema
 from uniser_jax import flops, hlo, optim, pretrained, remedies, step, topologies
 from uniser_jax import mesh as meshes
 from uniser_jax.checkpoint import has_checkpoint
+from uniser_jax.errors import reason_of
 from uniser_jax.flops import CHIPS
 from uniser_jax.metrics import log_to_terminal
 from uniser_jax.models.attention import choose
@@ -317,7 +318,7 @@ def _too_large(error: Exception, dump: pathlib.Path) -> dict[str, Any]:
     """
     found = hlo.shortage(str(error))
     if found is None:
-        raise ValueError(f"the compiler failed: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"the compiler failed: {reason_of(error)}") from error
     programs = sorted(dump.glob("*.after_optimizations.txt"), key=lambda path: path.stat().st_size)
     buffers = hlo.largest_buffers(programs[-1].read_text(), _LARGEST) if programs else []
     buffers = buffers or hlo.allocations(str(error), _LARGEST)

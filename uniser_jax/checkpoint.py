@@ -28,6 +28,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decis
 
 from uniser_jax import __version__, hosts
 from uniser_jax.digest import digest_slice, digests, leaf_name
+from uniser_jax.errors import reason_of
 from uniser_jax.types import TrainState, tasks_digest
 
 FORMAT_VERSION = 1
@@ -402,7 +403,7 @@ def _unwritable() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise OSError(f"a checkpoint cannot be written: {str(error).splitlines()[0][:200]}") from error
+        raise OSError(f"a checkpoint cannot be written: {reason_of(error)[:200]}") from error
 
 
 def _score(metrics: Mapping[str, float]) -> float:
@@ -426,7 +427,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _reason(error: Exception) -> str:
-    return f"cannot be read: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
+    return f"cannot be read: {reason_of(error)[:200]}"
 
 
 def _zarr(folder: pathlib.Path, path: str, leaf: Any) -> Any:

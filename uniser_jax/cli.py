@@ -10,6 +10,7 @@ from typing import Any
 from absl import logging
 
 from uniser_jax import xla
+from uniser_jax.errors import reason_of
 from uniser_jax.types import EFFECTS, TASKS
 
 Command = Callable[[argparse.Namespace, list[str]], None]
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.command(arguments, rest)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"uniser {arguments.command.__name__}: {str(error).splitlines()[0]}\n")
+        sys.stderr.write(f"uniser {arguments.command.__name__}: {reason_of(error)}\n")
         return 2
     except KeyboardInterrupt:
         return 130

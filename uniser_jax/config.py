@@ -24,6 +24,7 @@ from uniser_jax.data.buckets import Buckets, aspect
 from uniser_jax.data.schedule import Schedule, Stage
 from uniser_jax.diffusion.flow import Flow
 from uniser_jax.effects.edit import EditSampling
+from uniser_jax.errors import reason_of
 from uniser_jax.models.attention import KERNELS
 from uniser_jax.models.dit import REMAT
 from uniser_jax.models.lora import Lora
@@ -372,7 +373,7 @@ def from_json(text: str) -> ConfigDict:
     try:
         _update(config, json.loads(text))
     except (KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"the saved config does not fit this version: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"the saved config does not fit this version: {reason_of(error)}") from None
     return config
 
 

@@ -22,6 +22,7 @@ from uniser_jax.data.photos import Photos
 from uniser_jax.effects import edit, gallery, masks
 from uniser_jax.effects.edit import EditSampling, Rendering
 from uniser_jax.effects.mixture import Mixture
+from uniser_jax.errors import reason_of
 from uniser_jax.evaluation import benchmarks, tables
 from uniser_jax.metrics import duration, log_to_terminal
 from uniser_jax.restore.restorer import Restorer
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         demo(schema.read(known.config, overrides), known.workdir)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"uniser demo: {str(error).splitlines()[0]}\n")
+        sys.stderr.write(f"uniser demo: {reason_of(error)}\n")
         return 2
     except KeyboardInterrupt:
         return 130

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
+from uniser_jax.errors import reason_of
 from uniser_jax.flops import CHIPS
 
 _TPUS = ("v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
@@ -171,7 +172,7 @@ def _tpus(topology: str, sides: tuple[int, ...], slices: int) -> Sequence[jax.De
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology, **settings).devices
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"topology {topology!r}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"topology {topology!r}: {reason_of(error)}") from None
 
 
 def _gpus(gpu: GPU, hosts: int, each: int) -> Sequence[jax.Device]:
@@ -181,7 +182,7 @@ def _gpus(gpu: GPU, hosts: int, each: int) -> Sequence[jax.Device]:
         described: dict[str, Any] = {"target_config": target_config(gpu), "topology": f"1x{hosts}x{each}"}
         return topologies.get_topology_desc("gpu", "cuda", **described).devices
     except (NotImplementedError, jax.errors.JaxRuntimeError) as error:
-        line = str(error).splitlines()[0]
+        line = reason_of(error)
         raise ValueError(f"the CUDA plugin of jax does not compile for GPUs here ({line}); {install()}") from None
 
 

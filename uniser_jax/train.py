@@ -33,6 +33,7 @@ from uniser_jax.data.photos import open_photos, split
 from uniser_jax.data.pipeline import Examples, batches
 from uniser_jax.data.schedule import fixed
 from uniser_jax.effects.edit import EditSampling
+from uniser_jax.errors import reason_of
 from uniser_jax.feed import Feed
 from uniser_jax.metrics import Clock, MetricsWriter, Progress, log_to_terminal
 from uniser_jax.profiling import Profile
@@ -267,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"uniser train: {error}\n")
         return hosts.leave(2)
     except (OSError, FloatingPointError) as error:  # a full disk, a vanished folder; a run that diverged
-        sys.stderr.write(f"uniser train: {str(error).splitlines()[0]}; what was saved before is kept\n")
+        sys.stderr.write(f"uniser train: {reason_of(error)}; what was saved before is kept\n")
         return hosts.leave(1)
     except KeyboardInterrupt:
         return 130

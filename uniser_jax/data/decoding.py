@@ -131,11 +131,6 @@ def decode_depth(data: bytes) -> Depth:
     return np.minimum(values / np.float32(np.percentile(values, 99.5)), 1)
 
 
-def reason_of(error: Exception) -> str:
-    """Why something cannot be decoded, on one line; errors without a word are named."""
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
 def to_rgb(image: Image.Image) -> Pixels:
     """Any Pillow mode to 8-bit RGB; 16 bit is scaled, floating point in [0, 1] or [0, 255] too, NaN is black."""
     if image.mode.startswith(("I", "F")):

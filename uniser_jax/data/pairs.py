@@ -13,6 +13,7 @@ from numpy import ndarray
 
 from uniser_jax.data import decoding
 from uniser_jax.data.photos import warn_once
+from uniser_jax.errors import reason_of
 from uniser_jax.types import EFFECTS
 
 _COLUMNS = ("effect", "set", "id", "kind", "input", "gt")
@@ -99,7 +100,7 @@ def load(entry: Entry, crop: bool = False) -> RealPair:
         try:
             decoded.append(decoding.decode(file.read_bytes()))
         except (OSError, ValueError) as error:
-            raise ValueError(f"{file}: {decoding.reason_of(error)}") from None
+            raise ValueError(f"{file}: {reason_of(error)}") from None
     if crop:
         decoded[1] = _middle(decoded[1], decoded[0].shape[:2])
     sizes = {image.shape[:2] for image in decoded}

@@ -20,17 +20,8 @@ from typing import IO, Any, NamedTuple, Protocol
 
 from absl import logging
 
-from uniser_jax.data.decoding import (
-    ORIENTATION,
-    Depth,
-    Pixels,
-    Reduction,
-    decode,
-    decode_depth,
-    opened,
-    reason_of,
-    whole,
-)
+from uniser_jax.data.decoding import ORIENTATION, Depth, Pixels, Reduction, decode, decode_depth, opened, whole
+from uniser_jax.errors import reason_of
 
 READERS = 32  # threads that read headers: they wait for disks
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -360,7 +351,7 @@ def _tfds(rest: str, min_side: int) -> Photos:
         # SkipDecoding: the encoded bytes go through our decoder, as all other files do.
         source = builder.as_data_source(split=part, decoders={key: tfds.decode.SkipDecoding()})
     except (tfds.core.registered.DatasetNotFoundError, FileNotFoundError, NotImplementedError, KeyError) as error:
-        raise ValueError(f"tfds:{rest} cannot be read: {str(error).splitlines()[0]}; prepare it first") from None
+        raise ValueError(f"tfds:{rest} cannot be read: {reason_of(error)}; prepare it first") from None
     return _usable(Records(min_side=min_side, source=source, key=key), f"tfds:{rest}")
 
 

@@ -22,6 +22,7 @@ from absl import logging
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
+from uniser_jax.errors import reason_of
 from uniser_jax.restore import colour, exif, metadata
 
 FORMATS = {
@@ -313,4 +314,4 @@ def _write_whole(path: pathlib.Path, data: bytes) -> None:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:100]
+    return reason_of(error)[:100]
