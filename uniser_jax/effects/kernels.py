@@ -11,13 +11,15 @@ from uniser_jax.effects.compiled import compiled
 
 Image = Float32[np.ndarray, "h w c"]
 Plane = Float32[np.ndarray, "h w"]
-# From linear light in [0, 1] to a stored level: of each of n equal bins, and of white, the lowest level there in 8 bits, and
-# where in the bin it ends, in 24, in PARTS of the bin.
+# From light in [DARKEST, 1] to a stored level. A bin is what shares the leading bits of its float32, n to all octaves, and white
+# is one more. Of each the lowest level in 8 bits, and above them the other bits of the light at which it ends.
 Curve = UInt32[np.ndarray, "n+1"]
 
-PARTS = 2**23
+DARKEST = np.float32(2**-16)
+OCTAVES = 16  # from there to white
 
 _ONE, _ZERO = np.float32(1), np.float32(0)
+_BITS_OF_ONE = np.uint32(0x3F800000)
 
 
 @compiled
@@ -113,8 +115,8 @@ def encode(
 ) -> UInt8[np.ndarray, "h w c"]:
     """The level of gain x + k sigma e, sigma^2 = shot * clip(gain x) + read^2, of a contiguous image.
 
-    A row at a time, values first: flat loops without look-ups are vectorised, and the one look-up has no branch. Indices are
-    unsigned, because numba lets signed ones count from the end, and pays for it.
+    A row at a time, values first: flat loops without look-ups are vectorised, and the one look-up has no branch; curve and
+    rows stay in the nearest cache. Indices are unsigned, because numba lets signed ones count from the end, and pays for it.
 
     Args:
       radiance: x.
@@ -129,36 +131,35 @@ def encode(
     height, width = radiance.shape[0], 3 * radiance.shape[1]
     out = np.empty(radiance.shape, np.uint8)
     gains, values, spread = _repeated(gain, width), np.empty(width, np.float32), np.empty(width, np.float32)
-    bins, parts, entries = np.empty(width, np.uint32), np.empty(width, np.int32), np.empty(width, np.uint32)
+    bits, entries = values.view(np.uint32), np.empty(width, np.uint32)
     variance, slope = np.float32(read * read), np.float32(shot)
-    count, each = np.float32(len(curve) - 1), np.float32(PARTS)
+    cut = np.uint32(23 + np.log2(OCTAVES / (len(curve) - 1)))  # of 23 bits of a float32, those within a bin
+    first, within = (_BITS_OF_ONE >> cut) - np.uint32(len(curve) - 1), (np.uint32(1) << cut) - np.uint32(1)
     for i in range(height):
         light, stored = radiance[i].reshape(-1), out[i].reshape(-1)
-        for j in range(width):
-            values[j] = light[j] * gains[j]
         if len(normal):
             start = (offset + i * width) % (len(normal) - width)
             noise = normal[start : start + width]
             per_value(scale, i, spread)
             for j in range(width):
-                values[j] += spread[j] * np.sqrt(slope * _clipped(values[j]) + variance) * noise[j]
+                x = light[j] * gains[j]
+                x += spread[j] * np.sqrt(slope * _clipped(x, _ZERO) + variance) * noise[j]
+                values[j] = _clipped(x, DARKEST)
+        else:
+            for j in range(width):
+                values[j] = _clipped(light[j] * gains[j], DARKEST)
         for j in range(width):
-            place = _clipped(values[j]) * count
-            whole = np.int32(place)
-            bins[j] = np.uint32(whole)
-            parts[j] = np.int32((place - np.float32(whole)) * each)
+            entries[j] = curve[(bits[j] >> cut) - first]
         for j in range(width):
-            entries[j] = curve[bins[j]]
-        for j in range(width):
-            ended = parts[j] > np.int32(entries[j] >> np.uint32(8))
-            stored[j] = np.uint8(np.int32(entries[j] & np.uint32(255)) + np.int32(ended))
+            ended = (bits[j] & within) > (entries[j] >> np.uint32(8))
+            stored[j] = np.uint8((entries[j] & np.uint32(255)) + np.uint32(ended))
     return out
 
 
 @compiled
-def _clipped(x: np.float32) -> np.float32:
-    """To [0, 1]."""
-    x = x if x > _ZERO else _ZERO
+def _clipped(x: np.float32, lowest: np.float32) -> np.float32:
+    """To [lowest, 1]; NaN to the lowest."""
+    x = x if x > lowest else lowest
     return x if x < _ONE else _ONE
 
 

@@ -23,18 +23,18 @@ LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of linear Rec. 709
 
 
 def to_curve(halves: Float64[np.ndarray, "255"]) -> Curve:
-    """The curve whose levels k and k + 1 meet at the linear light halves[k], ascending in [0, 1]: exact in float32.
+    """The curve whose levels k and k + 1 meet at the linear light halves[k], ascending in (0, 1): exact in float32.
 
-    A bin holds the end of one level at most; only where levels are closer than a millionth is one passed over.
+    A bin holds the end of one level at most; only where levels are closer than a 2^15th of their light is one passed over.
     """
-    ends, bins = halves.astype(np.float32).astype(np.float64), 8_192
-    while (np.diff(np.floor(ends * bins)) == 0).any() and bins < 2**20:
-        bins *= 2
-    place = ends * bins
-    bin_of_end = np.floor(place).astype(np.int64)
-    level = np.searchsorted(bin_of_end, np.arange(bins + 1))
-    end = np.full(bins + 1, kernels.PARTS - 1)
-    end[bin_of_end] = (place - bin_of_end) * kernels.PARTS
+    ends = np.maximum(halves, kernels.DARKEST).astype(np.float32).view(np.uint32)
+    cut = 16
+    while cut > 8 and (np.diff(ends >> cut) == 0).any():
+        cut -= 1
+    bin_of_end = (ends >> cut) - (kernels.DARKEST.view(np.uint32) >> cut)
+    level = np.searchsorted(bin_of_end, np.arange((kernels.OCTAVES << 23 - cut) + 1))
+    end = np.full(len(level), 2**cut - 1)
+    end[bin_of_end] = ends & (2**cut - 1)
     return (end << 8 | level).astype(np.uint32)
 
 
