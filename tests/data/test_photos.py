@@ -14,7 +14,7 @@ import skimage.data
 from PIL import Image
 
 from tests.profiles import P3, SRGB, SRGB_CURVE, primaries, profile
-from uniser_jax.data import photos
+from uniser_jax.data import decoding, photos
 from uniser_jax.data.decoding import decode, decode_depth, whole
 from uniser_jax.data.photos import open_photos, split
 from uniser_jax.data.pipeline import Examples
@@ -138,6 +138,36 @@ def test_photographs_stand_upright() -> None:
     exif[0x0112] = 6  # turn by 90 degrees
     Image.fromarray(np.zeros((70, 90, 3), np.uint8)).save(buffer, "JPEG", exif=exif)
     assert decode(buffer.getvalue()).shape == (90, 70, 3)
+
+
+def test_only_a_jpeg_with_metadata_before_its_pixels_needs_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = encoded(format="JPEG", comment=b"\xff\xe1 is no marker here")
+    behind = Image.Exif()
+    behind[0x0112] = 6
+    turned = encoded(format="JPEG", exif=behind)
+    comment = b"\xff\xfe\x00\x06\xff\xda\xff\xda"  # which looks like the beginning of the pixels
+    turned = turned[:2] + comment + turned[2:]
+    assert decode(turned).shape == (90, 80, 3)
+    monkeypatch.delattr(decoding, "opened")
+    assert decode(bare).shape == (80, 90, 3)
+    with pytest.raises(NameError):
+        decode(turned)
+
+
+@pytest.mark.parametrize("length", [17, 0x7FFF, 0xFFFF])
+def test_a_jpeg_whose_first_segment_lies_about_its_length_is_one_line(length: int) -> None:
+    data = encoded(format="JPEG")
+    with pytest.raises(OSError, match=r"^[^\n]+$"):
+        decode(data[:4] + struct.pack(">H", length) + data[6:])
+    with pytest.raises(OSError, match=r"^[^\n]+$"):
+        decode(data[:2] + data[-2:])
+
+
+def test_a_jpeg_larger_than_memory_allows_is_refused_by_its_header() -> None:
+    data = encoded(format="JPEG")
+    at = data.index(b"\xff\xc0") + 5  # of the frame's height and width
+    with pytest.raises(ValueError, match=r"megapixels|exceeds limit"):
+        decode(data[:at] + struct.pack(">HH", 65_000, 65_000) + data[at + 4 :])
 
 
 def test_the_samples_are_photographs() -> None:

@@ -11,8 +11,8 @@ from uniser_jax.effects.compiled import compiled
 
 Image = Float32[np.ndarray, "h w c"]
 Plane = Float32[np.ndarray, "h w"]
-# From light in [DARKEST, 1] to a stored level. A bin is what shares the leading bits of its float32, n to all octaves, and white
-# is one more. Of each the lowest level in 8 bits, and above them the other bits of the light at which it ends.
+# From light in [DARKEST, 1] to a stored level. A bin is what shares the leading bits of its float32, n in all octaves and white
+# one more. Of each the lowest level in 8 bits, and above them the other bits of the light at which that ends.
 Curve = UInt32[np.ndarray, "n+1"]
 
 DARKEST = np.float32(2**-16)
