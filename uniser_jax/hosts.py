@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 _NAME = 64  # bytes of a host's name that travel
 _NAMED = 5  # hosts in a message
 _SECONDS_TO_SEE = 10  # a file that another host has written
-_SECONDS_TO_FOLLOW = 3  # the others, where all fail alike
+_SECONDS_TO_FOLLOW = 3  # the others, where all end alike
 
 
 def join(environ: Mapping[str, str] = os.environ) -> None:
@@ -110,9 +110,9 @@ def share(folder: pathlib.Path) -> None:
 
 
 def leave(code: int) -> int:
-    """The exit code of a process that fails; one of several ends here, or it would wait minutes for the others.
+    """The exit code of a process that fails or is interrupted; one of several ends here, or would wait minutes for the others.
 
-    Process 0 a little later than others that fail alike: without it jax aborts them, and their codes are lost.
+    Process 0 a little later than others that end alike: without it jax aborts them, and their codes are lost.
     """
     if jax.distributed.is_initialized() and jax.process_count() > 1:
         sys.stderr.flush()

@@ -271,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"uniser train: {reason_of(error)}; what was saved before is kept\n")
         return hosts.leave(1)
     except KeyboardInterrupt:
-        return 130
+        return hosts.leave(130)
     except Exception:  # of the program or a device: to be reported whole
         traceback.print_exc()
         return hosts.leave(1)
