@@ -106,7 +106,7 @@ def soften(hard: Plane, contact: np.ndarray, direction: np.ndarray, sharp: float
     if highest < 1.2 * lowest:
         return blur(hard, highest)
     levels = 4 if highest > 2.5 * lowest else 3
-    sigmas = np.geomspace(lowest, highest, levels)
+    sigmas = lowest * (highest / lowest) ** (np.arange(levels) / (levels - 1))
     stack = np.empty((levels, *hard.shape), np.float32)
     for level, sigma in enumerate(sigmas):
         blur(hard, float(sigma), stack[level])

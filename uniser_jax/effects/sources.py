@@ -47,7 +47,8 @@ def reduced(scene: Scene) -> Float32[np.ndarray, "h w c"]:
 
 def by_night(small: Float32[np.ndarray, "h w c"]) -> bool:
     """Whether most of a photograph (see `reduced`) is dark."""
-    return float(np.median(light.luminance(small)[::3, ::3])) < _NIGHT
+    dark = light.luminance(small)[::3, ::3] < _NIGHT
+    return bool(2 * np.count_nonzero(dark) > dark.size)
 
 
 def highlights(small: Float32[np.ndarray, "h w c"], most: int) -> list[Source]:
