@@ -158,6 +158,19 @@ def test_rematerialisation_changes_no_gradient(remat: str) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient("none"), gradient(remat))
 
 
+def test_dots_keeps_of_a_single_block_what_its_gradient_needs_and_no_more() -> None:
+    given = inputs(SMALL)
+    graphdef, state = nnx.split(random_model(SMALL, remat="dots"))
+    gradient = jax.make_jaxpr(jax.grad(lambda s: (nnx.merge(graphdef, s)(**given) ** 2).mean()))(state)
+    scans = [equation.params | {"out": equation.outvars} for equation in gradient.eqns if equation.primitive.name == "scan"]
+    (forward,) = (each for each in scans if each["length"] == SMALL.num_single_layers and not each["reverse"])
+    kept = [variable.aval.size for variable in forward["out"][forward["num_carry"] :]]
+    each = SMALL.num_single_layers * 2 * (len(given["image_ids"]) + len(given["text_ids"]))  # layers, examples, tokens
+    d, m = SMALL.width, SMALL.mlp_width
+    # The sum over exponentials, the input, q, k, v, attention, what comes out, and the two sides of the gate.
+    assert sorted(size // each for size in kept) == [SMALL.num_attention_heads] + 6 * [d] + 2 * [m]
+
+
 def test_offload_keeps_block_inputs_in_the_host_memory_of_a_tpu(tpu_devices) -> None:
     given, mesh = inputs(SMALL), meshes.make_mesh({"data": 2, "fsdp": 2}, tpu_devices("v5e:2x2"))
     rows = {name: jnp.repeat(given[name], 4, 0) for name in ("tokens", "context", "t")}
