@@ -162,7 +162,9 @@ def test_dots_keeps_of_a_single_block_what_its_gradient_needs_and_no_more() -> N
     given = inputs(SMALL)
     graphdef, state = nnx.split(random_model(SMALL, remat="dots"))
     gradient = jax.make_jaxpr(jax.grad(lambda s: (nnx.merge(graphdef, s)(**given) ** 2).mean()))(state)
-    scans = [equation.params | {"out": equation.outvars} for equation in gradient.eqns if equation.primitive.name == "scan"]
+    scans = [
+        equation.params | {"out": equation.outvars} for equation in gradient.eqns if equation.primitive.name == "scan"
+    ]
     (forward,) = (each for each in scans if each["length"] == SMALL.num_single_layers and not each["reverse"])
     kept = [variable.aval.size for variable in forward["out"][forward["num_carry"] :]]
     each = SMALL.num_single_layers * 2 * (len(given["image_ids"]) + len(given["text_ids"]))  # layers, examples, tokens

@@ -223,6 +223,97 @@ def test_what_belongs_to_the_old_pixels_is_named(tmp_path: pathlib.Path, caplog:
         assert lost in record.getMessage()
 
 
+def segment(marker: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, 2 + len(body)) + body
+
+
+def chunked(png: bytes, *chunks: bytes) -> bytes:
+    """Chunks behind the header of a PNG file."""
+    framed = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return png[:33] + b"".join(framed) + png[33:]
+
+
+def encoded(format: str, image: Image.Image | None = None, **settings: object) -> bytes:
+    buffer = io.BytesIO()
+    (image or picture()).save(buffer, format, **settings)
+    return buffer.getvalue()
+
+
+def with_selection() -> bytes:
+    """A TIFF file whose fourth channel is no alpha."""
+    tiff = encoded("TIFF", picture("RGBA"))
+    return tiff.replace(struct.pack("<HHIHH", 338, 3, 1, 2, 0), struct.pack("<HHIHH", 338, 3, 1, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "lost"),
+    [
+        ("a.jpg", encoded("JPEG") + b"\0\0\0\x18ftypmp42", "what follows the picture"),
+        ("b.jpg", encoded("JPEG", progressive=True) + b"notes of a camera", "what follows the picture"),
+        (
+            "c.jpg",
+            encoded("JPEG", extra=segment(0xE1, b"FLIR\0") + segment(0xE4, b"0")),
+            "data of other programs in APP1, APP4",
+        ),
+        ("d.png", chunked(encoded("PNG"), b"caBXjumb"), "content credentials"),
+        ("e.webp", encoded("WEBP", exif=exif()) + b"C2PA\4\0\0\0jumb", "content credentials"),
+        ("f.tif", with_selection(), "further channels"),
+    ],
+)
+def test_what_no_file_is_written_with_is_named(tmp_path: pathlib.Path, name: str, data: bytes, lost: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert [each for each in read_photo(tmp_path / name).notes.lost if each.startswith(lost)]
+    save(tmp_path / "plain.jpg", picture(), progressive=True, exif=exif(), icc_profile=ICC, comment=b"a cat")
+    assert read_photo(tmp_path / "plain.jpg").notes.lost == ()
+
+
+def test_xmp_fits_the_picture_as_it_is_written(tmp_path: pathlib.Path) -> None:
+    described = XMP.replace(
+        b"dc:title", b'tiff:ImageWidth="171" exif:PixelYDimension="120" GCamera:MotionPhoto="1" dc:title'
+    ).replace(b"/></x", b"><tiff:ImageLength>120</tiff:ImageLength></rdf:Description></x")
+    (tmp_path / "in.jpg").write_bytes(encoded("JPEG", exif=exif(6), xmp=described))
+    xmp = read_photo(tmp_path / "in.jpg").notes.xmp
+    for expected in (b'Orientation="1"', b'ImageWidth="120"', b'PixelYDimension="171"', b"h>171</", b'MotionPhoto="0"'):
+        assert expected in xmp
+
+
+def test_texts_of_a_tiff_file_stay_to_the_byte(tmp_path: pathlib.Path) -> None:
+    name, place = "Jörg Müller © 2026".encode(), "Café".encode()
+    tags = Image.Exif()
+    tags[315], tags[33432] = "A" * len(name), "B" * len(name)
+    tags.get_ifd(ExifTags.IFD.Exif)[42032] = "C" * len(place)  # CameraOwnerName
+    block = tags.tobytes()
+    for letter, text in ((b"A", name), (b"B", name), (b"C", place)):
+        block = block.replace(letter * len(text), text)
+    source = save(tmp_path / "in.jpg", picture(), exif=block)
+    for suffix in (".tif", ".tiff", ".jpg"):
+        photo = read_photo(source)
+        source = tmp_path / f"out{suffix}"
+        write_photo(source, photo, changed(photo.pixels))
+        data = source.read_bytes()
+        assert (data.count(name), data.count(place)) == (2, 1), suffix
+
+
+@pytest.mark.parametrize("source", ["in.tif", "in.jpg"])
+def test_a_tiff_file_keeps_every_tag_that_is_about_the_photograph(tmp_path: pathlib.Path, source: str) -> None:
+    kept = {269: "a name", 18246: 4, 33550: (0.5, 0.5, 0.0), 42113: "-9999"}
+    tags = Image.Exif()
+    tags.update(kept)
+    tags[330], tags[273] = 8, 99  # what would lead astray
+    if source == "in.tif":
+        directory = ImageFileDirectory_v2()
+        directory.update(kept)
+        save(tmp_path / source, picture(), tiffinfo=directory)
+    else:
+        save(tmp_path / source, picture(), exif=tags.tobytes())
+    photo = read_photo(tmp_path / source)
+    write_photo(tmp_path / "out.tif", photo, changed(photo.pixels))
+    with Image.open(tmp_path / "out.tif") as image:
+        assert {tag: image.tag_v2[tag] for tag in kept} == kept
+        assert 330 not in image.tag_v2
+    np.testing.assert_array_equal(read_photo(tmp_path / "out.tif").pixels, changed(photo.pixels))
+
+
 def test_iptc_of_type_long(tmp_path: pathlib.Path) -> None:
     path, iptc = tagged(tmp_path / "in.tif"), IPTC + b"\0" * (-len(IPTC) % 4)
     entry, long = (struct.pack("<HHI", 33723, *of) for of in ((1, len(IPTC)), (4, len(iptc) // 4)))
@@ -477,6 +568,61 @@ def test_deep_tiff_is_named(tmp_path: pathlib.Path) -> None:
         read_photo(tmp_path / "in.tif")
 
 
+@pytest.mark.parametrize(
+    ("tag", "kind", "value"), [(50_706, 1, b"\1\4\0\0"), (254, 4, 1)], ids=["DNG", "a preview first"]
+)
+def test_camera_raw_is_not_taken_for_its_preview(tmp_path: pathlib.Path, tag: int, kind: int, value: object) -> None:
+    directory = ImageFileDirectory_v2()
+    directory.tagtype[tag] = kind
+    directory[tag] = value
+    save(tmp_path / "in.tif", picture(), tiffinfo=directory).rename(tmp_path / "in.dng")
+    with pytest.raises(RestoreError, match="camera RAW is not supported; develop it to a 16-bit PNG"):
+        read_photo(tmp_path / "in.dng")
+
+
+def test_bigtiff_is_named(tmp_path: pathlib.Path) -> None:
+    save(tmp_path / "in.tif", picture(), big_tiff=True)
+    with pytest.raises(RestoreError, match="BigTIFF is not supported; save it as a TIFF"):
+        read_photo(tmp_path / "in.tif")
+
+
+def test_a_long_profile_of_a_png_file_is_read_as_it_was_written(tmp_path: pathlib.Path) -> None:
+    icc = np.random.default_rng(0).bytes(3 * 2**19)
+    photo = read_photo(save(tmp_path / "in.jpg", picture(), icc_profile=icc))
+    write_photo(tmp_path / "out.png", photo, changed(photo.pixels))
+    assert read_photo(tmp_path / "out.png").notes.icc == icc
+
+
+def test_a_link_stays_one_and_a_private_file_private(tmp_path: pathlib.Path) -> None:
+    real, link = save(tmp_path / "real.jpg", picture()), tmp_path / "link.jpg"
+    real.chmod(0o640)
+    link.symlink_to(real)
+    photo = read_photo(link)
+    write_photo(link, photo, changed(photo.pixels))
+    assert link.is_symlink()
+    assert real.read_bytes() != photo.source
+    assert real.stat().st_mode & 0o777 == 0o640
+
+
+def test_exif_that_only_turns_is_not_damaged(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    photo = read_photo(save(tmp_path / "in.jpg", picture(), exif=tags.tobytes()))
+    write_photo(tmp_path / "out.tif", photo, photo.pixels)
+    assert not caplog.records
+
+
+def test_a_transparent_level_of_16_bits(tmp_path: pathlib.Path) -> None:
+    gray = np.full((20, 30), 300, np.uint16)
+    gray[10:] = 500
+    png = cv2.imencode(".png", gray)[1].tobytes()
+    (tmp_path / "in.png").write_bytes(chunked(png, b"tRNS" + struct.pack(">H", 500)))
+    photo = read_photo(tmp_path / "in.png")
+    np.testing.assert_array_equal(photo.alpha, np.where(gray == 500, 0, 65_535))
+    write_photo(tmp_path / "out.png", photo, photo.pixels - 1)
+    np.testing.assert_array_equal(read_photo(tmp_path / "out.png").alpha, photo.alpha)
+
+
 def test_missing_files_and_folders(tmp_path: pathlib.Path) -> None:
     with pytest.raises(RestoreError, match="no such file or directory"):
         read_photo(tmp_path / "none.jpg")
@@ -523,6 +669,11 @@ def test_masks(tmp_path: pathlib.Path) -> None:
     cv2.imwrite(str(tmp_path / "deep.png"), gray.astype(np.uint16) * 257)
     for path in sorted(tmp_path.iterdir()):
         np.testing.assert_array_equal(read_mask(path, (20, 30)), gray, err_msg=path.name)
+
+
+def test_where_nothing_is_painted_nothing_is_restored(tmp_path: pathlib.Path) -> None:
+    Image.new("RGBA", (30, 20), (255, 255, 255, 0)).save(tmp_path / "empty.png")
+    assert not read_mask(tmp_path / "empty.png", (20, 30)).any()
 
 
 def test_a_mask_of_another_size_states_both(tmp_path: pathlib.Path) -> None:

@@ -19,8 +19,9 @@ _SHORT, _LONG = 3, 4
 _NO_NUMBERS = (1, 2, 7)  # bytes and text: an orientation of that type is not obeyed
 _PARTS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 _WIDTHS, _HEIGHTS = (0x0100, 0xA002), (0x0101, 0xA003)  # of the picture, in the first directory and in EXIF's own
-# What of a TIFF's first directory is about the photograph, not about how its pixels are stored.
-_ABOUT = {270, 271, 272, 282, 283, 296, 305, 306, 315, 33432, *_PARTS}
+# What of a TIFF's first directory says how its pixels are stored, or is a note of another kind.
+_STORAGE = {*range(254, 269), *range(273, 282), 284, *range(288, 294), 301, *range(317, 348), *range(512, 533)}
+_STORAGE |= {700, 33_723, 34_377, 34_675, 37_724}  # XMP, IPTC, Photoshop's resources, profile, layers
 
 
 def fitted(exif: bytes, size: tuple[int, int]) -> bytes:
@@ -68,24 +69,52 @@ def of_tiff(image: Image.Image) -> bytes:
       Exception: whatever Pillow raises for a damaged one.
     """
     exif = image.getexif()
-    for tag in set(exif) - _ABOUT:
-        del exif[tag]
+    for tag in set(exif):
+        if tag in _STORAGE:
+            del exif[tag]
+        elif tag in _PARTS:
+            exif.get_ifd(tag).update(_as_it_lies(exif.get_ifd(tag)))
+        else:
+            exif[tag] = _as_it_lies(exif[tag])
     return exif.tobytes() if len(exif) else b""
 
 
-def tags(exif: bytes) -> dict[int, Any]:
-    """The block as entries of a TIFF file's directory; none if it is damaged."""
+def tags(exif: bytes) -> dict[int, Any] | None:
+    """The block as entries of a TIFF file's directory, but for single ones that cannot be written; None if it is damaged."""
     parsed = Image.Exif()
     with contextlib.suppress(Exception):  # Pillow raises anything, from SyntaxError to struct.error
         parsed.load(exif)
-        found = {tag: parsed.get_ifd(tag) if tag in _PARTS else parsed[tag] for tag in _ABOUT & set(parsed)}
+        found = {}
+        for tag in set(parsed) - _STORAGE:
+            value = _as_it_lies(parsed.get_ifd(tag) if tag in _PARTS else parsed[tag])
+            if _can_be_written(tag, value):
+                found[tag] = value
         if ExifTags.IFD.Interop in found.get(ExifTags.IFD.Exif, {}):
             found[ExifTags.IFD.Exif][ExifTags.IFD.Interop] = parsed.get_ifd(ExifTags.IFD.Interop)
-        directory = ImageFileDirectory_v2()
-        directory.update(found)
-        directory.tobytes()  # or it would fail when the photograph is written
         return found
-    return {}
+    return None
+
+
+class _Text(str):
+    """A text of a TIFF file. Pillow reads its bytes as Latin-1 and writes `?` for those above 127: these stay as they lie."""
+
+    def encode(self, *_: str) -> bytes:
+        return super().encode("latin-1")
+
+
+def _as_it_lies(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {tag: _as_it_lies(entry) for tag, entry in value.items()}
+    return _Text(value) if isinstance(value, str) else value
+
+
+def _can_be_written(tag: int, value: Any) -> bool:
+    with contextlib.suppress(Exception):
+        directory = ImageFileDirectory_v2()
+        directory[tag] = value
+        directory.tobytes()
+        return True
+    return False
 
 
 def entries(exif: bytes, order: str, directory: int) -> Iterator[tuple[int, int]]:

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import os
 import pathlib
+import shutil
 import struct
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ import cv2
 import numpy as np
 from absl import logging
 from jaxtyping import Shaped, UInt8
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from uniser_jax.errors import reason_of
 from uniser_jax.restore import colour, exif, metadata
@@ -36,6 +37,8 @@ FORMATS = {
 MIN_SIDE = 16
 _MAX_SIDES = {"JPEG": 65_500, "WEBP": 16_383}  # of libjpeg and of the format
 MAX_PIXELS = 200_000_000
+_MAX_TEXT = 2**24  # bytes of a profile or text of a PNG file: Pillow's own limit is below what editors write
+_KIND, _DNG = 254, 50_706  # tags of TIFF: NewSubfileType, DNGVersion
 
 Path = str | os.PathLike[str]
 
@@ -146,7 +149,7 @@ def check_output(path: Path, photo: Photo | None = None) -> None:
 def read_mask(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
     """Reads a soft mask aM: white asks for the whole effect, black for no change.
 
-    Its alpha channel is taken if it has one that is not the same everywhere, its brightness otherwise.
+    Its alpha channel is taken if anything of it is transparent, its brightness otherwise.
 
     Args:
       path: of an image.
@@ -162,7 +165,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
             f"{path}: mask of {width} x {height} px for a photograph of {expected_width} x {expected_height} px;"
             " resize the mask"
         )
-    if mask.alpha is not None and np.ptp(mask.alpha):
+    if mask.alpha is not None and mask.alpha.min() < np.iinfo(mask.alpha.dtype).max:
         return _to_8(mask.alpha)
     pixels = _to_8(mask.pixels)
     return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
@@ -182,8 +185,8 @@ def _read_bytes(path: Path) -> bytes:
 def _opened(path: Path, source: bytes) -> Iterator[Image.Image]:
     """The decoded picture of a file; whatever a decoder raises for a hostile or damaged file becomes one line."""
     try:
-        with _pixel_limit(), Image.open(io.BytesIO(source), formats=["JPEG", "PNG", "WEBP", "TIFF"]) as image:
-            _check(path, image)
+        with _limits(), Image.open(io.BytesIO(source), formats=["JPEG", "PNG", "WEBP", "TIFF"]) as image:
+            _check(path, image, source)
             image.load()
             yield image
     except RestoreError:
@@ -197,25 +200,33 @@ def _opened(path: Path, source: bytes) -> Iterator[Image.Image]:
 
 
 @contextlib.contextmanager
-def _pixel_limit() -> Iterator[None]:
-    """Makes Pillow refuse, before it decodes anything, what would fill the memory."""
-    before = Image.MAX_IMAGE_PIXELS
+def _limits() -> Iterator[None]:
+    """Makes Pillow refuse, before it decodes anything, what would fill the memory, and nothing that is smaller."""
+    pixels, text = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = MAX_PIXELS, _MAX_TEXT
         try:
             yield
         finally:
-            Image.MAX_IMAGE_PIXELS = before
+            Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = pixels, text
 
 
-def _check(path: Path, image: Image.Image) -> None:
+def _check(path: Path, image: Image.Image, source: bytes) -> None:
     width, height = image.size
     if min(width, height) < MIN_SIDE:
         raise RestoreError(f"{path}: {width} x {height} px is too small, expected at least {MIN_SIDE} px a side")
     if image.mode in ("CMYK", "YCCK", "LAB", "HSV", "F", "I"):
         raise RestoreError(f"{path}: colour mode {image.mode} is not supported; convert it to RGB first")
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        if (
+            _DNG in tags or tags.get(_KIND, 0) & 1
+        ):  # a preview: the photograph lies in another directory, as sensors see it
+            raise RestoreError(f"{path}: camera RAW is not supported; develop it to a 16-bit PNG")
+        if b"\x2b" in source[2:4]:
+            raise RestoreError(f"{path}: BigTIFF is not supported; save it as a TIFF")
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a phone's JPEG with a preview or depth map behind the photograph
         raise RestoreError(f"{path}: holds {frames} pictures, expected one")
@@ -243,6 +254,8 @@ def _decode_16(source: bytes) -> Shaped[np.ndarray, "h w *c"]:
         pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
     if source[25] == 4:  # gray and alpha, which OpenCV spreads over four channels
         pixels = pixels[..., [0, 3]]
+    if pixels.ndim == 2 and (clear := metadata.clear_level(source)) is not None:  # which it overlooks in gray
+        pixels = np.dstack([pixels, np.where(pixels == clear, 0, 65_535).astype(np.uint16)])
     return pixels
 
 
@@ -301,11 +314,17 @@ def _to_8(levels: np.ndarray) -> UInt8[np.ndarray, "..."]:
 
 
 def _write_whole(path: pathlib.Path, data: bytes) -> None:
-    """Writes beside the target and moves it there in one step: an interrupted run leaves no half photograph."""
+    """Writes beside the target and moves it there in one step: an interrupted run leaves no half photograph.
+
+    A link stays one, and what it names is written; a file that was there is as private as before.
+    """
+    path = path.resolve()
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("xb") as file:
             file.write(data)
+        if path.exists():
+            shutil.copymode(path, partial)
         os.replace(partial, path)
     except OSError as error:
         raise RestoreError(f"{path}: {(error.strerror or str(error)).lower()}") from None

@@ -27,6 +27,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 # TIFF's tags.
 _STRIP_OFFSETS, _STRIP_BYTES, _PREDICTOR, _XMP, _IPTC, _PHOTOSHOP, _LAYERS = 273, 279, 317, 700, 33723, 34377, 37724
+_SAMPLES = 277
 _LOSSLESS = ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate")
 _PREDICTED = ("tiff_lzw", "tiff_adobe_deflate")
 
@@ -39,6 +40,17 @@ _SEGMENT = 65_533  # the longest content of a JPEG marker
 _XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
 _XMP_MORE_HEADER = b"http://ns.adobe.com/xmp/extension/\0"
 _PHOTOSHOP_HEADER = b"Photoshop 3.0\0"
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of JPEG; not what stands within coded pixels
+# How segments begin that are read, or that go with the pixels; APP11 holds content credentials.
+_KNOWN: dict[str, bytes | tuple[bytes, ...]] = {
+    "APP0": (b"JFIF\0", b"JFXX\0"),
+    "APP1": (exif.HEADER, _XMP_HEADER, _XMP_MORE_HEADER),
+    "APP2": (b"ICC_PROFILE\0", b"MPF\0"),
+    "APP11": b"JP",
+    "APP13": _PHOTOSHOP_HEADER,
+    "APP14": b"Adobe",
+    "COM": b"",
+}
 _PNG_TEXTS, _PNG_COLOURS = (b"tEXt", b"zTXt", b"iTXt"), (b"cHRM", b"gAMA", b"sRGB", b"cICP", b"mDCV", b"cLLI")
 _PNG_OWN = (b"XML:com.adobe.xmp\0", b"Raw profile type ")  # texts that are notes of another kind
 
@@ -111,18 +123,13 @@ def notes_of(image: Image.Image, source: bytes, orientation: int) -> Notes:
         block = exif.of_tiff(image) if image.format == "TIFF" else image.info.get("exif") or _profile(image, "exif")
     except Exception:  # Pillow raises anything, from SyntaxError to struct.error
         lost.append("EXIF, which is damaged")
-    if image.format == "MPO" or any(body.startswith(b"MPF\0") for body in _segments(image, "APP2")):
-        lost.append("further pictures (preview, depth or gain map)")
-    if any(b"c2pa" in body for body in _segments(image, "APP11")):
-        lost.append("content credentials, which vouch for the pixels as they were")
-    if image.format == "TIFF" and _LAYERS in image.tag_v2:  # type: ignore[attr-defined]
-        lost.append("layers")
-    iptc, photoshop = _iptc_of(image, source, orientation > 1)
     chunks = list(_chunks(source)) if image.format == "PNG" else []
+    lost += _only_for_the_old(image, source, [chunk[:4] for chunk in chunks])
+    iptc, photoshop = _iptc_of(image, source, orientation > 1)
     return Notes(
         exif=exif.fitted(block, size),
         icc=image.info.get("icc_profile") or b"",
-        xmp=_xmp_of(image),
+        xmp=_xmp_of(image, size),
         xmp_more=tuple(body for body in _segments(image, "APP1") if body.startswith(_XMP_MORE_HEADER)),
         iptc=iptc,
         photoshop=photoshop,
@@ -171,7 +178,7 @@ def held(notes: Notes, format: str, gray: bool) -> tuple[Notes, list[str]]:
             lost[field] = name
         elif format == "JPEG" and len(content) > _LONGEST.get(field, len(content)):
             lost[field] = f"{name} of {len(content)} bytes"
-    if format == "TIFF" and notes.exif and not exif.tags(notes.exif):
+    if format == "TIFF" and notes.exif and exif.tags(notes.exif) is None:
         lost["exif"] = "EXIF, which is damaged"
     if notes.icc[16:20] == b"GRAY" and not gray:
         lost["icc"] = "colour profile of gray"
@@ -218,7 +225,7 @@ def tiff(image: Image.Image, notes: Notes, settings: Mapping[str, Any]) -> bytes
     strips = [packed[at : at + n] for at, n in zip(directory[_STRIP_OFFSETS], directory[_STRIP_BYTES], strict=True)]
     directory.tagtype[_STRIP_OFFSETS] = 4  # LONG
     directory[_STRIP_OFFSETS] = tuple(itertools.accumulate(map(len, strips[:-1]), initial=0))  # beyond the directory
-    directory.update(exif.tags(notes.exif))
+    directory.update((exif.tags(notes.exif) if notes.exif else None) or {})
     if notes.dpi:
         directory[282], directory[283], directory[296] = *notes.dpi, 2  # per inch
     for tag, kind, content in (
@@ -261,10 +268,54 @@ def _dpi_of(image: Image.Image) -> tuple[float, float] | tuple[()]:
     return (dpi[0], dpi[1]) if len(dpi) == 2 and all(0 < value < 1e5 for value in dpi) else ()
 
 
-def _xmp_of(image: Image.Image) -> bytes:
+def _only_for_the_old(image: Image.Image, source: bytes, chunks: list[bytes]) -> list[str]:
+    """Names of what belongs to the pixels as they were, or to other programs: no file is written with it."""
+    lost = []
+    more = image.format == "MPO" or any(body.startswith(b"MPF\0") for body in _segments(image, "APP2"))
+    if more:
+        lost.append("further pictures (preview, depth or gain map)")
+    if (
+        any(b"c2pa" in body for body in _segments(image, "APP11"))
+        or b"caBX" in chunks
+        or b"C2PA" in dict(_riff(source))
+    ):
+        lost.append("content credentials, which vouch for the pixels as they were")
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        lost += ["layers"] * (_LAYERS in tags)
+        spare = tags.get(_SAMPLES, 1) - len(image.getbands()) + (image.mode == "RGBX")
+        lost += ["further channels, such as selections"] * (spare > 0)
+    if others := {name for name, body in getattr(image, "applist", ()) if not body.startswith(_KNOWN.get(name, ()))}:
+        lost.append(f"data of other programs in {', '.join(sorted(others))}")
+    if image.format == "JPEG" and not more and _behind(source).strip(b"\0"):
+        lost.append("what follows the picture, such as a video")
+    return lost
+
+
+def _behind(jpeg: bytes) -> bytes:
+    """What follows the picture of a JPEG file."""
+    at = 2
+    while found := _MARKER.search(jpeg, at):
+        if found[0] == b"\xff\xd9":
+            return jpeg[found.end() :]
+        at = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2])  # of the segment
+    return b""
+
+
+def _xmp_of(image: Image.Image, size: tuple[int, int]) -> bytes:
+    """The packet, for the picture as it is written: upright, of `size`, and no longer with a video behind it."""
     xmp = image.info.get("xmp") or _profile(image, "xmp")
     xmp = xmp.encode() if isinstance(xmp, str) else xmp
-    return re.sub(rb"(tiff:Orientation(?:=[\"']|>))[2-8]", rb"\g<1>1", xmp) if isinstance(xmp, bytes) else b""
+    if not isinstance(xmp, bytes):
+        return b""
+    for names, old, new in (
+        (b"tiff:Orientation", b"[2-8]", 1),
+        (b"tiff:ImageWidth|exif:PixelXDimension", rb"\d+", size[0]),
+        (b"tiff:ImageLength|exif:PixelYDimension", rb"\d+", size[1]),
+        (b"GCamera:MotionPhoto|GCamera:MicroVideo", b"1", 0),
+    ):
+        xmp = re.sub(rb"((?:%s)(?:=[\"']|>))%s(?=[\"'<])" % (names, old), rb"\g<1>%d" % new, xmp)
+    return xmp
 
 
 def _iptc_of(image: Image.Image, source: bytes, turned: bool) -> tuple[bytes, bytes]:
@@ -345,6 +396,11 @@ def _chunks(png: bytes) -> Iterator[bytes]:
         at += 12 + size
 
 
+def clear_level(png: bytes) -> int | None:
+    """The gray level that a PNG file without alpha says is transparent."""
+    return next((int.from_bytes(chunk[4:6]) for chunk in _chunks(png) if chunk[:4] == b"tRNS"), None)
+
+
 def _are_srgb(colours: tuple[bytes, ...]) -> bool:
     """Whether a PNG file's gamma and primaries are those of sRGB, within what writers round."""
     chunks = {chunk[:4]: chunk[4:] for chunk in colours}
@@ -364,11 +420,14 @@ def _are_srgb(colours: tuple[bytes, ...]) -> bool:
 
 
 def _lossless_webp(source: bytes) -> bool:
-    """Whether the picture's chunk of a WebP file (a RIFF container) is the lossless one."""
-    offset = 12
+    """Whether the picture's chunk of a WebP file is the lossless one."""
+    return next((name for name, _ in _riff(source) if name in (b"VP8 ", b"VP8L")), b"") == b"VP8L"
+
+
+def _riff(source: bytes) -> Iterator[tuple[bytes, int]]:
+    """Names and sizes of the chunks of a WebP file (a RIFF container); nothing of other files."""
+    offset = 12 if source[:4] == b"RIFF" else len(source)
     while offset + 8 <= len(source):
         name, size = struct.unpack_from("<4sI", source, offset)
-        if name in (b"VP8 ", b"VP8L"):
-            return name == b"VP8L"
+        yield name, size
         offset += 8 + size + size % 2
-    return False
