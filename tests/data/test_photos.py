@@ -13,7 +13,7 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from tests.profiles import P3, SRGB, SRGB_CURVE, primaries, profile
+from tests.profiles import GAMMA_2_2, P3, SRGB, SRGB_CURVE, primaries, profile
 from uniser_jax.data import decoding, photos
 from uniser_jax.data.decoding import decode, decode_depth, whole
 from uniser_jax.data.photos import open_photos, split
@@ -445,10 +445,23 @@ def test_colours_become_those_of_srgb() -> None:
     assert decode(jpeg, lambda shape: 4).shape == (100, 103, 3)
 
 
+@pytest.mark.parametrize("name", ["sRGB-elle-V2-g10", "linear"])
+def test_a_linear_profile_is_one_whatever_its_name(name: str) -> None:
+    icc = profile(name, SRGB, b"curv\0\0\0\0\0\0\0\0")
+    stream = io.BytesIO()
+    Image.fromarray(np.full((80, 90, 3), 55, np.uint8)).save(stream, "PNG", icc_profile=icc)
+    assert abs(int(decode(stream.getvalue())[0, 0, 0]) - 128) <= 1
+
+
+def test_a_profile_named_srgb_that_differs_in_the_dark_is_srgb() -> None:
+    assert decoding.profile_of(profile("sRGB gamma 2.2", SRGB, GAMMA_2_2)) is None
+    assert decoding.profile_of(profile("gamma 2.2", SRGB, GAMMA_2_2)) is not None
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("name", ["sRGB", "broken"])
 def test_what_is_srgb_or_no_profile_changes_nothing(name: str, mode: str) -> None:
-    icc = profile("sRGB IEC61966-2.1", P3, SRGB_CURVE) if name == "sRGB" else b"not a profile of colours" * 20
+    icc = profile("sRGB IEC61966-2.1", SRGB, SRGB_CURVE) if name == "sRGB" else b"not a profile of colours" * 20
     image = Image.fromarray(skimage.data.astronaut()[:80, :90]).convert(mode)
     plain, tagged = io.BytesIO(), io.BytesIO()
     image.save(plain, "JPEG")

@@ -21,6 +21,7 @@ from PIL import Image, ImageCms, ImageOps
 ORIENTATION = 0x0112  # EXIF
 MAX_PIXELS = 150_000_000  # more is a decompression bomb, not a photograph
 _MAX_PROFILE = 2**22  # bytes
+_SAME, _NAMED = 2, 24  # levels by which a profile may move colours and be sRGB: any, and one of that name
 _METADATA, _PIXELS = (0xE1, 0xE2), 0xDA  # markers of JPEG: APP1 and APP2, SOS
 
 Pixels = UInt8[np.ndarray, "h w c"]
@@ -86,27 +87,34 @@ def _bare_jpeg(data: bytes) -> bool:
 
 def profile_of(icc: bytes | None) -> ImageCms.ImageCmsProfile | None:
     """A colour profile of RGB other than sRGB; None for sRGB, for other colours, and for what is no profile."""
-    with contextlib.suppress(OSError, ValueError, ImageCms.PyCMSError):
-        if icc and len(icc) <= _MAX_PROFILE and icc[16:20] == b"RGB ":
-            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-            name = ImageCms.getProfileDescription(profile)
-            return None if "sRGB" in name and "linear" not in name.lower() else profile
-    return None
+    found = _conversion(icc)
+    return found[0] if found else None
 
 
 def _to_srgb(pixels: Pixels, icc: bytes | None) -> Pixels:
-    transform = _transform(icc) if icc else None
-    return pixels if transform is None else np.asarray(ImageCms.applyTransform(Image.fromarray(pixels), transform))
+    found = _conversion(icc)
+    return np.asarray(ImageCms.applyTransform(Image.fromarray(pixels), found[1])) if found else pixels
 
 
 @functools.lru_cache(maxsize=8)
-def _transform(icc: bytes) -> ImageCms.ImageCmsTransform | None:
-    """From a profile to sRGB; None where pixels stay as they are."""
-    with contextlib.suppress(ImageCms.PyCMSError):
-        if profile := profile_of(icc):
-            srgb = ImageCms.createProfile("sRGB")
-            intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
-            return ImageCms.buildTransform(profile, srgb, "RGB", "RGB", renderingIntent=intent)
+def _conversion(icc: bytes | None) -> tuple[ImageCms.ImageCmsProfile, ImageCms.ImageCmsTransform] | None:
+    """A profile and the way from it to sRGB; None where pixels stay as they are, for it is sRGB by what it does to colours.
+
+    A name alone says little: linear profiles have that of sRGB in theirs. But those of that name may differ in the dark.
+    """
+    if not icc or len(icc) > _MAX_PROFILE or icc[16:20] != b"RGB ":
+        return None
+    with contextlib.suppress(OSError, ValueError, ImageCms.PyCMSError):
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+        transform = ImageCms.buildTransform(
+            profile, ImageCms.createProfile("sRGB"), "RGB", "RGB", renderingIntent=intent
+        )
+        steps = np.linspace(0, 255, 9).astype(np.uint8)
+        colours = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(27, 27, 3)
+        moved = cv2.absdiff(np.asarray(ImageCms.applyTransform(Image.fromarray(colours), transform)), colours)
+        if moved.max() > (_NAMED if "sRGB" in ImageCms.getProfileDescription(profile) else _SAME):
+            return profile, transform
     return None
 
 
