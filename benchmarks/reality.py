@@ -167,15 +167,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         results = _results(arguments)
+        text = to_markdown(results)
+        sys.stdout.write(text)  # first: it took long
+        if arguments.json:
+            tables.write(arguments.json, json.dumps(results, indent=2) + "\n")
+        if arguments.markdown:
+            tables.write(arguments.markdown, text)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"reality: {reason_of(error)}\n")
         return 2
-    text = to_markdown(results)
-    if arguments.json:
-        tables.write(arguments.json, json.dumps(results, indent=2) + "\n")
-    if arguments.markdown:
-        tables.write(arguments.markdown, text)
-    sys.stdout.write(text)
     return 0
 
 

@@ -36,7 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {  # what each family draws from; by column
         "phone": {"phone": 1.0},
         "lens": {"phone": 0.0, "ghosts": 0.0, "streaks": 0.0},
         "ghosts": {"phone": 0.0, "ghosts": 1.0},
-        "streaks": {"streaks": 1.0},
+        "streaks": {"phone": 0.0, "streaks": 1.0},
         "out of frame": {"own": 0.0, "outside": 1.0},
     },
     "shadow": {
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=240, help="of a picture, in pixels")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     for name in (*KINDS, "heldout"):
         path = arguments.out / f"{name}.jpg"
         Image.fromarray(sheet(name, arguments.side, arguments.seed)).save(path, quality=80)

@@ -448,6 +448,8 @@ def test_fields_are_pure_and_in_range() -> None:
         (lambda: Mixture(haze=-1.0), "weights"),
         (lambda: EditSampling(generic=1.5), "edit.generic"),
         (lambda: EditSampling(target="guess"), "exact, blend"),
+        (lambda: EditSampling(highlight_stops=-1.0), "edit.highlight_stops = -1.0"),
+        (lambda: EditSampling(highlight_stops=float("nan")), "edit.highlight_stops = nan"),
         (lambda: edit.sample(np.random.default_rng(0), SCENE, EditSampling(), effects=("rain",)), "rain"),
         (lambda: edit.sample(np.random.default_rng(0), SCENE, EditSampling(), task="remove rain"), "remove rain"),
         (lambda: masks.draw(np.random.default_rng(0), (8, 8), "star"), "star"),

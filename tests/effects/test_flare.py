@@ -336,6 +336,7 @@ def test_a_bad_folder_is_one_clear_line(tmp_path) -> None:
         ({"own": 1.5}, "flare.own = 1.5"),
         ({"phone_level": (0.2, 0.1)}, "flare.phone_level"),
         ({"lens_level": (0.2,)}, "flare.lens_level"),
+        ({"lens_level": (0.2, float("inf"))}, "flare.lens_level"),
         ({"real": 0.5}, "flare.layers"),
     ],
 )

@@ -321,6 +321,13 @@ def test_the_37_settings_are_there_and_obey_their_formula() -> None:
     np.testing.assert_allclose(layer(SCENE.radiance, 0.6), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_dense_medium_is_never_thinner_than_others_of_its_kind() -> None:
+    sampling = HazeSampling(fog=1, haze=0, smoke=0, dust=0, night=0, dense=1.0, dense_depth=1.0)
+    assert all(
+        Haze.sample(np.random.default_rng(seed), SCENE, sampling).optical_depth >= 5 - 1e-6 for seed in range(40)
+    )
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -191,6 +191,7 @@ def test_a_logged_recipe_renders_again_bit_for_bit(seed: int) -> None:
         ({"forms": (0.0,) * 6}, "one above"),
         ({"area": (0.4, 0.1)}, "occlusion.area"),
         ({"most": 0}, "most = 0"),
+        ({"softness": float("inf")}, "softness = inf"),
     ],
 )
 def test_mistakes_are_one_line(changes, message: str) -> None:

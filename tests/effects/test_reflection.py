@@ -149,6 +149,18 @@ def test_every_reflection_is_seen_and_none_hides_the_scene(seed: int) -> None:
     assert ratio < 1.2
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_a_reflection_is_seen_in_the_dark_too(seed: int) -> None:
+    """A room behind a window at night: what it reflects may be brighter than what lies behind."""
+    dark = SCENE._replace(radiance=SCENE.radiance * np.float32(0.01))
+    layer = drawn(seed).render(dark)
+    behind, seen = (
+        cv2.resize(x, (64, 64), interpolation=cv2.INTER_AREA) for x in (dark.radiance, layer(dark.radiance, 1.0))
+    )
+    change = np.sqrt(np.clip(light.luminance(seen), 0, 1)) - np.sqrt(light.luminance(behind))
+    assert np.quantile(change, 0.95) > 0.06
+
+
 def test_energy_is_what_was_asked_where_that_can_be_seen() -> None:
     for energy in (0.2, 0.4):
         layer = plain(energy=energy).render(SCENE)

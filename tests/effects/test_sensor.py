@@ -124,3 +124,10 @@ def test_noise_and_compression_stay_within_what_was_asked_for() -> None:
         assert values.mean() == pytest.approx(np.log10(low * high) / 2, abs=0.1)
     assert {sensor.jpeg for sensor in drawn} == {30, 31, 32, 33}
     assert EditSampling(jpeg=1, jpeg_quality=(90, 90)).sensor(rng).jpeg == 90
+
+
+def test_a_picture_wider_than_there_is_noise_for_is_refused() -> None:
+    wide = np.zeros((1, 2**21 // 3 + 1, 3), np.float32)
+    assert Sensor().expose(wide).shape == wide.shape
+    with pytest.raises(ValueError, match="699051 px wide"):
+        Sensor(shot=1e-3, read=1e-3).expose(wide)

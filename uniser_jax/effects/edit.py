@@ -28,6 +28,7 @@ from uniser_jax.effects.shadow import ShadowLayer
 from uniser_jax.types import EFFECTS, TASKS, Edit
 
 TARGETS = ("exact", "blend")
+_MOST_STOPS = 16  # the sun, above white
 _NAMES = {"flare": "lens flare"}  # tasks speak of lens flare
 
 
@@ -92,6 +93,8 @@ class EditSampling:
         quality = self.jpeg_quality
         if len(quality) != 2 or not set(quality) <= set(range(1, 101)) or quality[0] > quality[1]:
             raise ValueError(f"edit.jpeg_quality = {quality}: expected lowest and highest, whole, 1 to 100")
+        if not 0 <= self.highlight_stops <= _MOST_STOPS:
+            raise ValueError(f"edit.highlight_stops = {self.highlight_stops}: expected in [0, {_MOST_STOPS}]")
         if self.target not in TARGETS:
             raise ValueError(f"edit.target = {self.target!r}: expected one of {', '.join(TARGETS)}")
         if min(self.mask_weights()) < 0 or sum(self.mask_weights()) <= 0:

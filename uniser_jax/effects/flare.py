@@ -13,6 +13,7 @@ to the scene, not to the flare.
 """
 
 import dataclasses
+import math
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -45,7 +46,7 @@ class FlareSampling:
       lens_level: of the others.
       ghosts: share with ghosts.
       mirror: share of phone flares with mirrored lamps.
-      streaks: share with streaks.
+      streaks: share with streaks, of flares of a camera; half of it of those of a phone.
       layers: folder of real flares on black; "" for none.
       real: share of flares that come from it.
 
@@ -70,8 +71,10 @@ class FlareSampling:
                 raise ValueError(f"edit.families.flare.{name} = {getattr(self, name)}: expected in [0, 1]")
         for name in ("phone_level", "lens_level"):
             value = getattr(self, name)
-            if len(value) != 2 or not 0 < value[0] <= value[1]:
-                raise ValueError(f"edit.families.flare.{name} = {value}: expected lowest and highest, above 0")
+            if len(value) != 2 or not 0 < value[0] <= value[1] < math.inf:
+                raise ValueError(
+                    f"edit.families.flare.{name} = {value}: expected lowest and highest, above 0 and finite"
+                )
         if self.real and not self.layers:
             raise ValueError(f"edit.families.flare.real = {self.real}: expected a folder in edit.families.flare.layers")
 

@@ -116,8 +116,9 @@ class HazeSampling:
       night: the same.
       uniser: share of draws that are one of UniSER's 37 settings instead.
       texture: share of those with a smoke texture.
-      dense: share with a denser medium than the range of its kind.
-      dense_depth: optical depth that those reach.
+      dense: share with a denser medium than the range of its kind, where it hides the far more than the near: not by night, and
+        seldom in smoke, for all would be lost.
+      dense_depth: optical depth that those reach, where it is above that range.
       sky: share with the colour of the photograph's own sky.
       sun: share with a sun.
       glow: share in which bright places of the photograph glow.
@@ -222,11 +223,13 @@ class Haze:
         power = rng.uniform(*ranges.depth_power)
         warm, cold = ranges.kelvin
         low, high = ranges.optical_depth
-        reach = (high, sampling.dense_depth) if dense and power > 0.5 and not night else (low, high)  # or all is lost
+        reach = (
+            (high, max(high, sampling.dense_depth)) if dense and power > 0.5 and not night else (low, high)
+        )  # or all is lost
         return cls(
             kind=kind,
             seed=int(rng.integers(2**31)),
-            optical_depth=fields.log_uniform(rng, *sorted(reach)),
+            optical_depth=fields.log_uniform(rng, *reach),
             depth_power=power,
             height=fields.log_uniform(rng, *ranges.height) if falls else 0.0,
             horizon=rng.uniform(0.15, 0.6),

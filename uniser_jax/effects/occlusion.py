@@ -62,8 +62,8 @@ class OcclusionSampling:
                 )
         if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
             raise ValueError(f"occlusion.area = {self.area}: expected (least, most), 0 < least <= most <= 1")
-        if self.most < 1 or self.softness < 0:
-            raise ValueError(f"occlusion.most = {self.most}, softness = {self.softness}: expected >= 1 and >= 0")
+        if self.most < 1 or not 0 <= self.softness <= 1:
+            raise ValueError(f"occlusion.most = {self.most}, softness = {self.softness}: expected >= 1 and in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)

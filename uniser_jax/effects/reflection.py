@@ -225,7 +225,7 @@ class Reflection:
         visible = fields.quantile((2 * root + _VISIBLE) * _VISIBLE / light_of, 0.05)
         overwhelming = fields.quantile((2 * root + _OVERWHELMING) * _OVERWHELMING / light_of, 0.5)
         mean = max(float(behind.mean()), 1e-4) / total
-        return min(max(self.energy * mean, visible), overwhelming, _MOST * mean)
+        return min(max(min(self.energy, _MOST) * mean, visible), overwhelming)
 
     def _reflected(self, scene: Scene) -> tuple[Image, int]:
         """S with a margin of so many pixels, wide enough for its second image; drawn smaller where it is out of focus."""

@@ -96,9 +96,16 @@ class Sensor:
         Args:
           radiance: linear light, white at 1; may exceed it.
           noise_scale: what remains of the noise, per pixel; 0 is a noise-free file.
+
+        Raises:
+          ValueError: for noise on a picture of more than half a million columns.
         """
         curve = light.srgb() if self.bias == self.gain == 0.5 else tone_curve(self.bias, self.gain)
         noisy = (self.shot or self.read) and (isinstance(noise_scale, np.ndarray) or noise_scale > 0)
+        if noisy and radiance[0].size >= _NORMALS:
+            raise ValueError(
+                f"{radiance.shape[1]} px wide: expected less than {_NORMALS // 3}, what there is noise for"
+            )
         stored = kernels.encode(
             np.ascontiguousarray(radiance, np.float32),
             self.gains(),

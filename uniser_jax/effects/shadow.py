@@ -88,14 +88,17 @@ class ShadowSampling:
         for name in ("indoors", "several", "bend", "on_sky"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"shadow.{name} = {getattr(self, name)}: expected in [0, 1]")
-        if len(self.penumbra) != 2 or not 0 < self.penumbra[0] <= self.penumbra[1]:
-            raise ValueError(f"shadow.penumbra = {self.penumbra}: expected (least, greatest), above 0")
+        if len(self.penumbra) != 2 or not 0 < self.penumbra[0] <= self.penumbra[1] <= 1:
+            raise ValueError(f"shadow.penumbra = {self.penumbra}: expected (least, greatest), above 0 and at most 1")
 
-    def draw_shape(self, rng: np.random.Generator) -> str:
-        """One of SHAPES."""
+    def draw_shape(self, rng: np.random.Generator, misplaced: tuple[str, ...] = ()) -> str:
+        """One of SHAPES, but for misplaced ones if weights leave another."""
         weights = [getattr(self, group) for group in GROUPS]
-        group = list(GROUPS.values())[fields.pick(rng, weights)]
-        return fields.any_of(rng, group)
+        for _ in range(64):
+            shape = fields.any_of(rng, list(GROUPS.values())[fields.pick(rng, weights)])
+            if shape not in misplaced:
+                break
+        return shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,10 +197,7 @@ class Shadow:
         shares = sampling.indoors, sampling.several, sampling.bend, sampling.on_sky
         indoors, several, bends, on_sky = rng.random(4) < shares
         misplaced = _OUTDOORS if indoors else _INDOORS if sky.mean() > _OPEN else ()
-        for _ in range(8):  # more draws than that mean weights that leave no choice
-            shapes = tuple(sampling.draw_shape(rng) for _ in range(2 if several else 1))
-            if not set(shapes) & set(misplaced):
-                break
+        shapes = tuple(sampling.draw_shape(rng, misplaced) for _ in range(2 if several else 1))
         lit_from_behind = any(shape in _FROM_BELOW for shape in shapes)
         angle = rng.normal(-np.pi / 2, 0.6) if lit_from_behind else rng.uniform(0, 2 * np.pi)
         least, greatest = np.log(sampling.penumbra)
