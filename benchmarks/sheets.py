@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from uniser_jax.data.photos import samples
-from uniser_jax.effects import edit, gallery, haze, light, shadow
+from uniser_jax.effects import edit, gallery, haze, light, masks, shadow
 from uniser_jax.effects.edit import EditSampling, Rendering
 from uniser_jax.effects.heldout import HELD_OUT
-from uniser_jax.effects.layer import Scene
+from uniser_jax.effects.layer import Scene, visible_change
 from uniser_jax.effects.mixture import Families, Mixture
 from uniser_jax.effects.occlusion import MATERIALS
 
@@ -63,14 +63,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name in (*KINDS, "heldout"):
+    for name in (*KINDS, "heldout", "masks"):
         path = arguments.out / f"{name}.jpg"
         Image.fromarray(sheet(name, arguments.side, arguments.seed)).save(path, quality=80)
         sys.stdout.write(f"{path}\n")
 
 
 def sheet(name: str, side: int = 240, seed: int = 0) -> gallery.Image:
-    """A row per photograph: clean, then one draw of each kind of a family, or of each held-out effect."""
+    """A row per photograph: clean, then one draw of each kind of a family, or of each held-out effect; or masks."""
+    if name == "masks":
+        return _masks(side, seed)
     photos = [gallery.square(samples()[index], side) for index in _SHOWN]
     kinds = HELD_OUT if name == "heldout" else KINDS[name]
     rows = []
@@ -89,6 +91,20 @@ def _seen(name: str, kind: str, rng: np.random.Generator, scene: Scene) -> galle
     sampling = EditSampling(mixture=Mixture(strength_min=0.7), families=families, noise=0, tone=0, jpeg=0)
     recipe = edit.sample(rng, scene, sampling, effects=(name,))
     return Rendering(scene, recipe).expose(recipe.strengths)
+
+
+def _masks(side: int, seed: int) -> gallery.Image:
+    """A row per photograph: what a shadow changes of it, then one draw of each form, the last as people mark that change."""
+    kinds, rows = [kind for kind in masks.KINDS if kind != "all"], []
+    cast = shadow.ShadowSampling(**_only("objects", shadow.GROUPS, indoors=0.0))
+    for row, index in enumerate(_SHOWN):
+        scene = edit.scene_from_photo(gallery.square(samples()[index], side))
+        layer = shadow.Shadow.sample(np.random.default_rng((seed, row)), scene, cast).render(scene)
+        changed = visible_change(scene.radiance, layer(scene.radiance, 1.0))
+        rngs = [np.random.default_rng((seed, row, column)) for column in range(len(kinds))]
+        drawn = [masks.draw(rng, changed.shape, kind, changed) for rng, kind in zip(rngs, kinds, strict=True)]
+        rows.append([np.repeat((255 * each).astype(np.uint8)[..., None], 3, -1) for each in (changed, *drawn)])
+    return gallery.grid(rows, ["changed", *kinds])
 
 
 if __name__ == "__main__":
