@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,13 +14,14 @@ from diffusers import DiffusionPipeline, Flux2Transformer2DModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from convert import from_diffusers, mapping, tensorfile, to_diffusers
+from convert import from_diffusers, mapping, pipeline, tensorfile, to_diffusers
 from tests.convert.state import assert_same, numpy_state
 from tests.convert.test_autoencoder import SMALL as SMALL_VAE
 from tests.convert.test_autoencoder import torch_vae
 from tests.convert.test_transformer import SMALL, torch_model
 from uniser_jax import config as schema
 from uniser_jax.checkpoint import Checkpoints
+from uniser_jax.restore import fullres
 from uniser_jax.restore.restorer import Restorer
 from uniser_jax.step import build_network
 from uniser_jax.types import TASKS, TrainState, prompt_name, tasks_digest
@@ -146,6 +148,42 @@ def test_photographs_of_any_size(folder: pathlib.Path) -> None:
         np.testing.assert_array_equal(same, photo(*size))
     with pytest.raises(ValueError, match="mask of"):
         pipe(image=image, prompt_embeds=prompts["remove_haze"], mask=Image.new("L", (3, 3)))
+
+
+def strokes(height: int, width: int, *widths: int) -> np.ndarray:
+    """An uneven mask at full resolution: white strokes, and a gray one that fades."""
+    mask = np.zeros((height, width), np.uint8)
+    for number, thickness in enumerate(widths, 1):
+        column = width * number // (len(widths) + 2)
+        cv2.line(mask, (column, 20), (column + 40, height - 20), 255, thickness)
+    mask[height // 3 :, -60:] = np.linspace(20, 255, 60).astype(np.uint8)
+    return mask
+
+
+def test_a_mask_is_spread_as_jax_does() -> None:
+    mask = strokes(300, 401, 2, 5, 15)
+    levels = torch.tensor(mask[None, None] / np.float32(255))
+    for size in ((56, 72), (48, 88)):
+        expected = fullres._spread(mask, size) / 255
+        np.testing.assert_allclose(pipeline._spread(levels, size)[0, 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [8, 20, 60])
+def test_a_stroke_on_a_large_photograph_is_restored_as_much_as_jax_does(
+    width: int, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of networks that halve what is white in the mask they see, and less where it is gray."""
+    pipe, prompts = load(folder)
+    monkeypatch.setattr(pipe, "_sample", lambda photo, mask, *_: photo * (1 - mask / 2))
+    pipe.register_to_config(working_size=96)
+    before, mask = photo(1284, 1924), strokes(1284, 1924, width)
+    restored = pipe(image=Image.fromarray(before), mask=Image.fromarray(mask), prompt_embeds=prompts["nothing"])
+    theirs = np.asarray(restored.images[0], int)
+    ours = fullres.restore_any_size(before, mask, lambda x, m: (x + 1) * (1 - m[..., None] / 2) - 1, 96, 8).astype(int)
+    changed, expected = (np.abs(after - before)[mask > 0].mean() for after in (theirs, ours))
+    assert expected > 10
+    assert changed == pytest.approx(expected, rel=0.1)  # means over areas gave 0.5 to 0.7 of it
+    assert not (theirs - before)[mask == 0].any()
 
 
 def test_a_run_that_restores_by_maps_alone_does_so_in_torch(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
