@@ -25,6 +25,7 @@ DTYPES: dict[str, np.dtype] = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MOST_HEADER = 100_000_000  # bytes, as the reference reader
+_MOST_AXES = 16
 _INDEX = ".safetensors.index.json"
 
 
@@ -85,7 +86,7 @@ def read_header(path: pathlib.Path) -> dict[str, Entry]:
     if not isinstance(header, dict):
         raise ValueError(f"{path}: the header is not a table of tensors")
     header.pop("__metadata__", None)
-    spans = {name: _span(path, name, entry) for name, entry in header.items()}
+    spans = {name: _span(path, name, entry, size) for name, entry in header.items()}
     end = 0
     for name, (_, _, start, stop) in sorted(spans.items(), key=lambda item: item[1][2:]):
         if start != end:
@@ -135,10 +136,12 @@ def write(
     os.replace(temporary, path)
 
 
-def _span(path: pathlib.Path, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
+def _span(path: pathlib.Path, name: str, entry: Any, size: int) -> tuple[np.dtype, tuple[int, ...], int, int]:
+    """Type, shape, start and stop of a tensor in a file of `size` bytes; products are taken of few and small numbers alone."""
     try:
         dtype, shape, (start, stop) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-        sound = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
+        sound = all(type(number) is int and 0 <= number <= size for number in (*shape, start, stop))
+        sound = sound and len(shape) <= _MOST_AXES
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound or stop - start != math.prod(shape) * dtype.itemsize:

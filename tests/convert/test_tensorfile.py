@@ -89,6 +89,9 @@ def test_shards_are_one(tmp_path: pathlib.Path) -> None:
         ({"a": entry(0, 4), "b": entry(0, 4)}, b"\0" * 4, None),
         ({"a": entry(4, 8)}, b"\0" * 8, None),  # gap
         ({"a": entry(0, 4, (2**62, 2**62))}, b"\0" * 4, None),
+        ({"a": entry(0, 4, (10**4000,) * 100)}, b"\0" * 4, None),  # a product nobody waits for
+        ({"a": entry(0, 0, (0, 10**11))}, b"", None),
+        ({"a": entry(0, 4, (1,) * 40)}, b"\0" * 4, None),
         ({"a": entry(-4, 0)}, b"", None),
         ({"a": entry(0, 4, (-1, -1))}, b"\0" * 4, None),
         ({"a": entry(0, 4, (1.0,))}, b"\0" * 4, None),
