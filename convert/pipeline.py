@@ -74,8 +74,8 @@ class UniSERPipeline(DiffusionPipeline):
         """
         if not 0 <= strength <= 1:  # also catches nan
             raise ValueError(f"strength {strength}: expected from 0 (nothing) to 1 (the whole effect)")
-        photo = _tensor(image.convert("RGB"))
-        levels = torch.full_like(photo[:, :1], 255) if mask is None else _tensor(mask.convert("L"))
+        photo = _tensor(image, "RGB")
+        levels = torch.full_like(photo[:, :1], 255) if mask is None else _tensor(mask, "L")
         if levels.shape[2:] != photo.shape[2:]:
             raise ValueError(
                 f"mask of {tuple(levels.shape[2:])} px: expected the photograph's {tuple(photo.shape[2:])}"
@@ -209,9 +209,13 @@ def _encode(linear: torch.Tensor) -> torch.Tensor:
     return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
-def _tensor(image: Image.Image) -> torch.Tensor:
-    """Levels [1, c, h, w] in [0, 255]."""
-    pixels = np.array(image, np.float32)
+def _tensor(image: Image.Image, mode: str) -> torch.Tensor:
+    """Levels [1, c, h, w] in [0, 255]; gray of 16 bits is brought to 8, for Pillow would clip it."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(np.uint8(np.round(np.asarray(image, np.float32) / 257)))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"a picture of mode {image.mode}, whose white is not known: expected 8 bits, or 16 in I;16")
+    pixels = np.array(image.convert(mode), np.float32)
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)[None]
 
 

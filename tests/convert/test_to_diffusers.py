@@ -211,6 +211,20 @@ def test_a_generator_is_what_diffusers_takes_for_one(folder: pathlib.Path) -> No
         assert restored(generator=torch.Generator("cuda").manual_seed(0)).shape == (64, 64, 3)
 
 
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_gray_of_sixteen_bits_is_restored_as_in_eight(order: str, folder: pathlib.Path) -> None:
+    """As the photograph, and as the mask."""
+    pipe, prompts = load(folder)
+    gray = photo()[..., 0]
+    eight, sixteen = Image.fromarray(gray), Image.fromarray((gray.astype(np.uint16) * 257).astype(order))
+    assert sixteen.mode.startswith("I;16")
+    one, other = (pipe(image=g, mask=g, prompt_embeds=prompts["nothing"]).images[0] for g in (eight, sixteen))
+    np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+    for mode in "IF":
+        with pytest.raises(ValueError, match=f"mode {mode}, whose white is not known"):
+            pipe(image=eight.convert(mode), prompt_embeds=prompts["nothing"])
+
+
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
 def test_a_strength_out_of_range_is_refused(folder: pathlib.Path, strength: float) -> None:
     pipe, prompts = load(folder)
