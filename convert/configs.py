@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -158,14 +159,14 @@ def _build(kind: type[T], table: Mapping[str, Any]) -> T:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; numbers are finite."""
+    """Whether a value is of an annotated type; numbers are finite, also as floats."""
     if isinstance(hint, types.UnionType):
         return any(_fits(value, option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(_fits(part, typing.get_args(hint)[0]) for part in value)
     if hint in (int, float):
         kinds = (int, float) if hint is float else int
-        return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return isinstance(value, hint)
 
 

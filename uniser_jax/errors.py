@@ -4,3 +4,14 @@
 def reason_of(error: BaseException) -> str:
     """Its first line; an error without a word is named."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def check_range(name: str, value: float, least: float, most: float) -> None:
+    """Refuses what is not from `least` to `most`.
+
+    Raises:
+      ValueError: one line, with the name and the start of the value.
+    """
+    if not least <= value <= most:
+        expected = f"from {least:g} to {most:g}" if least < most else f"{least:g}"
+        raise ValueError(f"{name} = {str(value)[:40]}: expected {expected}")

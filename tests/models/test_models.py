@@ -37,9 +37,41 @@ def test_bad_configs_are_refused() -> None:
         preset("huge")
     with pytest.raises(ValueError, match="sum to"):
         dataclasses.replace(preset("tiny"), axes_dims_rope=(8, 8, 8, 4))
-    with pytest.raises(ValueError, match="positive"):
-        dataclasses.replace(preset("tiny"), num_layers=0)
     assert isinstance(preset("tiny"), DiTConfig)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_layers": 0},
+        {"num_single_layers": -1},
+        {"num_attention_heads": 10**12},
+        {"in_channels": 10**400},
+        {"out_channels": 0},
+        {"timestep_guidance_channels": 0},
+        {"mlp_ratio": 0},
+        {"mlp_ratio": -1.0},
+        {"mlp_ratio": 1e300},
+        {"mlp_ratio": 1e-9},
+        {"rope_theta": 0},
+        {"rope_theta": -1},
+        {"rope_theta": 10**400},
+        {"eps": 0},
+        {"eps": -1.0},
+        {"eps": float("nan")},
+        {"patch_size": 0},
+        {"patch_size": 2},
+        {"axes_dims_rope": (-8, 8, 16, 16)},
+        {"axes_dims_rope": (10**400,) * 4},
+    ],
+    ids=lambda change: str(change)[:30],
+)
+def test_senseless_values_are_named_in_one_line(change: dict) -> None:
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError, match="expected") as error:
+        dataclasses.replace(preset("tiny"), **change)
+    assert str(error.value).startswith(f"{name} = {str(value)[:40]}")
+    assert len(str(error.value)) < 200
 
 
 def test_codec_round_trip_and_layout() -> None:

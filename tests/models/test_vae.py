@@ -78,3 +78,24 @@ def test_mistakes_are_refused() -> None:
         dataclasses.replace(SMALL, norm_num_groups=3)
     with pytest.raises(ValueError, match="expected a square"):
         dataclasses.replace(SMALL, patch_size=(2, 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"in_channels": 0},
+        {"out_channels": -1},
+        {"latent_channels": 10**400},
+        {"block_out_channels": (4 * 10**20, 4)},
+        {"block_out_channels": (0, 4)},
+        {"layers_per_block": 10**9},
+        {"norm_num_groups": 0},
+        {"batch_norm_eps": -1.0},
+        {"patch_size": (0, 0)},
+        {"patch_size": ()},
+    ],
+    ids=lambda change: str(change)[:30],
+)
+def test_senseless_values_are_named_in_one_line(change: dict) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(change))} = .{{1,40}}: expected"):
+        dataclasses.replace(SMALL, **change)

@@ -2,13 +2,26 @@
 
 import dataclasses
 
+from uniser_jax.errors import check_range
+
+_LARGEST = 10**6  # of sizes
+_SIZES = (
+    "in_channels",
+    "num_layers",
+    "num_single_layers",
+    "attention_head_dim",
+    "num_attention_heads",
+    "joint_attention_dim",
+    "timestep_guidance_channels",
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiTConfig:
     """The shape of a transformer.
 
     Raises:
-      ValueError: if the rotary axes do not fill a head, or a size is not positive.
+      ValueError: one line, if a value is out of range, or the rotary axes do not fill a head.
     """
 
     in_channels: int = 128
@@ -27,14 +40,19 @@ class DiTConfig:
     patch_size: int = 1
 
     def __post_init__(self) -> None:
-        if sum(self.axes_dims_rope) != self.attention_head_dim or any(d % 2 for d in self.axes_dims_rope):
+        for name in _SIZES:
+            check_range(name, getattr(self, name), 1, _LARGEST)
+        check_range("out_channels", 1 if self.out_channels is None else self.out_channels, 1, _LARGEST)
+        check_range("mlp_ratio", self.mlp_ratio, 2 / self.width, 1000)
+        check_range("rope_theta", self.rope_theta, 1, 1e12)
+        check_range("eps", self.eps, 1e-30, 1)
+        check_range("patch_size", self.patch_size, 1, 1)  # tokens are made outside
+        axes = self.axes_dims_rope
+        if sum(axes) != self.attention_head_dim or any(d % 2 or d < 2 for d in axes):
             raise ValueError(
-                f"axes_dims_rope = {self.axes_dims_rope}: expected even numbers that sum to"
+                f"axes_dims_rope = {str(axes)[:60]}: expected positive even numbers that sum to"
                 f" attention_head_dim = {self.attention_head_dim}"
             )
-        sizes = (self.in_channels, self.num_attention_heads, self.joint_attention_dim, self.timestep_guidance_channels)
-        if min(sizes) < 1 or min(self.num_layers, self.num_single_layers) < 1:
-            raise ValueError(f"{self}: expected positive sizes")
 
     @property
     def width(self) -> int:

@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
+from uniser_jax.errors import check_range
 from uniser_jax.mesh import constrain
 from uniser_jax.models.attention import attention
 from uniser_jax.models.codec import PixelCodec
@@ -37,7 +38,7 @@ class VAEConfig:
     """The shape of an autoencoder, in the field names of diffusers' `AutoencoderKLFlux2`.
 
     Raises:
-      ValueError: if the groups do not divide the channels, or a size is not positive.
+      ValueError: one line, if a value is out of range, or the groups do not divide the channels.
     """
 
     in_channels: int = 3
@@ -55,12 +56,16 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         channels = self.block_out_channels + self.decoder_channels
-        if min(*channels, self.layers_per_block, self.latent_channels, self.norm_num_groups) < 1:
-            raise ValueError(f"{self}: expected positive sizes")
+        for name in ("in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups"):
+            check_range(name, getattr(self, name), 1, 10**6)
+        check_range("block_out_channels", min(channels, default=0), 1, 10**6)
+        check_range("block_out_channels", max(channels), 1, 10**6)
+        check_range("batch_norm_eps", self.batch_norm_eps, 1e-30, 1)
         if any(c % self.norm_num_groups for c in channels):
             raise ValueError(f"norm_num_groups = {self.norm_num_groups} does not divide the channels {channels}")
-        if len(set(self.patch_size)) > 1:
-            raise ValueError(f"patch_size = {self.patch_size}: expected a square")
+        if len(self.patch_size) != 2 or len(set(self.patch_size)) > 1:
+            raise ValueError(f"patch_size = {str(self.patch_size)[:40]}: expected a square")
+        check_range("patch_size", self.patch_size[0], 1, 1000)
 
     @property
     def decoder_channels(self) -> tuple[int, ...]:
