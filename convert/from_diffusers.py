@@ -14,7 +14,7 @@ import dataclasses
 import math
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,7 +56,8 @@ def convert(
     """Converts a checkpoint, and an autoencoder that is not in it, and returns the record written beside them.
 
     Raises:
-      ValueError: one line, before anything is written, if keys, shapes, types or configs are not what they should be.
+      ValueError: one line, before anything is written, if keys, shapes, types or configs are not what they should be;
+        when it is reached, if a value is not finite, and then no checkpoint is left.
     """
     sources = open_checkpoint(pathlib.Path(folder))
     if autoencoder is not None:
@@ -138,7 +139,25 @@ def _source(
     tensors = mapping.plan(rows, shapes.get("dit", shapes))
     counter = {_COUNTER: ()} if isinstance(config, VAEConfig) else {}
     mapping.check(tensors, counter | _shapes(entries), path)
+    _check_floats(path, entries.keys() - counter.keys(), entries)
     return Source("vae" if isinstance(config, VAEConfig) else "params", config, shapes, entries, tensors)
+
+
+def _check_floats(path: pathlib.Path, names: Iterable[str], entries: Mapping[str, Entry]) -> None:
+    whole = sorted(name for name in names if entries[name].dtype.kind in "iu")
+    if whole:
+        kind = entries[whole[0]].dtype.name
+        raise ValueError(
+            f"{path}: {whole[0]} is of {kind}: expected float32, float16 or bfloat16; quantised files cannot be read"
+        )
+
+
+def _finite(name: str, entry: Entry) -> np.ndarray:
+    """The values of a tensor, which are looked at while they are in memory anyway."""
+    values = entry.read()
+    if not np.isfinite(values).all():
+        raise ValueError(f"{entry.path}: {name} holds NaN or infinity")
+    return values
 
 
 def _prompts(path: pathlib.Path, sources: Sequence[Source]) -> np.ndarray:
@@ -152,7 +171,8 @@ def _prompts(path: pathlib.Path, sources: Sequence[Source]) -> np.ndarray:
     shapes = {entries[name].shape for name in names}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 3 or (shape[0], shape[2]) != (1, width):
         raise ValueError(f"{path}: expected every prompt as [1, tokens, {width}], all alike")
-    return np.concatenate([np.asarray(entries[name].read(), np.float32) for name in names])
+    _check_floats(path, names, entries)
+    return np.concatenate([np.asarray(_finite(name, entries[name]), np.float32) for name in names])
 
 
 def _slices(source: Source) -> Iterator[Slice]:
@@ -160,7 +180,7 @@ def _slices(source: Source) -> Iterator[Slice]:
     kinds = {path: leaf.dtype for path, leaf in mapping.flatten(leaves).items()}
     for tensor in source.tensors:
         missing = tensor.key not in source.entries  # only the counter may be
-        array = np.zeros(tensor.shape) if missing else source.entries[tensor.key].read()
+        array = np.zeros(tensor.shape) if missing else _finite(tensor.key, source.entries[tensor.key])
         for part, values in mapping.to_ours(tensor, array):
             yield Slice(source.item, prefix + part.path, part.slices, np.asarray(values, kinds[part.path], order="C"))
 

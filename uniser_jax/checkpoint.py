@@ -364,23 +364,31 @@ def write_base(
     step = pathlib.Path(workdir).resolve() / "checkpoints" / "0"
     temporary = step.with_name("0.orbax-checkpoint-tmp")  # a name that orbax overlooks
     shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        found = _fill(temporary, items, slices)
+        record = {"format": FORMAT_VERSION, "version": __version__, "step": 0, "digests": found, **record}
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
+            writer.save(temporary / "record", args.JsonSave(record))
+        os.replace(temporary, step)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # half a base is as large as a whole one
+
+
+def _fill(folder: pathlib.Path, items: Mapping[str, Any], slices: Iterable[Slice]) -> dict[str, dict[str, list[int]]]:
+    """Writes trees to a folder, slice by slice; returns the digests of their leaves."""
     arrays: dict[tuple[str, str], Any] = {}
     for item, tree in items.items():
         scalars = jax.tree.map(lambda leaf: np.zeros((), leaf.dtype), tree)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as writer:
-            writer.save(temporary / item, args.PyTreeSave(scalars))
+            writer.save(folder / item, args.PyTreeSave(scalars))
         leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-        arrays |= {(item, leaf_name(path)): _zarr(temporary / item, leaf_name(path), leaf) for path, leaf in leaves}
+        arrays |= {(item, leaf_name(path)): _zarr(folder / item, leaf_name(path), leaf) for path, leaf in leaves}
     sums = {key: np.zeros(2, np.uint32) for key in arrays}
     for part in slices:
         array = arrays[part.item, part.path]
         array[part.where].write(part.values).result()
         sums[part.item, part.path] += digest_slice(array.shape, part.where, part.values)
-    found = {item: {path: [int(n) for n in sums[i, path]] for i, path in sums if i == item} for item in items}
-    record = {"format": FORMAT_VERSION, "version": __version__, "step": 0, "digests": found, **record}
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
-        writer.save(temporary / "record", args.JsonSave(record))
-    os.replace(temporary, step)
+    return {item: {path: [int(n) for n in sums[i, path]] for i, path in sums if i == item} for item in items}
 
 
 def newest_run(root: str | pathlib.Path = "runs") -> pathlib.Path:

@@ -166,3 +166,28 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path: pathlib.Path, capsys:
     (folder / "config.json").write_text(json.dumps(config))
     assert from_diffusers.main([str(folder), str(tmp_path / "in" / ".." / "out")]) == 0  # tensorstore takes no ".."
     assert "has a checkpoint already" in refused(folder, out)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: (50 * value).to(torch.uint8), "x_embedder.weight is of uint8: expected float32, float16 or"),
+        (lambda value: value.to(torch.int64), "x_embedder.weight is of int64: expected float32"),
+        (lambda value: value.bfloat16() / 0, "x_embedder.weight holds NaN or infinity"),
+        (lambda value: value * float("nan"), "x_embedder.weight holds NaN or infinity"),
+    ],
+)
+def test_tensors_of_integers_or_without_a_value_are_named(
+    change, message: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    torch_model(SMALL).save_pretrained(tmp_path / "in")
+    file = tmp_path / "in" / "diffusion_pytorch_model.safetensors"
+    state = safetensors.torch.load_file(file)
+    safetensors.torch.save_file(state | {"x_embedder.weight": change(state["x_embedder.weight"])}, file)
+    assert from_diffusers.main([str(tmp_path / "in"), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not [path for path in tmp_path.glob("out/**/*") if path.is_file()]
+    safetensors.torch.save_file(state, file)
+    assert from_diffusers.main([str(tmp_path / "in"), str(tmp_path / "out")]) == 0
