@@ -46,6 +46,19 @@ class Source(NamedTuple):
         """Of the files, by the largest tensor."""
         return max(self.entries.values(), key=lambda entry: math.prod(entry.shape)).dtype.name
 
+    def exceptions(self) -> dict[str, str]:
+        """Tensors, by diffusers' keys, of another dtype than that, such as norms kept in float32; counters but int64."""
+        given = {
+            _place(part): self.entries[t.key].dtype for t in self.tensors if t.key in self.entries for part in t.parts
+        }
+        rows = mapping.VAE if self.item == "vae" else mapping.TRANSFORMER
+        found = {}
+        for tensor in mapping.plan(rows, self.shapes.get("dit", self.shapes)):
+            dtypes = [given[place] for place in map(_place, tensor.parts) if place in given]
+            if dtypes:  # a counter may be missing
+                found[tensor.key] = np.result_type(*dtypes).name
+        return {key: name for key, name in found.items() if name != ("int64" if key == _COUNTER else self.dtype)}
+
 
 def convert(
     folder: str | pathlib.Path,
@@ -64,7 +77,14 @@ def convert(
         sources += open_checkpoint(pathlib.Path(autoencoder))
         if sorted(source.item for source in sources) != ["params", "vae"]:
             raise ValueError(f"{autoencoder}: expected one autoencoder, and {folder} without one")
-    record = {source.item: {"dtype": source.dtype, "config": dataclasses.asdict(source.config)} for source in sources}
+    record: dict[str, Any] = {
+        source.item: {
+            "dtype": source.dtype,
+            "exceptions": source.exceptions(),
+            "config": dataclasses.asdict(source.config),
+        }
+        for source in sources
+    }
     trees = {source.item: source.shapes for source in sources}
     table = np.zeros((0, 0, 0), np.float32) if prompts is None else _prompts(pathlib.Path(prompts), sources)
     if table.size:
@@ -173,6 +193,11 @@ def _prompts(path: pathlib.Path, sources: Sequence[Source]) -> np.ndarray:
         raise ValueError(f"{path}: expected every prompt as [1, tokens, {width}], all alike")
     _check_floats(path, names, entries)
     return np.concatenate([np.asarray(_finite(name, entries[name]), np.float32) for name in names])
+
+
+def _place(part: mapping.Part) -> tuple[str, Any]:
+    """A leaf and the layer of it; halves of a leaf are always of one tensor."""
+    return part.path, next((where for where in part.slices if isinstance(where, int)), None)
 
 
 def _slices(source: Source) -> Iterator[Slice]:

@@ -15,6 +15,7 @@ import json
 import pathlib
 import shutil
 import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -145,6 +146,7 @@ def write_tensors(
     tree: Any,
     dtype: np.dtype,
     most: int = _MOST,
+    exceptions: Mapping[str, np.dtype] = types.MappingProxyType({}),
 ) -> None:
     """Writes a tree under torch keys, in shards with an index if it is larger than `most` bytes, and reads it back.
 
@@ -155,6 +157,7 @@ def write_tensors(
       tree: nested dicts of arrays.
       dtype: of matrices and vectors; counters are int64, as torch's.
       most: bytes per file.
+      exceptions: dtypes of single tensors, by key.
 
     Raises:
       ValueError: if what is read back differs.
@@ -164,7 +167,7 @@ def write_tensors(
 
     def kind(tensor: mapping.Tensor) -> np.dtype:
         own = np.dtype(leaves[tensor.parts[0].path].dtype)
-        return np.dtype(np.int64) if np.issubdtype(own, np.integer) else dtype
+        return exceptions.get(tensor.key, np.dtype(np.int64) if np.issubdtype(own, np.integer) else dtype)
 
     def values(key: str) -> np.ndarray:
         return mapping.to_torch(tensors[key], leaves.__getitem__).astype(kind(tensors[key]), copy=False)
@@ -235,6 +238,9 @@ def _export_base(checkpoints: Checkpoints, base: Mapping[str, Any], out: pathlib
     """Both networks in the types they came in."""
     for item, stored in base.items():
         dtype, table = np.dtype(stored["dtype"]), stored["config"]  # numpy knows bfloat16 by ml_dtypes
+        exceptions = {
+            key: np.dtype(name) for key, name in stored.get("exceptions", {}).items()
+        }  # older records have none
         if item == "params":
             config = configs.transformer(table)
             shapes = shapes_of(config)
@@ -243,16 +249,22 @@ def _export_base(checkpoints: Checkpoints, base: Mapping[str, Any], out: pathlib
             ):  # a checkpoint is read whole; the prompts of a base are those of the file it was given
                 shapes |= {"prompts": checkpoints.stored("params")["prompts"]}
             params = checkpoints.item("params", shapes)
-            _export_transformer(out / "transformer", config, params["dit"], dtype)
+            _export_transformer(out / "transformer", config, params["dit"], dtype, exceptions)
         else:
             autoencoder = configs.vae(table)
             tree = checkpoints.item("vae", shapes_of(autoencoder))
-            write_tensors(out / "vae", _NAME, mapping.VAE, tree, dtype)
+            write_tensors(out / "vae", _NAME, mapping.VAE, tree, dtype, exceptions=exceptions)
             _write_json(out / "vae" / "config.json", configs.to_diffusers(autoencoder))
 
 
-def _export_transformer(folder: pathlib.Path, config: DiTConfig, tree: Any, dtype: np.dtype) -> None:
-    write_tensors(folder, _NAME, mapping.TRANSFORMER, tree, dtype)
+def _export_transformer(
+    folder: pathlib.Path,
+    config: DiTConfig,
+    tree: Any,
+    dtype: np.dtype,
+    exceptions: Mapping[str, np.dtype] = types.MappingProxyType({}),
+) -> None:
+    write_tensors(folder, _NAME, mapping.TRANSFORMER, tree, dtype, exceptions=exceptions)
     _write_json(folder / "config.json", configs.to_diffusers(config))
 
 

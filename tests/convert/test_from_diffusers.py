@@ -93,6 +93,20 @@ def test_a_single_file_needs_no_config(config, tmp_path: pathlib.Path) -> None:
     assert_same(torch_of(mapping.TRANSFORMER, params["dit"]), state)
 
 
+def test_types_of_a_single_file_are_kept_by_the_names_of_diffusers(tmp_path: pathlib.Path) -> None:
+    """There q, k, v are one tensor; in diffusers' folders they are three."""
+    ours = ours_of(mapping.TRANSFORMER, graph_and_shapes(SMALL)[1], numpy_state(torch_model(SMALL)))
+    wide = ("double_blocks.0.img_attn.qkv.weight", "final_layer.adaLN_modulation.1.weight")
+    single = {
+        key: torch.tensor(value, dtype=torch.float32 if key in wide else torch.bfloat16)
+        for key, value in torch_of(mapping.TRANSFORMER_BFL, ours).items()
+    }
+    safetensors.torch.save_file(single, tmp_path / "klein.safetensors")
+    (source,) = from_diffusers.open_checkpoint(tmp_path / "klein.safetensors")
+    keys = ("norm_out.linear.weight", *(f"transformer_blocks.0.attn.to_{name}.weight" for name in "qkv"))
+    assert (source.dtype, source.exceptions()) == ("bfloat16", dict.fromkeys(keys, "float32"))
+
+
 @pytest.mark.parametrize("counted", [True, False], ids=["with a counter", "without"])
 def test_single_files_of_both_networks(counted: bool, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
     state = {
