@@ -2,11 +2,11 @@
 
     python -m convert.from_diffusers FOLDER OUT [--vae FOLDER] [--prompts FILE]
 
-FOLDER is a diffusers folder (a pipeline with `transformer/` and `vae/`, or one of the two), sharded or not, or a single file
-in Black Forest Labs' own layout, of a transformer or of an autoencoder; `--vae ae.safetensors` adds the latter to the former.
-OUT becomes a run folder whose checkpoint holds `params` (`dit/...`) and `vae` in float32, as training keeps them. Tensors are
-read one at a time, so memory is that of the largest. FILE, made by `convert.cache_prompts`, gives the embeddings of the prompt
-set to start from; without it they start at random.
+FOLDER is a diffusers folder (a pipeline with `transformer/` and `vae/`, one in pixels that has no autoencoder, or one of the
+two alone), sharded or not, or a single file in Black Forest Labs' own layout, of a transformer or of an autoencoder;
+`--vae ae.safetensors` adds the latter to the former. OUT becomes a run folder whose checkpoint holds `params` (`dit/...`) and
+`vae` in float32, as training keeps them. Tensors are read one at a time, so memory is that of the largest. FILE, made by
+`convert.cache_prompts`, gives the embeddings of the prompt set to start from; without it they start at random.
 """
 
 import argparse
@@ -114,7 +114,10 @@ def open_checkpoint(path: pathlib.Path) -> list[Source]:
         config = configs.infer_vae(_shapes(entries))
         return [_source(path, config, entries, mapping.vae_bfl(len(config.block_out_channels)))]
     if (path / "model_index.json").is_file():
-        return [source for part in ("transformer", "vae") for source in open_checkpoint(path / part)]
+        index = configs.read(path / "model_index.json")
+        pixels = "transformer" in index and "vae" not in index and not (path / "vae").exists()
+        parts = ("transformer",) if pixels else ("transformer", "vae")
+        return [source for part in parts for source in open_checkpoint(path / part)]
     table = configs.read(path / "config.json")
     kind = table.get("_class_name")
     if kind == configs.TRANSFORMER_CLASS:

@@ -286,6 +286,18 @@ def test_a_base_goes_back_bit_for_bit(mixed: bool, tmp_path: pathlib.Path) -> No
         )
 
 
+def test_a_transformer_of_pixels_goes_back_without_an_autoencoder(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A whole pipeline of ours has none, and names none; its requests are those of a prompts file."""
+    prompts = folder / "prompt_embeds.safetensors"
+    assert from_diffusers.main([str(folder), str(tmp_path / "base"), f"--prompts={prompts}"]) == 0
+    to_diffusers.export(tmp_path / "base", tmp_path / "out")
+    before, after = (
+        load_file(top / "transformer/diffusion_pytorch_model.safetensors") for top in (folder, tmp_path / "out")
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
 def test_shards_have_an_index(tmp_path: pathlib.Path) -> None:
     tree = {"quant": {"kernel": np.ones((1, 1, 4, 4), np.float32), "bias": np.ones(4, np.float32)}}
     to_diffusers.write_tensors(tmp_path, "model", mapping.VAE, tree, np.dtype(np.float32), most=64)
