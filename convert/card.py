@@ -133,10 +133,13 @@ def text(
     step: int,
     dtype: str,
     ema: bool,
-    difference: float | None,
+    difference: float | str | None,
     adapters: bool = False,
 ) -> str:
-    """The card; what is known only after training is asked for, the rest is in the config."""
+    """The card; what is known only after training is asked for, the rest is in the config.
+
+    `difference` is the largest one of a prediction, or why it is not known; None where none was asked for.
+    """
     latents = config.model.codec == "latents"
     usage = _ADAPTERS if adapters else _LATENTS if latents else _PIXELS
     names = [f"`{task.replace(' ', '_')}`" for task in TASKS if task]
@@ -163,5 +166,13 @@ def text(
         average="average over training" if ema else "as of the last step",
         prediction=config.flow.prediction,
         steps=config.restore.steps,
-        difference="not compared" if difference is None else f"largest difference of a prediction {difference:.1e}",
+        difference=_compared(difference),
     )
+
+
+def _compared(difference: float | str | None) -> str:
+    if isinstance(difference, float):
+        return f"largest difference of a prediction {difference:.1e}"
+    return (
+        "not compared" if difference is None else f"not compared: {difference.replace('|', '/')}"
+    )  # a cell of a table

@@ -5,8 +5,9 @@
 OUT gets the transformer in diffusers' stock class, `prompt_embeds.safetensors` with one tensor per task, a model card, the
 training config, and either `pipeline.py` or, of a run through latents, all that diffusers' own `Flux2KleinPipeline` needs.
 Adapters are merged into their base; with --lora they are written alone, for `load_lora_weights`. Every tensor is read back and
-compared. Where torch is installed, the exported model is run beside ours and `parity.json` holds the largest difference;
-without torch all else works the same. A base made by `convert.from_diffusers` goes back to the folders it came from.
+compared. Where torch is installed, the exported model is run beside ours and `parity.json` holds the largest difference; where
+it cannot run, the card says why and the exit code is 1. Without torch all else works the same. A base made by
+`convert.from_diffusers` goes back to the folders it came from.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from convert.from_diffusers import shapes_of
 from uniser_jax import config as schema
 from uniser_jax.checkpoint import Checkpoints, has_checkpoint
 from uniser_jax.cli import step_of
+from uniser_jax.errors import reason_of
 from uniser_jax.models.lora import Lora
 from uniser_jax.models.presets import DiTConfig, preset
 from uniser_jax.models.uniser import conditioned_config
@@ -40,6 +42,10 @@ DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _NAME = "diffusion_pytorch_model"
 _MOST = 10**10  # bytes per file, as diffusers' own
 _TORCH = ("torch", "diffusers", "safetensors")  # what a comparison needs
+
+
+class NotComparedError(Exception):
+    """The folder is whole, but the exported model did not run beside ours."""
 
 
 class Run(NamedTuple):
@@ -77,6 +83,7 @@ def export(
     Raises:
       ValueError: one line, for a run without that checkpoint or without the adapters asked for, options that would do nothing,
         a folder in use, or a file that does not read back.
+      NotComparedError: one line, why torch is installed and yet no comparison came about; the folder is written all the same.
     """
     out = pathlib.Path(out)
     if not has_checkpoint(run):
@@ -100,14 +107,28 @@ def export(
             _export_base(checkpoints, record["base"], out)
             return None
         loaded = _load_adapters(checkpoints, record, ema) if adapters else _load(checkpoints, record, ema, base)
-    difference, dtype = None, dtype or "f32"
+    dtype = dtype or "f32"
     if adapters:
         _export_adapters(loaded, out, DTYPES[dtype])
     else:
         _export_run(loaded, out, DTYPES[dtype], single_file)
-        difference = _compare(out, loaded) if all(map(importlib.util.find_spec, _TORCH)) else None
-    words = card.text(loaded.config, loaded.transformer, loaded.step, dtype, ema, difference, adapters)
-    (out / "README.md").write_text(words)
+
+    def describe(difference: float | str | None) -> None:
+        words = card.text(loaded.config, loaded.transformer, loaded.step, dtype, ema, difference, adapters)
+        (out / "README.md").write_text(words)
+
+    describe(None)  # what comes now may fail, or be interrupted
+    compared = not adapters and all(map(importlib.util.find_spec, _TORCH))
+    return _compare_or_say_why(describe, out, loaded) if compared else None
+
+
+def _compare_or_say_why(describe: Callable[[float | str | None], None], out: pathlib.Path, loaded: Run) -> float:
+    try:
+        difference = _compare(out, loaded)
+    except Exception as error:  # whatever torch and diffusers stumble on, such as a cache that cannot be written
+        describe(reason_of(error))
+        raise NotComparedError(f"{out} is written, but not compared: {reason_of(error)}") from error
+    describe(difference)
     return difference
 
 
@@ -187,7 +208,7 @@ def write_tensors(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code, 2 for a mistake of the caller's."""
+    """Command line; returns the exit code: 1 for a folder that could not be compared, 2 for a mistake of the caller's."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser("convert.to_diffusers", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=pathlib.Path, help="a run folder")
@@ -211,7 +232,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         note = "" if difference is None else f", largest difference between JAX and torch {difference:.1e}"
         return f"{arguments.out}{note}"
 
-    return command.run(parser.prog, work)
+    try:
+        return command.run(parser.prog, work)
+    except NotComparedError as error:
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        return 1
 
 
 def _load(
@@ -238,9 +263,8 @@ def _export_base(checkpoints: Checkpoints, base: Mapping[str, Any], out: pathlib
     """Both networks in the types they came in."""
     for item, stored in base.items():
         dtype, table = np.dtype(stored["dtype"]), stored["config"]  # numpy knows bfloat16 by ml_dtypes
-        exceptions = {
-            key: np.dtype(name) for key, name in stored.get("exceptions", {}).items()
-        }  # older records have none
+        named = stored.get("exceptions", {})  # older records have none
+        exceptions = {key: np.dtype(name) for key, name in named.items()}
         if item == "params":
             config = configs.transformer(table)
             shapes = shapes_of(config)

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline, Flux2Transformer2DModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from convert import from_diffusers, mapping, pipeline, tensorfile, to_diffusers
+from convert import from_diffusers, mapping, parity, pipeline, tensorfile, to_diffusers
 from tests.convert.state import assert_same, numpy_state
 from tests.convert.test_autoencoder import SMALL as SMALL_VAE
 from tests.convert.test_autoencoder import torch_vae
@@ -346,6 +346,25 @@ def test_flags_that_would_do_nothing_are_refused(
         assert message in error
         assert error.count("\n") == 1
         assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_that_cannot_be_compared_is_whole_and_says_why(
+    run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fail(*_) -> None:
+        raise OSError("no cache at /proc/x | y\nat all")
+
+    monkeypatch.setattr(parity, "compare", fail)
+    out = tmp_path / "out"
+    assert to_diffusers.main([str(run), str(out)]) == 1
+    assert (
+        capsys.readouterr().err
+        == f"convert.to_diffusers: {out} is written, but not compared: no cache at /proc/x | y\n"
+    )
+    assert "| JAX against torch | not compared: no cache at /proc/x / y |" in (out / "README.md").read_text()
+    assert not (out / "parity.json").exists()
+    pipe, prompts = load(out)
+    assert pipe(image=Image.fromarray(photo()), prompt_embeds=prompts["remove_haze"]).images[0].size == (64, 64)
 
 
 def test_mistakes_are_one_line(run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
