@@ -1,6 +1,7 @@
 """The manifest tells what ran; a continued run counts on."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from uniser_jax import config as schema
-from uniser_jax import manifest, status
+from uniser_jax import manifest, status, train
 from uniser_jax import mesh as meshes
 from uniser_jax.data import photos
 
@@ -60,6 +61,40 @@ def test_a_continued_run_counts_its_restarts_and_keeps_its_first_start(tmp_path)
     assert (first["restarts"], again["restarts"], again["from_step"]) == (0, 1, 40)
     assert again["first_started"] == first["first_started"]
     assert write(tmp_path, CONFIG.steps)["restarts"] == 1  # a finished run was not continued
+
+
+@pytest.mark.parametrize(
+    "left", ["", '{"restarts": 4, "conf', "\0" * 64, "null"], ids=["empty", "cut", "zeros", "null"]
+)
+def test_one_that_cannot_be_read_counts_as_none_with_one_warning(left, tmp_path, caplog) -> None:
+    (tmp_path / "run.json").write_text(left)
+    assert status.read_manifest(tmp_path) == {}
+    (warning,) = caplog.messages
+    assert warning == f"{tmp_path}/run.json cannot be read and is passed over"
+    found = write(tmp_path, 40)
+    assert (found["restarts"], found["from_step"], found["first_started"]) == (1, 40, found["started"])
+
+
+def test_it_lies_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch) -> None:
+    done = []
+    sync, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: done.append("synced") or sync(file))
+    monkeypatch.setattr(os, "replace", lambda *names: done.append("named") or rename(*names))
+    write(tmp_path, 0)
+    assert done == ["synced", "named"]
+
+
+def test_a_run_that_lost_its_manifest_continues_from_its_checkpoints(tmp_path, caplog) -> None:
+    short = ["--config.batch_size=8", "--config.data.size=24", "--config.mesh.data=8", "--config.evaluation.count=1"]
+    settings = [*short, "--config.checkpoint.every=1", "--config.checkpoint.best=0", "--config.sample_every=0"]
+    command = [f"--config={ROOT}/configs/tiny.py", f"--workdir={tmp_path}", *settings]
+    assert train.main([*command, "--config.steps=1"]) == 0
+    (tmp_path / "run.json").write_text("")
+    assert status.finished(tmp_path)  # its checkpoint knows of how many steps
+    assert train.main([*command, "--config.steps=2"]) == 0
+    found = status.read_manifest(tmp_path)
+    assert (found["from_step"], found["restarts"], found["config"]["steps"]) == (1, 1, 2)
+    assert status.read(tmp_path).state == "finished"
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch) -> None:

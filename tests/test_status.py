@@ -64,6 +64,21 @@ def test_a_line_cut_short_is_passed_over(tmp_path) -> None:
     assert status.read(run, NOW).step == 30
 
 
+@pytest.mark.parametrize("left", ["", '{"restarts": 2, "config": {"st', "[]"], ids=["empty", "cut", "list"])
+def test_a_manifest_that_cannot_be_read_is_passed_over_and_the_checkpoint_asked(left, tmp_path, caplog) -> None:
+    run = make_run(tmp_path / "run", checkpoint=20)
+    (run / "run.json").write_text(left)
+    assert not status.finished(run)
+    assert status.main([str(run)]) == 0
+    assert len(caplog.messages) == 2  # one a call
+    record = run / "checkpoints/20/record"
+    record.mkdir()
+    (record / "metadata").write_text(json.dumps({"config": {"steps": 20}}))
+    found = status.read(run, NOW)
+    assert (found.state, found.steps, found.restarts) == ("finished", 20, None)
+    assert status.finished(run)
+
+
 def test_long_logs_are_read_from_their_end(tmp_path) -> None:
     run = make_run(tmp_path / "run", lines=20_000)
     assert status.read(run, NOW).step == 200_000

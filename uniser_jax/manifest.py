@@ -42,11 +42,12 @@ def write(
         return time.timestamp()
     now = time.isoformat(timespec="seconds")
     before = status.read_manifest(workdir)
+    continued = bool(before) or step > 0
     manifest = {
         "command": [sys.executable, *sys.orig_argv[1:]],
         "first_started": before.get("first_started", now),
         "started": now,
-        "restarts": before["restarts"] + (step < config.steps) if before else 0,  # a finished run is not continued
+        "restarts": before.get("restarts", 0) + (continued and step < config.steps),  # a finished run is not continued
         "from_step": step,
         "host": hosts.host(),
         "processes": jax.process_count(),
@@ -60,7 +61,10 @@ def write(
     }
     workdir.mkdir(parents=True, exist_ok=True)
     temporary = workdir / f".{status.MANIFEST}.{os.getpid()}"
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+    with temporary.open("w") as file:
+        file.write(json.dumps(manifest, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # a name that outlives a loss of power must not stand for an empty file
     os.replace(temporary, workdir / status.MANIFEST)
     return datetime.datetime.fromisoformat(manifest["first_started"]).timestamp()
 

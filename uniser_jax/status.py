@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from absl import logging
+
 MANIFEST = "run.json"
 _TAIL = 1 << 16  # bytes at the end of metrics.jsonl that surely hold a whole line
 
@@ -54,7 +56,7 @@ def read(run: str | os.PathLike, now: float | None = None) -> Status:
     """Reads the status of a run folder."""
     folder = pathlib.Path(run)
     now = time.time() if now is None else now
-    manifest, metrics = read_manifest(folder), last_metrics(folder)
+    manifest, metrics = read_record(folder), last_metrics(folder)
     config = manifest.get("config", {})
     checkpoint = newest_checkpoint(folder)
     written = [folder / MANIFEST, folder / "metrics.jsonl"]
@@ -97,9 +99,9 @@ def finished(run: str | os.PathLike, steps: int | None = None) -> bool:
 
     Args:
       run: the run folder.
-      steps: how many the run should have; by default what its manifest says.
+      steps: how many the run should have; by default what its manifest says, or its checkpoint.
     """
-    steps = read_manifest(run).get("config", {}).get("steps") if steps is None else steps
+    steps = read_record(run).get("config", {}).get("steps") if steps is None else steps
     checkpoint = newest_checkpoint(run)
     return steps is not None and checkpoint is not None and checkpoint >= steps
 
@@ -112,11 +114,16 @@ def newest_checkpoint(run: str | os.PathLike) -> int | None:
 
 
 def read_manifest(run: str | os.PathLike) -> dict[str, Any]:
-    """The manifest of a run folder; empty if there is none."""
-    try:
-        return json.loads((pathlib.Path(run) / MANIFEST).read_text())
-    except FileNotFoundError:
-        return {}
+    """The manifest of a run folder; empty if there is none, or, with a warning, if it cannot be read."""
+    return _read_json(pathlib.Path(run) / MANIFEST)
+
+
+def read_record(run: str | os.PathLike) -> dict[str, Any]:
+    """What is known of a run, its config above all: the manifest, or, where that is lost, the newest checkpoint's record."""
+    manifest, checkpoint = read_manifest(run), newest_checkpoint(run)
+    if manifest or checkpoint is None:
+        return manifest
+    return _read_json(pathlib.Path(run) / "checkpoints" / str(checkpoint) / "record" / "metadata")  # as orbax names it
 
 
 def last_metrics(run: str | os.PathLike) -> dict[str, Any]:
@@ -175,6 +182,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = "".join(json.dumps(dataclasses.asdict(status)) + "\n" for status in statuses)
     sys.stdout.write(lines if arguments.json else table(statuses))
     return 0
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:  # empty, cut or zeros, as a host leaves it that lost its power
+        found = None
+    if not isinstance(found, dict):
+        logging.warning("%s cannot be read and is passed over", path)
+        return {}
+    return found
 
 
 def _state(status: Status, config: dict[str, Any]) -> str:
