@@ -104,7 +104,7 @@ def plan(config: str, workdir: pathlib.Path, launcher: str, rest: Sequence[str])
 
     Raises:
       ValueError: for a config without sweep(), an override that the schema refuses, two runs that are the same, or one that
-        was finished with other settings: its result would stand for what nobody ran.
+        was trained with other settings: its result would stand for what nobody ran.
     """
     from uniser_jax import config as schema
 
@@ -117,8 +117,7 @@ def plan(config: str, workdir: pathlib.Path, launcher: str, rest: Sequence[str])
         own = [f"--config.{key}={value}" for key, value in overrides.items()]
         resolved = schema.read(config, [*shared, *own])
         steps, folder = resolved.steps, workdir / name
-        if status.finished(folder, steps):
-            _check_alike(folder, json.loads(schema.to_json(resolved)))
+        _check_alike(folder, json.loads(schema.to_json(resolved)))
         command = [sys.executable, "-m", f"launch.{launcher}", *_LAUNCHERS[launcher]]
         command += [f"--config={config}", f"--workdir={folder}", *rest, *own]
         trials[name] = Trial(overrides, folder, steps, command, _gpus(command) if launcher == "local" else 0)
@@ -126,11 +125,15 @@ def plan(config: str, workdir: pathlib.Path, launcher: str, rest: Sequence[str])
 
 
 def _check_alike(folder: pathlib.Path, asked: Mapping[str, Any]) -> None:
-    """Compares what a finished run was trained with; what only tells how it ran may differ."""
-    before = dict(_flat(status.read_manifest(folder).get("config", {})))
+    """Compares what the run of a folder, if any, was trained with; what only tells how it ran, and more steps, may differ."""
+    before = dict(_flat(status.read_record(folder).get("config", {})))
+    others = []
     for key, value in _flat(asked):
-        if not key.startswith(_HOW) and before.get(key, value) != value:
-            raise ValueError(f"{folder} was finished with {key} = {before[key]}, not {value}: name another --workdir")
+        old = before.get(key, value)
+        if old != value and not key.startswith(_HOW) and not (key == "steps" and value > old):
+            others.append(f"{key} = {old}, not {value}")
+    if others:
+        raise ValueError(f"{folder} was trained with {'; '.join(others)}: name another --workdir, or delete this run")
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -123,17 +124,33 @@ def test_a_config_is_planned_and_checked(tmp_path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_finished_run_stands_only_for_what_it_was_trained_with(tmp_path) -> None:
+@pytest.mark.parametrize("checkpoint", [7, 5, None], ids=["finished", "broken", "new"])
+def test_a_run_stands_only_for_what_it_was_trained_with(checkpoint, tmp_path) -> None:
     flags = ["--config.steps=7", "--config.log_every=5"]
     folder = sweep.plan(SWEEP, tmp_path, "local", flags)[0].workdir
-    (folder / "checkpoints/7").mkdir(parents=True)
+    folder.mkdir()
+    if checkpoint is not None:
+        (folder / f"checkpoints/{checkpoint}").mkdir(parents=True)
     trained = schema.read(SWEEP, [*flags, "--config.optim.lr=0.0003", "--config.optim.b2=0.95"])
     (folder / status.MANIFEST).write_text(json.dumps({"config": trained.to_dict()}))
-    assert (
-        sweep.plan(SWEEP, tmp_path, "local", ["--config.steps=7"])[0].state() == "finished"
-    )  # it only logged otherwise
-    with pytest.raises(ValueError, match=r"optim.weight_decay = 0.01, not 5.0: name another --workdir"):
-        sweep.plan(SWEEP, tmp_path, "local", [*flags, "--config.optim.weight_decay=5.0"])
+    assert sweep.plan(SWEEP, tmp_path, "local", ["--config.steps=7"])  # it only logged otherwise
+    assert sweep.plan(SWEEP, tmp_path, "local", ["--config.steps=9"])[0].state() != "finished"  # and goes on
+    others = ["--config.optim.weight_decay=5.0", "--config.seed=3", "--config.steps=9"]
+    message = (
+        f"{re.escape(str(folder))} was trained with optim.weight_decay = 0.01, not 5.0; seed = 0, not 3: name another"
+    )
+    with pytest.raises(ValueError, match=message):
+        sweep.plan(SWEEP, tmp_path, "local", [*flags, *others])
+    with pytest.raises(ValueError, match="with steps = 7, not 6: name another --workdir, or delete this run"):
+        sweep.plan(SWEEP, tmp_path, "local", ["--config.steps=6"])
+
+
+def test_a_run_that_lost_its_manifest_stands_for_what_its_checkpoint_tells(tmp_path) -> None:
+    record = sweep.plan(SWEEP, tmp_path, "local", [])[0].workdir / "checkpoints/5/record/metadata"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"config": {"seed": 4}}))
+    with pytest.raises(ValueError, match="was trained with seed = 4, not 0"):
+        sweep.plan(SWEEP, tmp_path, "local", [])
 
 
 @pytest.mark.parametrize(
