@@ -111,14 +111,25 @@ def name_of(arguments: argparse.Namespace) -> str:
     Raises:
       ValueError: if the given one does not fit.
     """
-    if arguments.name is not None:
-        if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", arguments.name):
-            raise ValueError(f"--name={arguments.name}: expected at most {_LABEL} of a-z, 0-9 and -, a letter first")
-        return arguments.name
-    workdir = os.path.abspath(arguments.workdir)
-    digest = hashlib.sha256(workdir.encode()).hexdigest()[:8]
-    readable = re.sub("[^a-z0-9]+", "-", pathlib.Path(workdir).name.lower()).strip("-")
-    return f"run-{readable}"[: _LABEL - len(digest) - 1].rstrip("-") + f"-{digest}"
+    return made_name("run", arguments.workdir) if arguments.name is None else _checked(arguments.name)
+
+
+def made_name(prefix: str, workdir: str | os.PathLike) -> str:
+    """The prefix, what can be read of a run folder, and a digest of its path, which no other folder has.
+
+    Raises:
+      ValueError: if the prefix is no name.
+    """
+    folder = os.path.abspath(workdir)
+    digest = hashlib.sha256(folder.encode()).hexdigest()[:8]
+    readable = re.sub("[^a-z0-9]+", "-", pathlib.Path(folder).name.lower()).strip("-")
+    return f"{_checked(prefix)}-{readable}"[: _LABEL - len(digest) - 1].rstrip("-") + f"-{digest}"
+
+
+def _checked(name: str) -> str:
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):
+        raise ValueError(f"--name={name}: expected at most {_LABEL} of a-z, 0-9 and -, a letter first")
+    return name
 
 
 def run_all(commands: Sequence[Command], dry_run: bool) -> None:

@@ -78,6 +78,7 @@ def _main(argv: Sequence[str] | None) -> int:
     parser.add_argument("--config", required=True, help="a config file with sweep()")
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="the folder of all runs")
     parser.add_argument("--launcher", choices=_LAUNCHERS, default="local")
+    parser.add_argument("--name", help="what the names of all jobs begin with")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
     parser.add_argument("--metric", default="loss", help="a key of metrics.jsonl")
     parser.add_argument("--best", choices=("min", "max"), default="min", help="which value of it is best")
@@ -85,7 +86,7 @@ def _main(argv: Sequence[str] | None) -> int:
     arguments, rest = parser.parse_known_args(argv)
     if arguments.parallel < 1:
         raise ValueError(f"--parallel={arguments.parallel}: expected at least 1")
-    trials = plan(arguments.config, arguments.workdir, arguments.launcher, rest)
+    trials = plan(arguments.config, arguments.workdir, arguments.launcher, rest, arguments.name)
     if arguments.dry_run:
         for trial in trials:
             print(f"# {trial.workdir.name}: {trial.state()}\n{shlex.join(trial.command)}")
@@ -93,7 +94,9 @@ def _main(argv: Sequence[str] | None) -> int:
     return Sweep(trials, arguments).run()
 
 
-def plan(config: str, workdir: pathlib.Path, launcher: str, rest: Sequence[str]) -> list[Trial]:
+def plan(
+    config: str, workdir: pathlib.Path, launcher: str, rest: Sequence[str], name: str | None = None
+) -> list[Trial]:
     """All runs of a sweep, each checked as the trainer would.
 
     Args:
@@ -101,6 +104,7 @@ def plan(config: str, workdir: pathlib.Path, launcher: str, rest: Sequence[str])
       workdir: the folder of all runs.
       launcher: by name.
       rest: arguments for the launcher and overrides for all runs.
+      name: what the names of all jobs begin with: two of the same name would end each other, or wait for each other.
 
     Raises:
       ValueError: for a config without sweep(), an override that the schema refuses, two runs that are the same, or one that
@@ -111,16 +115,17 @@ def plan(config: str, workdir: pathlib.Path, launcher: str, rest: Sequence[str])
     shared = [argument for argument in rest if argument.startswith("--config.")]
     trials: dict[str, Trial] = {}
     for overrides in read_sweep(config):
-        name = name_of(overrides)
-        if name in trials:
-            raise ValueError(f"{config}: sweep() yields {name} twice")
+        run = name_of(overrides)
+        if run in trials:
+            raise ValueError(f"{config}: sweep() yields {run} twice")
         own = [f"--config.{key}={value}" for key, value in overrides.items()]
         resolved = schema.read(config, [*shared, *own])
-        steps, folder = resolved.steps, workdir / name
+        steps, folder = resolved.steps, workdir / run
         _check_alike(folder, json.loads(schema.to_json(resolved)))
         command = [sys.executable, "-m", f"launch.{launcher}", *_LAUNCHERS[launcher]]
+        command += [f"--name={job.made_name(name, folder)}"] if name is not None else []
         command += [f"--config={config}", f"--workdir={folder}", *rest, *own]
-        trials[name] = Trial(overrides, folder, steps, command, _gpus(command) if launcher == "local" else 0)
+        trials[run] = Trial(overrides, folder, steps, command, _gpus(command) if launcher == "local" else 0)
     return list(trials.values())
 
 

@@ -124,6 +124,19 @@ def test_a_config_is_planned_and_checked(tmp_path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("launcher", ["slurm", "xpk"])
+def test_jobs_of_a_sweep_share_a_prefix_and_no_name(launcher, tmp_path, capsys) -> None:
+    """A job ends what has its name (XPK), or waits for it (Slurm)."""
+    options = ["--cluster=c", "--tpu=v5e:4x4", "--image=i", "--storage=runs"] if launcher == "xpk" else []
+    command = [f"--config={SWEEP}", f"--workdir={tmp_path}", f"--launcher={launcher}", "--dry-run", *options]
+    assert sweep.main([*command, "--name=trial"]) == 0
+    names = re.findall(r"--name=(\S+)", capsys.readouterr().out)
+    assert len(set(names)) == 8
+    assert all(re.fullmatch(r"trial-lr-[-0-9]+b2-[-0-9]+-[0-9a-f]{8}", name) and len(name) <= 40 for name in names)
+    assert sweep.main([*command, "--name=Trial"]) == 2
+    assert "--name=Trial: expected at most 40" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("checkpoint", [7, 5, None], ids=["finished", "broken", "new"])
 def test_a_run_stands_only_for_what_it_was_trained_with(checkpoint, tmp_path) -> None:
     flags = ["--config.steps=7", "--config.log_every=5"]
