@@ -19,15 +19,15 @@ from launch import job
 from launch.job import Command
 
 # srun ends all processes soon after one has ended, not at once: when preempted, all of them save. It returns the highest of
-# their exit codes. A requeued job keeps its number, its script and its place. SLURM_RESTART_COUNT is of no use: it counts
-# every time limit, too.
+# their exit codes. Since Slurm 22.05 it must be told of --cpus-per-task again. A requeued job keeps its number, its script and
+# its place. SLURM_RESTART_COUNT is of no use: it counts every time limit, too.
 _SCRIPT = """\
 #!/bin/bash
 {options}
 cd {here}
 export UNISER_PROCESSES={processes} UNISER_LOCAL_DEVICES=1
-srun --nodes={nodes} --ntasks={processes} --wait={grace} --output={logs}/slurm_%j_%t.log --open-mode=append \\
-  {command}
+srun --nodes={nodes} --ntasks={processes} --cpus-per-task={cpus} --wait={grace} --output={logs}/slurm_%j_%t.log \\
+  --open-mode=append {command}
 code=$?
 failures={logs}/slurm_$SLURM_JOB_ID.failures
 case $code in
@@ -87,7 +87,7 @@ def script(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
         "--requeue",
         "--open-mode=append",
         "--dependency=singleton",
-        f"--output={logs}/slurm_%j.log",
+        _quoted(f"--output={logs}/slurm_%j.log"),
         *([f"--partition={arguments.partition}"] if arguments.partition else []),
         *([f"--account={arguments.account}"] if arguments.account else []),
         *arguments.sbatch,
@@ -97,6 +97,7 @@ def script(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
         here=shlex.quote(os.getcwd()),
         nodes=arguments.nodes,
         processes=arguments.nodes * arguments.gpus,
+        cpus=arguments.cpus,
         grace=arguments.grace,
         logs=shlex.quote(str(logs)),
         # Slurm starts the job again, not each process by itself: they must all begin together.
@@ -105,6 +106,11 @@ def script(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
         stopped=job.STOPPED,
         restarts=arguments.restarts,
     )
+
+
+def _quoted(directive: str) -> str:
+    """As a shell would have it, but that sbatch takes a backslash for an escape within any quotes, too."""
+    return shlex.quote(directive).replace("\\", "\\\\")
 
 
 if __name__ == "__main__":

@@ -302,6 +302,28 @@ def test_slurm_queues_again_what_can_go_on(code, failures, requeued, programs, t
         assert not counted.exists()  # failures count from here
 
 
+def script_of(capsys, *options: str) -> str:
+    assert slurm.main([*TRAINER, *options, "--dry-run"]) == 0
+    return shown(capsys.readouterr().out)[0]["text"]
+
+
+def test_srun_is_told_of_the_cpus_that_the_job_has(capsys) -> None:
+    script = script_of(capsys, "--gpus=4", "--cpus=12")
+    assert "#SBATCH --cpus-per-task=12\n" in script
+    (srun,) = re.findall(r"^srun .*\\$", script, re.MULTILINE)
+    assert "--cpus-per-task=12" in srun.split()
+
+
+@pytest.mark.parametrize("folder", ["/runs/a b", "/runs/it's #1", '/runs/"a" \\b'])
+def test_a_run_folder_of_any_name_gets_the_log_of_its_job(folder, capsys) -> None:
+    """Read as sbatch does: quotes group, a backslash escapes in them, too, and a bare # begins a comment."""
+    script = script_of(capsys, f"--workdir={folder}")
+    (line,) = [line for line in script.splitlines() if "--output=" in line and line.startswith("#SBATCH")]
+    words = shlex.shlex(line.removeprefix("#SBATCH"), posix=True, punctuation_chars=False)
+    words.whitespace_split, words.escapedquotes = True, "\"'"
+    assert list(words) == [f"--output={folder}/logs/slurm_%j.log"]
+
+
 # The part of the published schema that a manifest of ours may touch: JobSet v1alpha2, Job v1, Pod v1. A field that is not
 # here does not exist there, or is not ours to set; `!` marks those that the schema demands.
 _ENV = {
