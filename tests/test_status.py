@@ -115,6 +115,23 @@ def test_a_folder_of_runs_shows_all_of_them(tmp_path, capsys) -> None:
     assert capsys.readouterr().out.count("30/100") == 2
 
 
+def test_runs_of_a_sweep_that_never_started_are_not_finished(tmp_path, capsys) -> None:
+    make_run(tmp_path / "a", checkpoint=100)
+    (tmp_path / "base/checkpoints/0").mkdir(parents=True)  # a converted one, no run
+    assert status.main(["--finished", str(tmp_path)]) == 0
+    (tmp_path / "b/logs").mkdir(parents=True)  # its launcher refused it
+    assert status.main(["--finished", str(tmp_path)]) == 1
+    assert status.runs_in(tmp_path / "b") == [tmp_path / "b"]
+    rows = [json.dumps({"run": name}) + "\n" for name in ("a", "b", "c")]
+    (tmp_path / "sweep.jsonl").write_text("".join(rows))  # the third waited when the sweep was killed
+    assert status.main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[1] for line in lines] == ["finished", "new", "new"]
+    (tmp_path / "b/logs").rmdir()
+    (tmp_path / "b").rmdir()
+    assert status.main(["--finished", str(tmp_path)]) == 1
+
+
 def test_durations_have_two_units() -> None:
     assert [status.duration(s) for s in (5, 70, 3_700, 200_000)] == ["5s", "1m10s", "1h01m", "2d07h"]
 

@@ -13,6 +13,7 @@ from typing import Any
 from absl import logging
 
 MANIFEST = "run.json"
+_OF_A_RUN = (MANIFEST, "logs")  # a converted base has checkpoints, too
 _TAIL = 1 << 16  # bytes at the end of metrics.jsonl that surely hold a whole line
 
 
@@ -84,14 +85,18 @@ def read(run: str | os.PathLike, now: float | None = None) -> Status:
 def runs_in(folder: str | os.PathLike) -> list[pathlib.Path]:
     """The folder if it is a run, else the runs in it, as in the folder of a sweep; a new run is its only one.
 
+    Those that a sweep lists or whose launcher left logs, but that never started, are among them.
+
     Raises:
       ValueError: if there is no such folder.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise ValueError(f"no run folder at {str(folder)!r}")
-    inside = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
-    return inside if inside and not (folder / MANIFEST).exists() else [folder]
+    if (folder / MANIFEST).exists():
+        return [folder]
+    inside = {path.parent for name in _OF_A_RUN for path in folder.glob(f"*/{name}")} | _planned(folder)
+    return sorted(inside) or [folder]
 
 
 def finished(run: str | os.PathLike, steps: int | None = None) -> bool:
@@ -182,6 +187,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = "".join(json.dumps(dataclasses.asdict(status)) + "\n" for status in statuses)
     sys.stdout.write(lines if arguments.json else table(statuses))
     return 0
+
+
+def _planned(folder: pathlib.Path) -> set[pathlib.Path]:
+    """The runs of the sweep in a folder, if any: those that wait for their turn have no folder yet."""
+    path = folder / "sweep.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {folder / json.loads(line)["run"] for line in lines}
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
