@@ -25,6 +25,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
+import numpy as np
+
 from launch import job, local, report
 from uniser_jax import status
 
@@ -165,10 +167,15 @@ def read_sweep(config: str) -> list[dict[str, Any]]:
     if not file.is_file():
         raise ValueError(f"no config file {str(file)!r}; see configs/")
     sweep = runpy.run_path(str(file)).get("sweep")
-    found = list(sweep()) if sweep else []
+    found = [{key: _plain(value) for key, value in overrides.items()} for overrides in sweep()] if sweep else []
     if not found:
         raise ValueError(f"{file} has no sweep() that yields overrides such as {{'optim.lr': 1e-4}}")
     return found
+
+
+def _plain(value: Any) -> Any:
+    """Scalars of numpy as Python's: JSON knows no others."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def name_of(overrides: Mapping[str, Any]) -> str:

@@ -166,6 +166,19 @@ def test_a_run_that_lost_its_manifest_stands_for_what_its_checkpoint_tells(tmp_p
         sweep.plan(SWEEP, tmp_path, "local", [])
 
 
+def test_values_of_numpy_are_those_of_python(tmp_path) -> None:
+    config = tmp_path / "config.py"
+    values = "over('seed', *np.arange(2)), over('optim.lr', *np.geomspace(0.5, 1, 2)), over('data.photos', np.str_('samples'))"
+    imports = "import numpy as np\nfrom launch.sweeps import over, product\nfrom uniser_jax import config as schema\n"
+    defaults = "def get_config(argument=None): return schema.defaults()\n"
+    config.write_text(f"{imports}{defaults}def sweep(): yield from product({values})\n")
+    found = sweep.plan(str(config), tmp_path / "sweep", "local", [])
+    assert found[3].workdir.name == "seed=1,lr=1.0,photos=samples"
+    assert {type(value) for trial in found for value in trial.overrides.values()} == {int, float, str}
+    rows = [report.row(trial.workdir, trial.overrides, "new", "loss", "min") for trial in found]
+    report.write(tmp_path / "sweep", rows, "loss", "min")
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
