@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 STOPPED = 75  # EX_TEMPFAIL: stopped before the last step; the same command continues
 MISTAKE = 2  # of the caller's: starting again does not help
@@ -47,9 +47,16 @@ class Command:
             raise ValueError(f"{self.argv[0]} is not installed here; --dry-run shows what it would be asked") from None
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises ValueError where argparse would print the usage and exit: also a sweep parses, for all its runs."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """An argument parser with the options of every launcher."""
-    made = argparse.ArgumentParser(
+    """An argument parser with the options of every launcher; a mistake is a ValueError."""
+    made = _Parser(
         name,
         description=description,
         formatter_class=argparse.RawTextHelpFormatter,
@@ -71,7 +78,7 @@ def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[ar
     """Parses a launcher's own options; returns them and the overrides for the trainer, in their order.
 
     Raises:
-      ValueError: for an argument that neither knows.
+      ValueError: for an argument that neither knows, or a value that does not fit.
     """
     arguments, overrides = made.parse_known_args(argv)
     for override in overrides:

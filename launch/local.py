@@ -28,13 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    arguments, overrides = job.parse(options(), argv)
-    if arguments.processes < 1:
-        raise ValueError(f"--processes={arguments.processes}: expected at least 1")
-    if arguments.processes > 1 and not (arguments.fake_devices or arguments.gpus):
-        raise ValueError(
-            "several processes must not fight for the same devices: give --gpus=M or --fake-devices=M each"
-        )
+    arguments, overrides = read(argv)
     from uniser_jax import config as schema
 
     steps = schema.read(arguments.config, overrides).steps  # run.json may tell of an earlier, shorter run
@@ -54,6 +48,22 @@ def _main(argv: Sequence[str] | None) -> int:
             policy=Policy(restarts=arguments.restarts, grace=arguments.grace),
             keep=(descriptor,),
         ).run()
+
+
+def read(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Parses and checks a command line; returns the options and the overrides.
+
+    Raises:
+      ValueError: for a mistake.
+    """
+    arguments, overrides = job.parse(options(), argv)
+    if arguments.processes < 1:
+        raise ValueError(f"--processes={arguments.processes}: expected at least 1")
+    if arguments.processes > 1 and not (arguments.fake_devices or arguments.gpus):
+        raise ValueError(
+            "several processes must not fight for the same devices: give --gpus=M or --fake-devices=M each"
+        )
+    return arguments, overrides
 
 
 def options() -> argparse.ArgumentParser:

@@ -45,17 +45,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    arguments, overrides = job.parse(options(), argv)
-    for option in ("nodes", "gpus", "cpus"):
-        if getattr(arguments, option) < 1:
-            raise ValueError(f"--{option}={getattr(arguments, option)}: expected at least 1")
-    job.check(arguments, overrides)
+    arguments, overrides = read(argv)
     logs = pathlib.Path(arguments.workdir) / "logs"
     if not arguments.dry_run:
         logs.mkdir(parents=True, exist_ok=True)  # Slurm drops output for which there is no folder
     wait = ("--wait",) if arguments.wait else ()
     job.run_all([Command(("sbatch", "--parsable", *wait), script(arguments, overrides))], arguments.dry_run)
     return 0
+
+
+def read(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Parses and checks a command line; returns the options and the overrides.
+
+    Raises:
+      ValueError: for a mistake.
+    """
+    arguments, overrides = job.parse(options(), argv)
+    for option in ("nodes", "gpus", "cpus"):
+        if getattr(arguments, option) < 1:
+            raise ValueError(f"--{option}={getattr(arguments, option)}: expected at least 1")
+    job.check(arguments, overrides)
+    return arguments, overrides
 
 
 def options() -> argparse.ArgumentParser:

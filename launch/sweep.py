@@ -27,10 +27,11 @@ from typing import Any
 
 import numpy as np
 
-from launch import job, local, report
+from launch import job, local, report, slurm, xpk
 from uniser_jax import status
 
 _LAUNCHERS = {"local": [], "slurm": ["--wait"], "xpk": ["--wait", "--replace"]}  # all return when the run has ended
+_READ = {"local": local.read, "slurm": slurm.read, "xpk": xpk.read}
 _POLL = 0.5
 _LONGEST = 120  # characters of a folder's name
 _HOW = (  # settings of a run that do not change what it learns
@@ -57,19 +58,24 @@ class Trial:
     command: Sequence[str]
     gpus: int = 0
 
-    def state(self, failed: bool = False) -> str:
-        """`finished`, `running` on this host, `failed`, `broken` where it can be continued, or `new`."""
+    def state(self, ended: str | None = None) -> str:
+        """`finished`, `running` on this host, as it `ended`, `broken` where it can be continued, or `new`."""
         if status.finished(self.workdir, self.steps):
             return "finished"
         if local.held(self.workdir):
             return "running"
-        if failed:
-            return "failed"
+        if ended is not None:
+            return ended
         return "broken" if status.newest_checkpoint(self.workdir) is not None else "new"
+
+    @property
+    def log(self) -> pathlib.Path:
+        """What its launcher says."""
+        return self.workdir / "logs" / "launcher.log"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code: 0 if all runs are finished, 1 if some failed, 75 if stopped."""
+    """Command line; returns the exit code: 0 if all runs are finished, 1 if some are not, 75 if stopped."""
     return job.launch("launch.sweep", lambda: _main(argv))
 
 
@@ -99,7 +105,7 @@ def _main(argv: Sequence[str] | None) -> int:
 def plan(
     config: str, workdir: pathlib.Path, launcher: str, rest: Sequence[str], name: str | None = None
 ) -> list[Trial]:
-    """All runs of a sweep, each checked as the trainer would.
+    """All runs of a sweep, each checked as the launcher and the trainer would.
 
     Args:
       config: a file with `sweep()`, with or without arguments after a colon.
@@ -109,8 +115,8 @@ def plan(
       name: what the names of all jobs begin with: two of the same name would end each other, or wait for each other.
 
     Raises:
-      ValueError: for a config without sweep(), an override that the schema refuses, two runs that are the same, or one that
-        was trained with other settings: its result would stand for what nobody ran.
+      ValueError: for a config without sweep(), what the launcher or the schema refuses, two runs that are the same, or one
+        that was trained with other settings: its result would stand for what nobody ran.
     """
     from uniser_jax import config as schema
 
@@ -127,7 +133,9 @@ def plan(
         command = [sys.executable, "-m", f"launch.{launcher}", *_LAUNCHERS[launcher]]
         command += [f"--name={job.made_name(name, folder)}"] if name is not None else []
         command += [f"--config={config}", f"--workdir={folder}", *rest, *own]
-        trials[run] = Trial(overrides, folder, steps, command, _gpus(command) if launcher == "local" else 0)
+        given, _ = _READ[launcher](command[3:])  # after python -m launch.NAME
+        gpus = given.processes * (given.gpus or 0) if launcher == "local" else 0
+        trials[run] = Trial(overrides, folder, steps, command, gpus)
     return list(trials.values())
 
 
@@ -149,12 +157,6 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def _gpus(command: Sequence[str]) -> int:
-    """How many GPUs a command of launch.local takes."""
-    given, _ = job.parse(local.options(), command[3:])  # after python -m launch.local
-    return given.processes * (given.gpus or 0)
 
 
 def read_sweep(config: str) -> list[dict[str, Any]]:
@@ -208,7 +210,8 @@ class Sweep:
         self._waiting: list[Trial] = []
         self._started: dict[str, subprocess.Popen] = {}
         self._adopted: set[str] = set()
-        self._failed: set[str] = set()
+        self._unfinished: dict[str, str] = {}  # what ended before its last step, and how
+        self._logged: dict[str, dict[pathlib.Path, int]] = {}  # how long the logs were when a run was started
         self._asked = False  # to stop
 
     def run(self) -> int:
@@ -230,7 +233,7 @@ class Sweep:
         self._report()
         if self._asked:
             return job.STOPPED
-        return 1 if self._failed else 0
+        return 1 if self._unfinished else 0
 
     def _active(self) -> int:
         return len(self._started) + len(self._adopted)
@@ -254,10 +257,10 @@ class Sweep:
         if state == "running":
             self._adopted.add(name)
             return True
-        log = trial.workdir / "logs" / "launcher.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
+        trial.log.parent.mkdir(parents=True, exist_ok=True)
         self._given[name] = gpus
-        with log.open("ab") as output:  # a session of its own: it outlives us, and Ctrl-C comes from us alone
+        self._logged[name] = {path: path.stat().st_size for path in trial.log.parent.glob("*.log")}
+        with trial.log.open("ab") as output:  # a session of its own: it outlives us, and Ctrl-C comes from us alone
             self._started[name] = subprocess.Popen(
                 trial.command,
                 env={**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else None,
@@ -277,18 +280,26 @@ class Sweep:
         if not adopted and (name not in self._started or self._started[name].poll() is None):
             return False
         self._adopted.discard(name)
-        self._started.pop(name, None)
+        process = self._started.pop(name, None)
         if trial.state() != "finished" and not self._asked:
-            if adopted:  # it broke under an earlier sweep, and this one has not tried it
+            if process is None:  # it broke under an earlier sweep, and this one has not tried it
                 self._waiting.append(trial)
             else:
-                self._failed.add(name)
-        _say(f"{name}: {trial.state(name in self._failed)}")
+                self._unfinished[name] = "failed" if process.returncode or _left_something(trial) else "unseen"
+        state = trial.state(self._unfinished.get(name))
+        _say(f"{name}: {state}{self._reason(trial, state)}")
         return True
+
+    def _reason(self, trial: Trial, state: str) -> str:
+        if state == "failed":
+            return f": {_last_line(trial.log.parent, self._logged[trial.workdir.name])}"
+        return f": finished elsewhere? no {status.MANIFEST} in {trial.workdir}" if state == "unseen" else ""
 
     def _report(self) -> None:
         rows = [
-            report.row(trial.workdir, trial.overrides, trial.state(trial.workdir.name in self._failed), *self._metric())
+            report.row(
+                trial.workdir, trial.overrides, trial.state(self._unfinished.get(trial.workdir.name)), *self._metric()
+            )
             for trial in self._trials
         ]
         report.write(self._arguments.workdir, rows, *self._metric())
@@ -301,6 +312,32 @@ class Sweep:
         self._asked = True
         for process in self._started.values():
             process.terminate()
+
+
+def _left_something(trial: Trial) -> bool:
+    """Whether a run has left a manifest or a log here; one on a disk that is not mounted here has not."""
+    return (trial.workdir / status.MANIFEST).exists() or len(list(trial.log.parent.glob("*.log"))) > 1
+
+
+def _last_line(logs: pathlib.Path, before: Mapping[pathlib.Path, int]) -> str:
+    """The last line of the trainer's newest log, or else of its launcher's, but for what only tells of attempts.
+
+    Args:
+      logs: their folder.
+      before: how long they were before.
+    """
+
+    def rank(path: pathlib.Path) -> tuple[bool, float]:
+        return not path.name.startswith(("launcher", "slurm")), path.stat().st_mtime
+
+    for path in sorted(logs.glob("*.log"), key=rank, reverse=True):
+        with path.open("rb") as file:
+            file.seek(before.get(path, 0))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+        told = [line for line in lines if line and not line.startswith(("launch: ", "--- "))]
+        if told:
+            return told[-1]
+    return f"see {logs}"
 
 
 def _say(text: str) -> None:

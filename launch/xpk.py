@@ -25,6 +25,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
+    arguments, overrides = read(argv)
+    job.run_all(plan(arguments, overrides), arguments.dry_run)
+    return 0
+
+
+def read(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Parses and checks a command line; returns the options and the overrides.
+
+    Raises:
+      ValueError: for a mistake.
+    """
+    arguments, overrides = job.parse(options(), argv)
+    job.check(arguments, overrides)
+    check_disk(arguments)
+    plan(arguments, overrides)  # options that do not go together are found on the way
+    return arguments, overrides
+
+
+def options() -> argparse.ArgumentParser:
+    """The options of this launcher."""
     parser = job.parser("launch.xpk", __doc__)
     devices = parser.add_mutually_exclusive_group(required=True)
     devices.add_argument("--tpu", help="a slice: v4, v5e, v5p or v6e with its topology, v5e:4x4")
@@ -47,16 +67,20 @@ def _main(argv: Sequence[str] | None) -> int:
     parser.add_argument("--spot", action="store_true", help="with XPK: spot capacity")
     parser.add_argument("--replace", action="store_true", help="end a job of the same name first")
     parser.add_argument("--wait", action="store_true", help="return when the job has ended")
-    arguments, overrides = job.parse(parser, argv)
-    job.check(arguments, overrides)
-    check_disk(arguments)
+    return parser
+
+
+def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[Command]:
+    """What XPK or kubectl is asked for.
+
+    Raises:
+      ValueError: for options that do not go together.
+    """
     tpu, gpu = arguments.tpu, arguments.gpu
     accelerator = accelerators.tpu(tpu) if tpu else accelerators.gpu(gpu, arguments.nodes)
     # Kubernetes starts all pods again, not each by itself: they must begin together.
     command = job.worker(arguments, overrides, "python", restarts=0)
-    plan = kubectl_plan if arguments.kubectl else xpk_plan
-    job.run_all(plan(arguments, accelerator, command), arguments.dry_run)
-    return 0
+    return (kubectl_plan if arguments.kubectl else xpk_plan)(arguments, accelerator, command)
 
 
 def check_disk(arguments: argparse.Namespace) -> None:

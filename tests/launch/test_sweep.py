@@ -166,6 +166,31 @@ def test_a_run_that_lost_its_manifest_stands_for_what_its_checkpoint_tells(tmp_p
         sweep.plan(SWEEP, tmp_path, "local", [])
 
 
+@pytest.mark.parametrize(
+    ("launcher", "options", "message"),
+    [
+        ("slurm", ["--gpu=4"], "unexpected argument '--gpu=4'"),
+        ("slurm", ["--nodes=two"], "argument --nodes: invalid int value: 'two'"),
+        ("slurm", ["--nodes=0"], "--nodes=0: expected at least 1"),
+        ("slurm", ["--workdir=runs/sweep"], "give an absolute path on a disk that all hosts share"),
+        ("xpk", ["--image=i", "--tpu=v5e:4x4", "--cluster=c"], "mount a shared disk"),
+        ("xpk", ["--image=i", "--gpu=h100", "--kubectl", "--no-disk"], "h100:8"),
+        ("xpk", ["--image=i", "--tpu=v5e:4x4", "--no-disk"], "--cluster is missing"),
+        ("xpk", ["--tpu=v5e:4x4"], "the following arguments are required: --image"),
+        ("local", ["--processes=2"], "must not fight for the same devices"),
+    ],
+)
+def test_what_the_launcher_would_refuse_starts_no_run(
+    launcher, options, message, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert sweep.main([f"--config={SWEEP}", f"--workdir={tmp_path}/sweep", f"--launcher={launcher}", *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_values_of_numpy_are_those_of_python(tmp_path) -> None:
     config = tmp_path / "config.py"
     values = "over('seed', *np.arange(2)), over('optim.lr', *np.geomspace(0.5, 1, 2)), over('data.photos', np.str_('samples'))"
@@ -221,6 +246,40 @@ def test_a_failed_run_stops_no_other_and_is_tried_again_next_time(tmp_path) -> N
     assert run(tmp_path, trials(tmp_path, "bad", "good")) == 0
     assert starts(found[0]) == 2
     assert starts(found[1]) == 1
+
+
+def shell(folder: pathlib.Path, script: str) -> Trial:
+    """A run whose launcher is a shell script in its folder."""
+    return Trial({"seed": 0}, folder / "run", 10, ["bash", "-c", f"cd {folder}/run; {script}"])
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        ("echo; echo 'launch.slurm: no such partition'; echo", "launch.slurm: no such partition"),
+        ("echo why; echo 'launch: attempt 3 ended with exit code 1; gives up'", "why"),
+        ("echo late >logs/host_1.log; echo 'launch.slurm: sbatch failed' | tee logs/slurm_1.log", "late"),
+        ("true", "see RUN/logs"),
+    ],
+)
+def test_a_failed_run_says_why_on_the_terminal(script, line, tmp_path, capsys) -> None:
+    trial = shell(tmp_path, f"{script}; exit 1")
+    trial.log.parent.mkdir(parents=True)
+    trial.log.write_text("an earlier reason\n")
+    assert run(tmp_path, [trial]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1] == f"sweep: run: failed: {line.replace('RUN', str(trial.workdir))}"
+
+
+def test_a_run_that_left_nothing_here_has_not_failed(tmp_path, capsys) -> None:
+    """As one in pods whose disk is not mounted where the sweep runs."""
+    trial = shell(tmp_path, "true")
+    assert run(tmp_path, [trial]) == 1
+    assert f"run: unseen: finished elsewhere? no run.json in {trial.workdir}\n" in capsys.readouterr().err
+    assert "| 0 | unseen |" in (tmp_path / "sweep.md").read_text()
+    trial = shell(tmp_path, "echo '{}' >run.json")  # its launcher only says that it has ended
+    assert run(tmp_path, [trial]) == 1
+    assert "run: failed" in capsys.readouterr().err
 
 
 def test_a_sweep_survives_its_own_death(tmp_path) -> None:
