@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 STOPPED = 75  # EX_TEMPFAIL: stopped before the last step; the same command continues
-MISTAKE = 2  # of the caller's: starting again does not help
+MISTAKE = 2  # of the caller's
+DIVERGED = 3  # the trainer's word for it: the same steps would follow the same checkpoint
+FINAL = (MISTAKE, DIVERGED)  # starting again does not help
 _LABEL = 40  # characters of a name: Kubernetes allows 63 for what JobSet makes of it
 
 

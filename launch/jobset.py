@@ -35,8 +35,8 @@ def manifest(
       command: of each pod.
       accelerator: of each pod, and how many pods make a slice.
       slices: TPU slices; GPU nodes all are one.
-      restarts: of all pods, after the failure of one; exit code 75, an orderly stop, does not count, and 2, a mistake, is
-        never tried again.
+      restarts: of all pods, after the failure of one; exit code 75, an orderly stop, does not count; 2, a mistake, and 3,
+        a run that diverged, are never tried again.
       grace: seconds between SIGTERM and SIGKILL.
       claim: a persistent volume claim that all pods mount, with the run folders and photographs.
       mount: where.
@@ -52,7 +52,7 @@ def manifest(
                 {
                     "action": "FailJob",
                     "onPodConditions": [],  # clusters before Kubernetes 1.31 ask for it
-                    "onExitCodes": {"containerName": "train", "operator": "In", "values": [job.MISTAKE, job.STOPPED]},
+                    "onExitCodes": {"containerName": "train", "operator": "In", "values": [*job.FINAL, job.STOPPED]},
                 }
             ]
         },
@@ -77,7 +77,7 @@ def manifest(
                         "onJobFailureReasons": ["PodFailurePolicy"],
                         "onJobFailureMessagePatterns": [f"exit code {job.STOPPED} "],  # the Job's words
                     },
-                    {"name": "mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]},
+                    {"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]},
                 ],
             },
             "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},

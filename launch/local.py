@@ -5,7 +5,8 @@
     python -m launch.local --processes=2 --gpus=4 --config=configs/pixel.py:size=b --workdir=runs/b
 
 The other launchers run the first form on every host, and tell it of the others in its environment. Logs lie in
-WORKDIR/logs, one per process. Exit codes: 0 finished, 75 stopped before the end, 2 a mistake in the command, 1 gave up.
+WORKDIR/logs, one per process. Exit codes: 0 finished, 75 stopped before the end, 2 a mistake in the command, 3 diverged,
+1 gave up.
 """
 
 import argparse

@@ -4,8 +4,8 @@
 
 The job gets all its nodes or does not start; when one process ends, all do. Failed or preempted, it is queued again under
 the same number, up to --restarts times for failures since it last stopped in good order, as before a time limit; a
-mistake in the command is not tried again. A second submission
-with the same name waits for the first, so that no two train in one folder. Run it where the code and .venv are shared.
+mistake in the command is not tried again, nor is a run that diverged. A second submission with the same name waits for the
+first, so that no two train in one folder. Run it where the code and .venv are shared.
 """
 
 import argparse
@@ -31,7 +31,7 @@ srun --nodes={nodes} --ntasks={processes} --cpus-per-task={cpus} --wait={grace} 
 code=$?
 failures={logs}/slurm_$SLURM_JOB_ID.failures
 case $code in
-  0|{mistake}) exit $code ;;
+  0|{final}) exit $code ;;
   {stopped}) rm -f "$failures"; scontrol requeue "$SLURM_JOB_ID" ;;
   *) echo $code >>"$failures"; [ "$(wc -l <"$failures")" -le {restarts} ] && scontrol requeue "$SLURM_JOB_ID" ;;
 esac
@@ -112,7 +112,7 @@ def script(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
         logs=shlex.quote(str(logs)),
         # Slurm starts the job again, not each process by itself: they must all begin together.
         command=shlex.join(job.worker(arguments, overrides, arguments.python, restarts=0)),
-        mistake=job.MISTAKE,
+        final="|".join(map(str, job.FINAL)),
         stopped=job.STOPPED,
         restarts=arguments.restarts,
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import NamedTuple
 
-from launch.job import MISTAKE, STOPPED
+from launch.job import FINAL, STOPPED
 
 _POLL = 0.1
 
@@ -65,7 +65,7 @@ class Supervisor:
         self._asked = False  # to stop
 
     def run(self) -> int:
-        """Returns 0 when the work is done, 75 when stopped before, here or on another host, 2 for a mistake, else 1."""
+        """Returns 0 when the work is done, 75 when stopped before, here or on another host, 2 or 3 as the trainer, else 1."""
         before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             return self._run()
@@ -83,8 +83,8 @@ class Supervisor:
                 return 0
             if self._asked:
                 return STOPPED
-            if code == MISTAKE:
-                return MISTAKE
+            if code in FINAL:
+                return code
             failures = (0 if self._progress() > reached else failures) + 1
             if failures > self._policy.restarts:
                 _say(f"attempt {attempt} ended with exit code {code}; gives up")
@@ -114,7 +114,7 @@ class Supervisor:
             shown.copy()
             failed = [code for code in codes if code]
             if failed or None not in codes:
-                return abs(failed[0]) if failed else 0
+                return _code(failed[0]) if failed else 0
             if self._asked and not forwarded:
                 for process in running:  # Ctrl-C, too, becomes SIGTERM: only that finds a step common to all
                     process.terminate()
@@ -123,7 +123,7 @@ class Supervisor:
                 deadline = time.monotonic() + self._policy.grace
             if time.monotonic() > deadline:
                 _say(f"{codes.count(None)} of {len(running)} processes still run after {self._policy.grace} s")
-                return signal.SIGKILL
+                return _code(-signal.SIGKILL)
             time.sleep(_POLL)
 
     def _ask(self, _: int, __: FrameType | None) -> None:
@@ -171,6 +171,11 @@ def _start(process: Process, keep: Sequence[int]) -> subprocess.Popen:
             start_new_session=True,
             pass_fds=keep,
         )
+
+
+def _code(ended: int) -> int:
+    """As a shell says it: a signal by its number alone would pass for a code of the trainer's."""
+    return ended if ended >= 0 else 128 - ended
 
 
 def _kill_all(running: Sequence[subprocess.Popen]) -> None:

@@ -3,9 +3,10 @@
     python -m launch.xpk --cluster=pods --tpu=v5e:4x4 --storage=runs --image=IMAGE --config=CONFIG --workdir=/runs/x
     python -m launch.xpk --kubectl --gpu=h100:8 --nodes=2 --claim=runs --image=IMAGE --config=CONFIG --workdir=/runs/x
 
-Kubernetes starts all pods or none, and all again when one fails; a mistake in the command is not tried again. The image
-holds this repository (Dockerfile); /runs is a disk that all pods share: --storage for XPK, --claim for kubectl. Without one
-a run would lose its checkpoints with its pods, and is refused; --no-disk says that the cluster mounts one by itself.
+Kubernetes starts all pods or none, and all again when one fails; a mistake in the command or a run that diverged is not
+tried again. The image holds this repository (Dockerfile); /runs is a disk that all pods share: --storage for XPK, --claim
+for kubectl. Without one a run would lose its checkpoints with its pods, and is refused; --no-disk says that the cluster
+mounts one by itself.
 """
 
 import argparse
@@ -121,7 +122,7 @@ def xpk_plan(arguments: argparse.Namespace, accelerator: Accelerator, command: S
         f"--env=UNISER_PROCESSES={accelerator.hosts * arguments.slices}",
         f"--env=UNISER_LOCAL_DEVICES={accelerator.chips}",
         f"--max-restarts={arguments.restarts}",
-        f"--restart-on-exit-codes=1,{job.STOPPED}",  # beside those of signals; others, a mistake, fail for good
+        f"--restart-on-exit-codes=1,{job.STOPPED}",  # beside those of signals; others, job.FINAL, fail for good
         f"--termination-grace-period-seconds={arguments.grace}",
         *[f"--storage={storage}" for storage in arguments.storage],
         *([f"--priority={arguments.priority}"] if arguments.priority else []),

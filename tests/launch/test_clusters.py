@@ -143,6 +143,15 @@ def test_nothing_to_replace_is_no_failure(programs) -> None:
     assert main([*options, *TRAINER]) == 1
 
 
+def test_xpk_starts_again_neither_a_mistake_nor_a_run_that_diverged(programs) -> None:
+    main, options = LAUNCHERS["xpk"]
+    assert main([*options, *TRAINER]) == 0
+    (codes,) = [
+        word for call in programs.calls() for word in call["argv"] if word.startswith("--restart-on-exit-codes=")
+    ]
+    assert codes == "--restart-on-exit-codes=1,75"
+
+
 def test_a_slice_is_counted() -> None:
     found = accelerators.tpu("v5e:4x4")
     assert (found.device_type, found.hosts, found.chips) == ("v5litepod-16", 4, 4)
@@ -278,7 +287,7 @@ def test_the_supervisor_of_a_host_outlives_its_shell_and_can_be_stopped(tmp_path
 
 @pytest.mark.parametrize(
     ("code", "failures", "requeued"),
-    [(0, 0, False), (2, 0, False), (75, 99, True), (1, 0, True), (134, 9, True), (1, 10, False)],
+    [(0, 0, False), (2, 0, False), (3, 0, False), (75, 99, True), (1, 0, True), (134, 9, True), (1, 10, False)],
 )
 def test_slurm_queues_again_what_can_go_on(code, failures, requeued, programs, tmp_path, monkeypatch, capsys) -> None:
     main, options = LAUNCHERS["slurm"]
@@ -450,9 +459,10 @@ def test_a_jobset_starts_whole_slices_and_tells_each_pod_of_the_others(capsys) -
 
 
 @pytest.mark.parametrize(
-    ("code", "action"), [(75, "RestartJobSetAndIgnoreMaxRestarts"), (2, "FailJobSet"), (1, None), (137, None)]
+    ("code", "action"),
+    [(75, "RestartJobSetAndIgnoreMaxRestarts"), (2, "FailJobSet"), (3, "FailJobSet"), (1, None), (137, None)],
 )
-def test_an_orderly_stop_is_not_counted_and_a_mistake_ends_all(code, action, capsys) -> None:
+def test_an_orderly_stop_is_not_counted_and_what_would_end_alike_ends_all(code, action, capsys) -> None:
     """Rules as both controllers apply them: the first that matches; no rule is a restart that counts."""
     manifest = manifest_of(capsys, "--gpu=h100:8", "--nodes=2", "--claim=runs")
     spec = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]

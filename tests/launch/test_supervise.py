@@ -84,26 +84,34 @@ def test_a_process_that_cannot_start_ends_those_that_did(tmp_path) -> None:
 
 
 def test_it_gives_up_after_failures_without_progress(tmp_path) -> None:
-    job = Job(tmp_path, "exit 3", restarts=2)
+    job = Job(tmp_path, "exit 4", restarts=2)
     assert job.run() == 1
     assert job.attempts == 3
 
 
 def test_progress_forgives_earlier_failures(tmp_path) -> None:
-    job = Job(tmp_path, "echo $ATTEMPT >step; [ $ATTEMPT = 6 ] && touch done && exit 0; exit 3", restarts=1)
+    job = Job(tmp_path, "echo $ATTEMPT >step; [ $ATTEMPT = 6 ] && touch done && exit 0; exit 4", restarts=1)
     assert job.run() == 0
     assert job.attempts == 6
 
 
-def test_a_mistake_is_not_tried_again(tmp_path) -> None:
-    job = Job(tmp_path, "exit 2", ENDLESS)
-    assert job.run() == 2
+@pytest.mark.parametrize("code", [2, 3], ids=["mistake", "diverged"])
+def test_what_would_end_alike_is_not_tried_again(tmp_path, code) -> None:
+    job = Job(tmp_path, f"exit {code}", ENDLESS)
+    assert job.run() == code
     assert job.attempts == 1
+
+
+@pytest.mark.parametrize("name", ["INT", "QUIT"])  # number 2 and 3
+def test_a_signal_is_none_of_these_codes(tmp_path, name) -> None:
+    job = Job(tmp_path, f"[ $ATTEMPT = 2 ] && touch done || kill -{name} $$")
+    assert job.run() == 0
+    assert job.attempts == 2
 
 
 def test_an_earlier_run_excuses_no_failure(tmp_path) -> None:
     (tmp_path / "done").touch()
-    assert Job(tmp_path, "exit 3", restarts=1).run() == 1
+    assert Job(tmp_path, "exit 4", restarts=1).run() == 1
     assert Job(tmp_path, "exit 2").run() == 2
     assert Job(tmp_path, "exit 0").run() == 0
 
