@@ -132,6 +132,11 @@ def test_real_pairs(manifest: pathlib.Path, caplog: pytest.LogCaptureFixture) ->
         ("haze,a,1,real_pair,none.png,gt.png,", "'none.png' is not a file"),
         ("haze,a,1,real_pair,../in.png,gt.png,", "outside the manifest"),
         ("haze,a,1,real_pair,/etc/passwd,gt.png,", "outside the manifest"),
+        ("haze,a,1,real_pair,loop/in.png,gt.png,", "manifest.csv:2: input 'loop/in.png' is not a file"),
+        ("haze,a,1,real_pair,in\0.png,gt.png,", "manifest.csv:2: input .* is not a file"),
+        (f"haze,a,1,real_pair,{'n' * 5_000},gt.png,", "manifest.csv:2: input .* is not a file"),
+        ("haze,a,1,real_pair,in.png,gt.png,none.png", "manifest.csv:2: mask 'none.png' is not a file"),
+        ("haze,a,1,real_pair,in.png,gt.png,.", "manifest.csv:2: mask '.' is not a file"),
         ("haze,a,1,real_pair,in.png,small.png,", "sizes differ"),
         ("haze,a,1,real_pair,manifest.csv,gt.png,", "manifest.csv"),
         ("haze,a,1,input_only,in.png,,", "no pair to use, of 1 rows 1 with kind 'input_only', expected real_pair"),
@@ -143,6 +148,7 @@ def test_real_pairs(manifest: pathlib.Path, caplog: pytest.LogCaptureFixture) ->
     ],
 )
 def test_bad_manifests_are_one_line(manifest: pathlib.Path, row: str, message: str) -> None:
+    manifest.with_name("loop").symlink_to("loop")
     manifest.write_text(f"effect,set,id,kind,input,gt,mask\n{row}\n")
     with pytest.raises(ValueError, match=message) as caught:
         benchmarks.evaluate(lambda photo, task, mask: photo, benchmarks.real_pairs(manifest))
@@ -155,3 +161,29 @@ def test_missing_manifests_and_columns(tmp_path: pathlib.Path) -> None:
     (tmp_path / "m.csv").write_text("effect,input\n")
     with pytest.raises(ValueError, match="no column 'set'"):
         pairs.read_manifest(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (b"haze,a,\xff,real_pair,in.png,gt.png\n", "can't decode byte 0xff .*; save it as UTF-8"),
+        (b'haze,a,1,real_pair,"in.png,gt.png\n', "manifest.csv:2: unexpected end of data"),
+        (b'haze,a,1,real_pair,"in".png,gt.png\n', "manifest.csv:2: ',' expected after '\"'"),
+        (
+            b"haze,a,1,real_pair,%s,gt.png\n" % (200_000 * b"n"),
+            r"manifest.csv:2: field larger than field limit \(131072\)",
+        ),
+    ],
+)
+def test_a_manifest_that_is_no_csv_is_named(manifest: pathlib.Path, rows: bytes, message: str) -> None:
+    manifest.write_bytes(b"effect,set,id,kind,input,gt\n" + rows)
+    with pytest.raises(ValueError, match=message) as caught:
+        pairs.read_manifest(manifest)
+    assert str(caught.value).startswith(str(manifest))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_may_come_from_a_spreadsheet(manifest: pathlib.Path) -> None:
+    entries = pairs.read_manifest(manifest)
+    manifest.write_bytes(b"\xef\xbb\xbf" + manifest.read_bytes().replace(b"\n", b"\r\n"))
+    assert pairs.read_manifest(manifest) == entries

@@ -4,7 +4,7 @@ import collections
 import csv
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from absl import logging
@@ -57,24 +57,19 @@ def read_manifest(path: str | pathlib.Path, kinds: tuple[str, ...] = ("real_pair
       kinds: beginnings of the kinds to keep.
 
     Raises:
-      ValueError: for a missing file or column, a row without one of its files, a file outside the manifest's folder, or no
-        row that is left.
+      ValueError: for a missing file or column, what is no CSV in UTF-8, a row without one of its files, a file outside the
+        manifest's folder, or no row that is left.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise ValueError(f"no manifest at {str(path)!r}; expected a CSV file with the columns {', '.join(_COLUMNS)}")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        missing = [column for column in _COLUMNS if column not in (rows.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path}: no column {missing[0]!r}; expected {', '.join(_COLUMNS)}")
-        entries: list[Entry] = []
-        dropped: collections.Counter[str] = collections.Counter()
-        for number, row in enumerate(rows, 2):
-            if reason := _dropped(row, kinds):
-                dropped[reason] += 1
-            else:
-                entries.append(_entry(path, number, row))
+    entries: list[Entry] = []
+    dropped: collections.Counter[str] = collections.Counter()
+    for number, row in enumerate(_rows(path), 2):
+        if reason := _dropped(row, kinds):
+            dropped[reason] += 1
+        else:
+            entries.append(_entry(path, number, row))
     reasons = "; ".join(f"{count} with {reason}" for reason, count in dropped.items())
     if not entries:
         raise ValueError(f"{path}: no pair to use, of {dropped.total()} rows {reasons or 'none is left'}")
@@ -138,6 +133,21 @@ def _middle(image: ndarray, shape: tuple[int, ...]) -> ndarray:
     return image[top : top + shape[0], left : left + shape[1]]
 
 
+def _rows(manifest: pathlib.Path) -> Iterator[dict[str, str]]:
+    """The rows of a manifest, which may begin with the mark that spreadsheets write before UTF-8."""
+    with manifest.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file, strict=True)
+        try:
+            missing = [column for column in _COLUMNS if column not in (rows.fieldnames or ())]
+            if missing:
+                raise ValueError(f"{manifest}: no column {missing[0]!r}; expected {', '.join(_COLUMNS)}")
+            yield from rows
+        except csv.Error as error:  # a quote that is never closed, a field without end
+            raise ValueError(f"{manifest}:{rows.line_num + 1}: {error}; expected CSV") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{manifest}: {error}; save it as UTF-8") from None
+
+
 def _dropped(row: dict[str, str], kinds: tuple[str, ...]) -> str:
     """Why a row is no pair of an effect; empty if it is one."""
     if not (row["kind"] or "").startswith(kinds):
@@ -152,10 +162,14 @@ def _entry(manifest: pathlib.Path, number: int, row: dict[str, str]) -> Entry:
     files = []
     for column in ("input", "gt", "mask"):
         name = row.get(column) or ""
-        file = (root / name).resolve()
+        try:
+            file = (root / name).resolve()
+            found = file.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # too long a name, a NUL, links in a circle
+            raise ValueError(f"{manifest}:{number}: {column} {name!r} is not a file: {reason_of(error)}") from None
         if name and not file.is_relative_to(root):
             raise ValueError(f"{manifest}:{number}: {column} {name!r} lies outside the manifest's folder")
-        if column != "mask" and not (name and file.is_file()):
+        if not found and (name or column != "mask"):
             raise ValueError(f"{manifest}:{number}: {column} {name!r} is not a file")
         files.append(file if name else None)
     return Entry(row["effect"], row["set"], row["id"], row["kind"], files[0], files[1], files[2])  # type: ignore[arg-type]
