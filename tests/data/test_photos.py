@@ -5,6 +5,7 @@ import logging
 import pathlib
 import pickle
 import struct
+import tracemalloc
 import zlib
 
 import cv2
@@ -130,6 +131,33 @@ def test_sixteen_bits_are_scaled_and_nan_is_black(tmp_path: pathlib.Path) -> Non
     pixels = decode((tmp_path / "real.tiff").read_bytes())
     assert (pixels[1, 1] == 128).all()
     assert (pixels[0, 0] == 0).all()
+
+
+@pytest.mark.parametrize(("mode", "stored"), [("I;16", "<u2"), ("I;16B", ">u2"), ("I", "i4")])
+def test_deep_gray_is_rounded_to_the_nearest_level(mode: str, stored: str) -> None:
+    every = np.arange(2**16)
+    image = Image.frombytes(mode, (512, 128), every.astype(stored).tobytes())
+    expected = ((every + 128) // 257).reshape(128, 512)  # 257 levels of 16 bits are one of 8
+    np.testing.assert_array_equal(decoding.to_rgb(image), np.dstack(3 * [expected]))
+
+
+@pytest.mark.parametrize("top", [1.0, 255.0])
+def test_the_brightest_pixel_of_all_strips_tells_the_scale(top: float) -> None:
+    values = np.linspace(0, 1, 600 * 500, dtype=np.float32).reshape(600, 500)
+    values[-1, -1], values[0, 0] = 1, np.nan
+    pixels = decoding.to_rgb(Image.fromarray(np.float32(top) * values))
+    expected = np.round(255 * np.nan_to_num(values))
+    assert np.abs(pixels - expected[..., None]).max() <= 1
+    assert (pixels == expected[..., None]).mean() > 0.999
+
+
+def test_deep_gray_takes_little_more_room_than_its_pixels() -> None:
+    image = Image.fromarray(np.zeros((1_500, 1_000), np.uint16))
+    tracemalloc.start()
+    decoding.to_rgb(image)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6 * 1_500_000
 
 
 def test_photographs_stand_upright() -> None:

@@ -22,6 +22,7 @@ ORIENTATION = 0x0112  # EXIF
 MAX_PIXELS = 150_000_000  # more is a decompression bomb, not a photograph
 _MAX_PROFILE = 2**22  # bytes
 _SAME, _NAMED = 2, 24  # levels by which a profile may move colours and be sRGB: any, and one of that name
+_STRIP = 2**16  # pixels that are scaled at a time
 _METADATA, _PIXELS = (0xE1, 0xE2), 0xDA  # markers of JPEG: APP1 and APP2, SOS
 
 Pixels = UInt8[np.ndarray, "h w c"]
@@ -170,10 +171,24 @@ def decode_depth(data: bytes) -> Depth:
 def to_rgb(image: Image.Image) -> Pixels:
     """Any Pillow mode to 8-bit RGB; 16 bit is scaled, floating point in [0, 1] or [0, 255] too, NaN is black."""
     if image.mode.startswith(("I", "F")):
-        values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
-        top = 65_535 if image.mode.startswith("I") else 1.0 if values.max(initial=0) <= 1 else 255
-        gray = np.round(np.clip(values / top, 0, 1) * 255).astype(np.uint8)
-        return np.repeat(gray[..., None], 3, -1)
+        return _gray_to_rgb(image)
     # A palette may hold transparency: RGBA first, so that its colours are resolved.
     rgba = image.convert("RGBA") if image.mode == "P" else image
     return np.asarray(rgba.convert("RGB"))
+
+
+def _gray_to_rgb(image: Image.Image) -> Pixels:
+    """By strips, for double precision takes eight times the room of a level."""
+    rows = max(1, _STRIP // image.width)
+    boxes = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+
+    def finite(box: tuple[int, int, int, int]) -> np.ndarray:
+        return np.nan_to_num(np.asarray(image.crop(box), np.float64), posinf=0, neginf=0)
+
+    fractions = image.mode == "F" and all(finite(box).max() <= 1 for box in boxes)
+    top = 65_535 if image.mode.startswith("I") else 1.0 if fractions else 255
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for box in boxes:
+        gray = np.round(np.clip(finite(box) / top, 0, 1) * 255)
+        pixels[box[1] : box[3]] = gray.astype(np.uint8)[..., None]
+    return pixels
