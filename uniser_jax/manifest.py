@@ -17,7 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from uniser_jax import __version__, hosts, status
-from uniser_jax.data.photos import Photos
+from uniser_jax.data.photos import Photos, encoded_name
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
 _SAMPLED = 8  # photographs whose pixels count in the fingerprint
@@ -81,7 +81,7 @@ def fingerprint(photos: Photos) -> str:
     """
     digest = hashlib.sha256()
     for index in range(len(photos)):
-        digest.update(photos.name(index).encode() + b"\0%d" % photos.nbytes(index))
+        digest.update(encoded_name(photos, index) + b"\0%d" % photos.nbytes(index))
     for index in range(0, len(photos), max(1, len(photos) // _SAMPLED)):
         digest.update(photos[index].tobytes())
     return digest.hexdigest()[:16]

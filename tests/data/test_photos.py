@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import pathlib
 import pickle
 import struct
@@ -15,6 +16,7 @@ import skimage.data
 from PIL import Image
 
 from tests.profiles import GAMMA_2_2, P3, SRGB, SRGB_CURVE, primaries, profile
+from uniser_jax import manifest
 from uniser_jax.data import decoding, photos
 from uniser_jax.data.decoding import decode, decode_depth, whole
 from uniser_jax.data.photos import open_photos, split
@@ -46,16 +48,20 @@ def test_a_folder_is_searched_and_bad_files_are_named_once(folder: pathlib.Path,
     (folder / "text.jpg").write_text("not an image")
     (folder / "thin.png").write_bytes(encoded(1))
     (folder / "gone.jpg").symlink_to("nowhere.jpg")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    os.mkfifo(folder / "pipe.jpg")
     (folder / "notes.txt").write_text("ignored")
     with caplog.at_level(logging.WARNING, "absl"):
         opened = open_photos(str(folder))
     assert [opened.name(i).rsplit("/")[-1] for i in range(len(opened))] == ["a.png", "c.png", "b.PNG"]
-    assert opened.skipped == 4
+    assert opened.skipped == 6
     assert len(caplog.records) == 1
     message = caplog.records[0].getMessage()
-    assert "skipped 4" in message
-    for name in ("empty.jpg (empty)", "text.jpg (not an image)", "thin.png (11 x 1 px)", "gone.jpg (missing)"):
+    assert "skipped 6" in message
+    assert "and 1 more" in message
+    for name in ("empty.jpg (empty)", "text.jpg (not an image)", "pipe.jpg (not a file)", "gone.jpg (missing)"):
         assert name in message
+    assert "thin.png (11 x 1 px)" in message or "loop.jpg" in message
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
@@ -351,6 +357,22 @@ def test_depth_lies_beside_a_photograph(tmp_path: pathlib.Path, caplog) -> None:
     assert "b_depth.png" in caplog.text
     parts = [split(photos, 0.5, part).reduced(0, whole) for part in ("train", "holdout")]
     assert sum(part.depth is not None for part in parts) == 1
+
+
+def test_a_pipe_is_no_depth(folder: pathlib.Path) -> None:
+    os.mkfifo(folder / "a_depth.png")
+    assert open_photos(str(folder)).reduced(0, whole).depth is None
+
+
+def test_names_that_are_not_utf8_are_names(tmp_path: pathlib.Path) -> None:
+    for name in (b"\xff.png", b"\xe9t\xe9.png", b"c.png"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+            file.write(encoded())
+    opened = open_photos(str(tmp_path))
+    parts = [split(opened, 0.4, part) for part in ("train", "holdout")]
+    assert sum(map(len, parts)) == 3
+    assert len(manifest.fingerprint(opened)) == 16
+    assert photos.encoded_name(opened, 2).endswith(b"/\xff.png")
 
 
 def test_no_held_out_photograph_stands_in_for_one_to_train_on(tmp_path: pathlib.Path) -> None:

@@ -15,10 +15,12 @@ import itertools
 import os
 import pathlib
 import re
+import stat
 from collections.abc import Sequence
 from typing import IO, Any, NamedTuple, Protocol
 
 from absl import logging
+from PIL import UnidentifiedImageError
 
 from uniser_jax.data.decoding import ORIENTATION, Depth, Pixels, Reduction, decode, decode_depth, opened, whole
 from uniser_jax.errors import reason_of
@@ -259,6 +261,8 @@ class Files(Encoded):
         if path not in self.depths:
             return None
         try:
+            if not os.path.isfile(path):
+                raise ValueError("not a file")
             return decode_depth(pathlib.Path(path).read_bytes())
         except (OSError, ValueError) as error:
             warn_once(os.path.basename(path), reason_of(error), "a procedural depth stands in")
@@ -315,6 +319,11 @@ class Subset(Photos):
         return self.photos.shape(self.indices[index])
 
 
+def encoded_name(photos: Photos, index: int) -> bytes:
+    """A photograph's name for a digest; on disks a name is bytes, and not all are UTF-8."""
+    return photos.name(index).encode("utf-8", "surrogateescape")
+
+
 def split(photos: Photos, holdout: float, part: str) -> Photos:
     """One of two disjoint parts, chosen by a hash of the name, so that the order and location of files do not matter.
 
@@ -330,7 +339,7 @@ def split(photos: Photos, holdout: float, part: str) -> Photos:
         raise ValueError(f"part {part!r}: expected train or holdout")
     if len(photos) < 2:
         raise ValueError("a single photograph cannot be split into training and held-out parts; give two or more")
-    ranked = sorted(range(len(photos)), key=lambda i: hashlib.sha256(photos.name(i).encode()).digest())
+    ranked = sorted(range(len(photos)), key=lambda i: hashlib.sha256(encoded_name(photos, i)).digest())
     count = min(max(1, round(holdout * len(photos))), len(photos) - 1)
     chosen = ranked[:count] if part == "holdout" else ranked[count:]
     return Subset(photos, tuple(sorted(chosen)))
@@ -397,16 +406,19 @@ def _is_depth_of(file: pathlib.Path, stems: set[pathlib.Path]) -> bool:
 
 
 def _unusable(path: str, min_side: int) -> str:
-    """Why a file's header rules it out; empty when it does not."""
+    """Why a file's header rules it out; empty when it does not. What is no file is not opened: a pipe would wait for ever."""
     try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            return "not a file"
         with opened(path) as image:
             return f"{image.width} x {image.height} px" if min(image.size) < min_side else ""
     except FileNotFoundError:  # a link to nothing
         return "missing"
-    except OSError:
-        return "empty" if not pathlib.Path(path).stat().st_size else "not an image"
-    except ValueError as error:
-        return str(error)
+    except UnidentifiedImageError:
+        return "not an image" if found.st_size else "empty"
+    except (OSError, ValueError) as error:
+        return reason_of(error)
 
 
 def _warn_skipped(named: Sequence[str]) -> None:
