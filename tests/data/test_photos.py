@@ -359,6 +359,38 @@ def test_depth_lies_beside_a_photograph(tmp_path: pathlib.Path, caplog) -> None:
     assert sum(part.depth is not None for part in parts) == 1
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_depth_that_lies_as_a_turned_photograph_was_stored_is_turned_likewise(
+    tmp_path: pathlib.Path, orientation: int
+) -> None:
+    rows, columns = np.mgrid[0:100, 0:200]
+    stored = np.minimum(1 + columns // 2 + rows, 160).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    seen = open_photos(str(tmp_path))[0][..., 0]
+    for name, depth in (("stored", stored), ("seen", seen)):
+        Image.fromarray(depth[::2, ::2]).save(tmp_path / "a_depth.png")
+        found = open_photos(str(tmp_path)).reduced(0, whole).depth
+        assert found.shape == (seen.shape[0] // 2, seen.shape[1] // 2)
+        if orientation >= 5 or name == "seen":  # a half turn leaves the aspect as it is
+            # Of each 2 x 2 pixels one is kept; which one depends on the turn.
+            assert np.abs(found - seen[::2, ::2] / seen.max()).max() < 0.05
+
+
+def test_depth_of_another_shape_than_its_photograph_is_named_and_left_out(tmp_path: pathlib.Path, caplog) -> None:
+    sizes = {"fits": (104, 192), "turned": (200, 100), "wide": (100, 300), "square": (100, 100)}
+    for name, size in sizes.items():
+        Image.fromarray(np.zeros((100, 200, 3), np.uint8)).save(tmp_path / f"{name}.png")
+        Image.fromarray(np.full(size, 9, np.uint8)).save(tmp_path / f"{name}_depth.png")
+    opened = open_photos(str(tmp_path))
+    with caplog.at_level(logging.WARNING, "absl"):
+        found = {opened.name(i).split("/")[1]: opened.reduced(i, whole).depth for i in [*range(4), *range(4)]}
+    assert [name for name, depth in found.items() if depth is not None] == ["fits.png"]
+    assert len(caplog.records) == 3
+    assert "turned_depth.png cannot be used (100 x 200 px of one that is 200 x 100)" in caplog.text
+
+
 def test_a_pipe_is_no_depth(folder: pathlib.Path) -> None:
     os.mkfifo(folder / "a_depth.png")
     assert open_photos(str(folder)).reduced(0, whole).depth is None

@@ -168,6 +168,12 @@ def decode_depth(data: bytes) -> Depth:
     return np.minimum(values / np.float32(np.percentile(values, 99.5)), 1)
 
 
+def upright(depth: Depth, orientation: int) -> Depth:
+    """A map that lies as a photograph is stored whose EXIF orientation is 5 to 8, upright."""
+    turned = np.rot90(depth, {6: -1, 7: 2, 8: 1}.get(orientation, 0))
+    return np.ascontiguousarray(turned if orientation in (6, 8) else turned.T)
+
+
 def to_rgb(image: Image.Image) -> Pixels:
     """Any Pillow mode to 8-bit RGB; 16 bit is scaled, floating point in [0, 1] or [0, 255] too, NaN is black."""
     if image.mode.startswith(("I", "F")):

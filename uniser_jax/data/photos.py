@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import io
 import itertools
+import math
 import os
 import pathlib
 import re
@@ -22,7 +23,7 @@ from typing import IO, Any, NamedTuple, Protocol
 from absl import logging
 from PIL import UnidentifiedImageError
 
-from uniser_jax.data.decoding import ORIENTATION, Depth, Pixels, Reduction, decode, decode_depth, opened, whole
+from uniser_jax.data.decoding import ORIENTATION, Depth, Pixels, Reduction, decode, decode_depth, opened, upright, whole
 from uniser_jax.errors import reason_of
 
 READERS = 32  # threads that read headers: they wait for disks
@@ -44,6 +45,7 @@ _SAMPLES = (
 
 # PHOTO_depth.png beside a photograph is its depth: gray, 8 or 16 bit, larger is farther, 0 is unknown.
 _DEPTH = "_depth.png"
+_ASPECTS = 1.1  # a map's may differ so much from its photograph's
 
 
 class Photo(NamedTuple):
@@ -198,8 +200,17 @@ class Encoded(Photos):
         """The encoded image."""
         raise TypeError("a subclass knows its records")
 
-    def depth(self, index: int) -> Depth | None:
-        """Of this very image, see Photo; None: records hold no depth."""
+    def orientation(self, index: int) -> int:
+        """Of the stored image, by EXIF; 1 is upright.
+
+        Raises:
+          OSError, ValueError: if it cannot be read.
+        """
+        with self.open(index) as file, opened(file) as image:
+            return image.getexif().get(ORIENTATION, 1)
+
+    def depth(self, index: int, shape: tuple[int, ...]) -> Depth | None:
+        """Of this very image, which is (h, w) when upright, see Photo; None: records hold no depth."""
         return None
 
     def decoded(self, index: int, reduction: Reduction) -> Photo:
@@ -209,7 +220,7 @@ class Encoded(Photos):
             if reduction is not whole:
                 return self.decoded(index, whole)  # only the whole tells whether it is too small
             raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} px")
-        return Photo(pixels, self.depth(index))
+        return Photo(pixels, self.depth(index, pixels.shape[:2]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -255,15 +266,20 @@ class Files(Encoded):
         """See Encoded; what stays in memory is not decoded again."""
         return _cached(self, index) if self.cached else super().decoded(index, reduction)
 
-    def depth(self, index: int) -> Depth | None:
-        """From the file beside the photograph; one that cannot be read counts as missing, with a warning."""
+    def depth(self, index: int, shape: tuple[int, ...]) -> Depth | None:
+        """From the file beside the photograph; one unreadable or of another shape counts as missing, with a warning."""
         path = os.path.splitext(self.paths[index])[0] + _DEPTH
         if path not in self.depths:
             return None
         try:
             if not os.path.isfile(path):
                 raise ValueError("not a file")
-            return decode_depth(pathlib.Path(path).read_bytes())
+            depth = decode_depth(pathlib.Path(path).read_bytes())
+            if _alike(depth.shape, shape):
+                return depth
+            if _alike(depth.shape[::-1], shape) and (orientation := self.orientation(index)) in (5, 6, 7, 8):
+                return upright(depth, orientation)  # it lies as the photograph was stored
+            raise ValueError(f"{depth.shape[1]} x {depth.shape[0]} px of one that is {shape[1]} x {shape[0]}")
         except (OSError, ValueError) as error:
             warn_once(os.path.basename(path), reason_of(error), "a procedural depth stands in")
             return None
@@ -399,6 +415,11 @@ def _usable(photos: Records, spec: str) -> Photos:
 @functools.lru_cache(maxsize=64)
 def _cached(files: Files, index: int) -> Photo:
     return Encoded.decoded(files, index, whole)
+
+
+def _alike(one: tuple[int, ...], two: tuple[int, ...]) -> bool:
+    """Whether two shapes have the same aspect, but for what resizing to whole patches of a network may change."""
+    return abs(math.log(one[0] * two[1] / (one[1] * two[0]))) < math.log(_ASPECTS)
 
 
 def _is_depth_of(file: pathlib.Path, stems: set[pathlib.Path]) -> bool:
