@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import json
 import os
 import pathlib
 import shutil
@@ -90,6 +91,17 @@ def test_a_run_of_another_prompt_set_is_refused(run: pathlib.Path, monkeypatch: 
         with pytest.raises(ValueError, match=f"prompt set {tasks_digest()}, this version's is another") as caught:
             checkpoints.restore(abstract())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("known", ["null", "[]", "7"])
+def test_a_record_without_digests_is_damage(run: pathlib.Path, known: str) -> None:
+    file = run / "checkpoints/6/record/metadata"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"digests": json.loads(known)}))
+    with Checkpoints(run) as checkpoints:
+        with pytest.raises(DamagedError, match="6: its record has no digests") as caught:
+            checkpoints.restore(abstract())
+        assert "\n" not in str(caught.value)
+        assert_equal(checkpoints.restore(abstract(), on_corrupt="previous"), state_at(4))
 
 
 def test_a_state_comes_back_on_any_mesh(saved: pathlib.Path) -> None:

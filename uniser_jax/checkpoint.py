@@ -241,7 +241,10 @@ class Checkpoints:
         return restored
 
     def _read_shards(self, step: int | None, items: dict[str, Any], record: Any, where: str) -> dict[str, Any]:
-        missing = [name for name in items if name not in record["digests"]]
+        known = record.get("digests")
+        if not isinstance(known, dict):
+            raise DamagedError(f"{where}: its record has no digests")
+        missing = [name for name in items if known.get(name) is None]
         if missing:
             raise ValueError(f"{where} has no {missing[0]}: it is a converted base, for config.model.base, and no run")
         folder = self._manager.directory / str(step)
