@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -160,6 +161,57 @@ def test_evaluate_on_real_pairs(finished, photo: pathlib.Path, tmp_path: pathlib
     ):
         assert cli.main([*command, *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_evaluate_goes_on_without_a_pair_that_cannot_be_decoded(finished, photo: pathlib.Path, capsys, caplog) -> None:
+    manifest, table, sheet = (photo.with_name(name) for name in ("manifest.csv", "t.json", "t.md"))
+    photo.with_name("cut.png").write_bytes(photo.read_bytes()[:99])
+    rows = [f"haze,a,{k},real_pair,{name}.png,in.png\n" for k, name in enumerate(("in", "cut", "in"))]
+    manifest.write_text("effect,set,id,kind,input,gt\n" + "".join(rows))
+    command = ["evaluate", "--checkpoint", str(finished), "--pairs", str(manifest), "--json", str(table)]
+    assert cli.main([*command, "--markdown", str(sheet)]) == 1
+    found = json.loads(table.read_text())
+    assert (found["effects"]["haze"]["count"], found["left_out"]) == (2, ["a/1"])
+    printed, error = capsys.readouterr()
+    assert printed == sheet.read_text()
+    assert "Without 1 that cannot be decoded: a/1" in printed
+    assert "not complete: 1 pairs cannot be decoded and are left out" in error
+    assert "a/1 is left out" in caplog.text
+
+
+class XlaError(RuntimeError):
+    """As jax raises."""
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (lambda: np.zeros(2**55), "Unable to allocate"),
+        (lambda: cv2.copyMakeBorder(np.zeros((1, 1), np.uint8), 2**30, 0, 2**30, 0, 0), "Insufficient memory"),
+        (
+            lambda: raises(XlaError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")),
+            "allocating 9 bytes.\n",
+        ),
+    ],
+)
+def test_a_lack_of_memory_is_one_line(failure, reason: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(cli, "_restorer", lambda arguments: failure())
+    assert cli.main(["evaluate"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("uniser evaluate: not enough memory: ")
+    assert reason in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("INTERNAL: a bug"), KeyError("a"), cv2.error("another")])
+def test_an_error_of_the_program_stays_whole(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_restorer", lambda arguments: raises(error))
+    with pytest.raises(type(error)):
+        cli.main(["evaluate"])
+
+
+def raises(error: Exception) -> None:
+    raise error
 
 
 @pytest.mark.parametrize(

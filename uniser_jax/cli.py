@@ -1,4 +1,7 @@
-"""The command line: `uniser train | restore | evaluate | preview | status | aot`. A caller's mistake is one line and code 2."""
+"""The command line: `uniser train | restore | evaluate | preview | status | aot`. A caller's mistake is one line and code 2.
+
+Code 1 is a lack of memory, in one line, an evaluation that is not complete, or an error of the program, with its traceback.
+"""
 
 import argparse
 import importlib
@@ -13,7 +16,7 @@ from uniser_jax import xla
 from uniser_jax.errors import reason_of
 from uniser_jax.types import EFFECTS, TASKS
 
-Command = Callable[[argparse.Namespace, list[str]], None]
+Command = Callable[[argparse.Namespace, list[str]], int | None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,13 +33,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     log_to_terminal(arguments.verbose)
     try:
-        arguments.command(arguments, rest)
+        return arguments.command(arguments, rest) or 0
     except (ValueError, OSError) as error:
         sys.stderr.write(f"uniser {arguments.command.__name__}: {reason_of(error)}\n")
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0
+    except Exception as error:
+        if not _lacks_memory(error):
+            raise
+        sys.stderr.write(f"uniser {arguments.command.__name__}: not enough memory: {reason_of(error)}\n")
+        return 1
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether Python, OpenCV or XLA could not allocate what it was asked for."""
+    import cv2
+
+    text = str(error)  # not OpenCV's code, which is kept by the class, and may be that of another error
+    of_opencv = isinstance(error, cv2.error) and "Insufficient memory" in text
+    of_xla = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in text
+    return isinstance(error, MemoryError) or of_opencv or of_xla
 
 
 def restore(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -57,8 +74,11 @@ def restore(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(arguments.output)
 
 
-def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
-    """`uniser evaluate --checkpoint RUN [--pairs MANIFEST | --held-out] [--protocol NAME] --json PATH`."""
+def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """`uniser evaluate --checkpoint RUN [--pairs MANIFEST | --held-out] [--protocol NAME] --json PATH`.
+
+    Returns 1 where pairs are left out, for the table is not complete.
+    """
     _no_more(rest)
     if arguments.pairs and arguments.held_out:
         raise ValueError("--held-out renders its own effects: give --photos or nothing beside it, not --pairs")
@@ -77,8 +97,9 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     restorer = _restorer(arguments)
     config = restorer.config
     assert config is not None, "a checkpoint has one"
+    left_out: list[str] = []
     if arguments.pairs:
-        items = benchmarks.real_pairs(arguments.pairs, protocol.crop)
+        items = benchmarks.real_pairs(arguments.pairs, protocol.crop, left_out)
     else:
         if arguments.photos:
             photos = open_photos(arguments.photos, config.data.min_side)
@@ -92,10 +113,13 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     else:
         results = benchmarks.evaluate(restorer, items, protocol)
     if arguments.json:
-        tables.write(arguments.json, tables.to_json(results))
+        tables.write(arguments.json, tables.to_json(results, left_out))
     if arguments.markdown:
-        tables.write(arguments.markdown, tables.to_markdown(results))
-    print(tables.to_markdown(results), end="")
+        tables.write(arguments.markdown, tables.to_markdown(results, left_out))
+    print(tables.to_markdown(results, left_out), end="")
+    if left_out:
+        sys.stderr.write(f"uniser evaluate: not complete: {len(left_out)} pairs cannot be decoded and are left out\n")
+    return 1 if left_out else 0
 
 
 def preview(arguments: argparse.Namespace, rest: list[str]) -> None:

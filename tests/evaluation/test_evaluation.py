@@ -126,6 +126,22 @@ def test_real_pairs(manifest: pathlib.Path, caplog: pytest.LogCaptureFixture) ->
     assert len(pairs.read_manifest(manifest, kinds=("real_pair", "synthetic_pair"))) == 3
 
 
+def test_a_pair_that_cannot_be_decoded_does_not_end_the_others(
+    manifest: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest.with_name("cut.png").write_bytes(manifest.with_name("in.png").read_bytes()[:99])
+    rows = [f"haze,a,{k},real_pair,{name}.png,gt.png\n" for k, name in enumerate(("cut", "in", "small"))]
+    manifest.write_text("effect,set,id,kind,input,gt\n" + "".join(rows))
+    left_out: list[str] = []
+    assert [item.name for item in benchmarks.real_pairs(manifest, left_out=left_out)] == ["a/1"]
+    assert left_out == ["a/0", "a/2"]
+    assert "a/0 is left out: " in caplog.text
+    assert "a/2 is left out: a/2: sizes differ" in caplog.text
+    manifest.write_text("effect,set,id,kind,input,gt\n" + rows[0] + rows[2])
+    with pytest.raises(ValueError, match="sizes differ"):
+        list(benchmarks.real_pairs(manifest, left_out=[]))
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -104,12 +104,29 @@ def _scenes(
             yield effect, f"{effect}_{index:04d}", rng, edit.scene_from_photo(photo, other, _SAMPLING.highlight_stops)
 
 
-def real_pairs(manifest: str | pathlib.Path, crop: bool = False) -> Iterator[Item]:
-    """The pairs of a manifest, asked for by name, inside the mask where there is one; `crop` as in `pairs.load`."""
-    for entry in pairs.read_manifest(manifest):
-        pair = pairs.load(entry, crop)
+def real_pairs(manifest: str | pathlib.Path, crop: bool = False, left_out: list[str] | None = None) -> Iterator[Item]:
+    """The pairs of a manifest, asked for by name, inside the mask where there is one.
+
+    Args:
+      manifest: see `pairs.read_manifest`.
+      crop: see `pairs.load`.
+      left_out: takes the names of pairs that cannot be decoded, each with a warning; None ends at the first.
+
+    Raises:
+      ValueError: for a bad manifest, or if a pair, with `left_out` every one, cannot be decoded.
+    """
+    entries = pairs.read_manifest(manifest)
+    for entry in entries:
+        try:
+            pair = pairs.load(entry, crop)
+        except ValueError as error:
+            if left_out is None or len(left_out) + 1 == len(entries):
+                raise
+            left_out.append(entry.name)
+            logging.warning("%s is left out: %s", entry.name, error)
+            continue
         task = edit.task_of("remove", entry.effect)
-        yield Item(entry.effect, f"{entry.set}/{entry.id}", task, pair.input, pair.target, pair.mask)
+        yield Item(entry.effect, entry.name, task, pair.input, pair.target, pair.mask)
 
 
 def evaluate(restore: Restore, items: Iterable[Item], protocol: Protocol = UNIFORM) -> dict[str, Scores]:

@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,13 @@ def to_dict(results: Mapping[str, Scores]) -> dict[str, Any]:
     return {"effects": effects, "mean": mean | {"count": sum(row["count"] for row in effects.values())}}
 
 
-def to_json(results: Mapping[str, Scores]) -> str:
-    """`to_dict` as text."""
-    return json.dumps(to_dict(results), indent=2) + "\n"
+def to_json(results: Mapping[str, Scores], left_out: Sequence[str] = ()) -> str:
+    """`to_dict` as text, with the names of what is left out, if anything is."""
+    return json.dumps(to_dict(results) | ({"left_out": list(left_out)} if left_out else {}), indent=2) + "\n"
 
 
-def to_markdown(results: Mapping[str, Scores]) -> str:
-    """A table with a row per effect and one for their mean."""
+def to_markdown(results: Mapping[str, Scores], left_out: Sequence[str] = ()) -> str:
+    """A table with a row per effect and one for their mean, and below it how many photographs are left out, if any."""
     table = to_dict(results)
     metrics = [name.removesuffix("_input") for name in table["mean"] if name.endswith("_input")]
     titles = "".join(f" {_title(metric)} input | restored | {_difference(metric)} |" for metric in metrics)
@@ -33,6 +33,8 @@ def to_markdown(results: Mapping[str, Scores]) -> str:
     for effect, row in (*table["effects"].items(), ("**mean**", table["mean"])):
         cells = "".join(_cells(row, metric) for metric in metrics)
         lines.append(f"| {effect} | {row['count']} |{cells}")
+    if left_out:
+        lines += ["", f"Without {len(left_out)} that cannot be decoded: {', '.join(left_out)}"]
     return "\n".join(lines) + "\n"
 
 
