@@ -175,7 +175,7 @@ def test_evaluate_goes_on_without_a_pair_that_cannot_be_decoded(finished, photo:
     printed, error = capsys.readouterr()
     assert printed == sheet.read_text()
     assert "Without 1 that cannot be decoded: a/1" in printed
-    assert "not complete: 1 pairs cannot be decoded and are left out" in error
+    assert "not complete, without 1 that cannot be decoded" in error
     assert "a/1 is left out" in caplog.text
 
 

@@ -118,7 +118,7 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
         tables.write(arguments.markdown, tables.to_markdown(results, left_out))
     print(tables.to_markdown(results, left_out), end="")
     if left_out:
-        sys.stderr.write(f"uniser evaluate: not complete: {len(left_out)} pairs cannot be decoded and are left out\n")
+        sys.stderr.write(f"uniser evaluate: not complete, without {len(left_out)} that cannot be decoded\n")
     return 1 if left_out else 0
 
 
