@@ -32,6 +32,7 @@ from uniser_jax.data.buckets import Buckets
 from uniser_jax.data.photos import open_photos, split
 from uniser_jax.data.pipeline import Examples, batches
 from uniser_jax.data.schedule import fixed
+from uniser_jax.effects import templates
 from uniser_jax.effects.edit import EditSampling
 from uniser_jax.errors import reason_of
 from uniser_jax.feed import Feed
@@ -219,11 +220,13 @@ def open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
     """The training and the held-out stream of a config; they share no photograph. Held-out ones are square, rendered.
 
     Raises:
-      ValueError: if photographs, buckets, edits or the manifest of real pairs cannot be had.
+      ValueError: if photographs, buckets, edits, layers of real flares or the manifest of real pairs cannot be had.
     """
     data = config.data
     photos = open_photos(data.photos, data.min_side)
     sampling = schema.build(EditSampling, config.edit)
+    if sampling.families.flare.real:
+        templates.paths(sampling.families.flare.layers)  # before anything is compiled, and once
     ours, others = (split(photos, data.holdout, part) for part in ("train", "holdout"))
     schedule, buckets = schema.schedule(config), None
     if data.buckets:

@@ -9,16 +9,20 @@ import cv2
 import numpy as np
 import pytest
 
+from uniser_jax import config as schema
+from uniser_jax import train
 from uniser_jax.data.photos import Encoded, open_photos, split
 from uniser_jax.data.pipeline import Examples, Recent, batches, colour_matrix, random_crop
 from uniser_jax.data.schedule import Schedule, Stage, fixed
-from uniser_jax.effects import light
+from uniser_jax.effects import light, templates
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
+from uniser_jax.effects.flare import FlareSampling
 from uniser_jax.effects.layer import Scene
 from uniser_jax.effects.mixture import Families, Mixture
 from uniser_jax.effects.occlusion import TEXTURES, OcclusionSampling
 from uniser_jax.types import TASKS, Batch
 
+TINY = str(pathlib.Path(__file__).parents[2] / "configs/tiny.py")
 EXAMPLES = Examples(split(open_photos("samples"), 0.25, "train"), EditSampling(), fixed(32, 8), seed=5, colour=0.5)
 
 
@@ -47,6 +51,38 @@ def test_a_continued_stream_goes_on_where_it_stopped() -> None:
     whole = take(5)
     for late, batch in zip(take(2, start_step=3), whole[3:], strict=True):
         assert_equal(late, batch)
+
+
+def test_workers_draw_from_the_layers_that_the_trainer_found(tmp_path: pathlib.Path) -> None:
+    layer = np.zeros((40, 60, 3), np.uint8)
+    layer[15:25, 25:35] = 255
+    for name in "ab":
+        cv2.imwrite(str(tmp_path / f"{name}.png"), layer)
+    (tmp_path / "c.png").write_bytes(b"no image")
+    flares = Families(flare=FlareSampling(layers=str(tmp_path), real=1.0))
+    examples = dataclasses.replace(EXAMPLES, sampling=EditSampling(families=flares, mixture=Mixture(flare=9.0)))
+    before = examples.fingerprint()
+    whole = list(itertools.islice(batches(examples), 2))
+    cv2.imwrite(str(tmp_path / "0.png"), layer)  # a process that looks now finds another
+    for one, two in zip(itertools.islice(batches(examples, workers=2), 2), whole, strict=True):
+        assert_equal(one, two)
+    templates.tell({str(tmp_path): (str(tmp_path / "a.png"),)})
+    assert examples.fingerprint() != before  # as on a host with other layers
+    effects = (effect for index in range(16) for effect in examples.recipe(index)[1].effects)
+    assert {values["layer"] for name, values in effects if name == "flare"} == {str(tmp_path / "a.png")}
+
+
+def test_a_folder_of_flares_is_looked_at_when_examples_are_opened(tmp_path: pathlib.Path, caplog) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    layers = f"--config.edit.families.flare.layers={tmp_path}"
+    train.open_examples(schema.read(TINY, [layers]))  # none is drawn
+    with pytest.raises(ValueError, match=r"flare.layers = .*no layer that can be used"):
+        train.open_examples(schema.read(TINY, [layers, "--config.edit.families.flare.real=0.1"]))
+    layer = np.zeros((40, 60, 3), np.uint8)
+    layer[15:25, 25:35] = 255
+    cv2.imwrite(str(tmp_path / "b.png"), layer)
+    train.open_examples(schema.read(TINY, [layers, "--config.edit.families.flare.real=0.1"]))
+    assert [message for message in caplog.messages if "left out 1 of 2 flare layers" in message]
 
 
 @pytest.mark.parametrize("blocks", [((0,), (1,)), ((0, 1), (2, 3)), ((1, 2), (0, 3))], ids=str)

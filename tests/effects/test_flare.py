@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -323,11 +327,48 @@ def test_a_bad_folder_is_one_clear_line(tmp_path) -> None:
         with pytest.raises(ValueError, match=message) as caught:
             Flare.sample(np.random.default_rng(0), SCENE, FlareSampling(layers=str(path), real=1.0))
         assert "\n" not in str(caught.value)
-    flare = Flare.sample(np.random.default_rng(0), SCENE, FlareSampling(layers=str(tmp_path), real=1.0))
-    for path, message in ((flare.layer, "cannot be read"), (str(tmp_path / "gone.png"), "cannot be read")):
-        with pytest.raises(ValueError, match=message) as caught:
-            dataclasses.replace(flare, layer=path).render(SCENE)
+    for path in (tmp_path / "broken.png", tmp_path / "gone.png"):
+        with pytest.raises(ValueError, match="cannot be read") as caught:
+            plain(layer=str(path)).render(SCENE)
         assert "\n" not in str(caught.value)
+
+
+def spoil(folder: pathlib.Path) -> set[str]:
+    """Puts layers that cannot be used beside one that can; their names."""
+    for value, name in ((0, "black"), (255, "white")):
+        cv2.imwrite(str(folder / f"{name}.png"), np.full((40, 40, 3), value, np.uint8))
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    (folder / "empty.jpg").touch()
+    os.mkfifo(folder / "pipe.png")
+    return {"black.png", "white.png", "cut.png", "empty.jpg", "pipe.png"}
+
+
+def test_layers_that_cannot_be_used_are_named_once_and_left_out(folder, caplog) -> None:
+    spoilt = spoil(folder)
+    with open(os.path.join(os.fsencode(folder), b"\xff.png"), "wb") as file:
+        file.write((folder / "a.png").read_bytes())
+    sampling = FlareSampling(layers=str(folder), real=1.0)
+    for seed in range(6):
+        Flare.sample(np.random.default_rng(seed), SCENE, sampling).render(SCENE)
+    assert [os.fsencode(path).rpartition(b"/")[2] for path in templates.paths(str(folder))] == [b"a.png", b"\xff.png"]
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("left out 5 of 7 flare layers: ")
+    assert all(name in caplog.messages[0] for name in spoilt)
+
+
+def test_a_folder_without_a_usable_layer_is_one_line(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"no layer that can be used: .*a.png") as caught:
+        templates.paths(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_of_too_many_pixels_is_one_line(tmp_path) -> None:
+    header = struct.pack(">4sIIBBBBB", b"IHDR", 2**17, 2**17, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    with pytest.raises(ValueError, match=r"bomb.png: a flare layer that cannot be read[^\n]*\Z"):
+        templates.read(str(tmp_path / "bomb.png"))
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ import functools
 import hashlib
 import itertools
 import math
+import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 
 import cv2
@@ -29,7 +30,7 @@ from uniser_jax.data.buckets import Buckets
 from uniser_jax.data.pairs import Entry, digest_of, load_usable
 from uniser_jax.data.photos import Photo, Photos
 from uniser_jax.data.schedule import Schedule
-from uniser_jax.effects import edit, light
+from uniser_jax.effects import edit, light, templates
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.layer import Scene
 from uniser_jax.types import Batch, Edit
@@ -172,6 +173,9 @@ class Examples:
             digest.update(np.asarray(members, np.int64).tobytes() + b"\0")
         if self.pairs:
             digest.update(f"{self.real} {digest_of(self.pairs)}".encode())
+        flare = self.sampling.families.flare
+        for path in templates.paths(flare.layers) if flare.real else ():
+            digest.update(os.path.basename(path).encode("utf-8", "surrogateescape") + b"\0")
         return digest.hexdigest()[:16]
 
 
@@ -359,14 +363,20 @@ def batches(
     ahead = max(threads, 2 * threads // reuse)
     stream = groups.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
     if workers:
+        start = functools.partial(_start_worker, templates.known())
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _start_worker)
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), start)
     return _flat(iter(stream), start_step % reuse)
 
 
-def _start_worker(*_: int) -> None:
-    """In a process of its own: Ctrl-C reaches all processes of a terminal, but it is the trainer who ends its workers."""
+def _start_worker(layers: Mapping[str, tuple[str, ...]], *_: int) -> None:
+    """In a process of its own: Ctrl-C reaches all processes of a terminal, but it is the trainer who ends its workers.
+
+    Args:
+      layers: what the trainer found in folders of flares.
+    """
+    templates.tell(layers)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _suit_threads()
 

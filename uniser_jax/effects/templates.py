@@ -1,21 +1,32 @@
-"""Photographs of real flares on black, from a folder: decoded once, in linear light, at a bounded size."""
+"""Photographs of real flares on black, from a folder: decoded once, in linear light, at a bounded size.
 
+Which of a folder's images can be used is found out once, by decoding them all, and told to the processes that render.
+"""
+
+import concurrent.futures
 import functools
+import os
 import pathlib
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Float64
+from absl import logging
+from jaxtyping import Float32, Float64, UInt8
 
 from uniser_jax.effects import fields, light
+from uniser_jax.errors import reason_of
 
 KEPT = 16  # templates in memory, 1.7 MB each
 _LARGEST = 384  # px, the longer side
 _FAINTEST = 0.1  # of its brightest: the veil that a flare is measured by; a fainter one may be noise
+_READERS = 16  # threads that decode a folder, at most: each holds an image in linear light
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 
 Image = Float32[np.ndarray, "h w c"]
+
+_USABLE: dict[str, tuple[str, ...]] = {}  # of each folder that this process has looked at, or was told of
 
 
 class Template(NamedTuple):
@@ -38,20 +49,53 @@ class Template(NamedTuple):
         return max(total / max(count, 1), _FAINTEST)
 
 
-@functools.lru_cache(maxsize=8)
 def paths(folder: str) -> tuple[str, ...]:
-    """The images in a folder, by name.
+    """The images in a folder that can be used, by name; the first time, a warning names those that cannot.
 
     Raises:
-      ValueError: if there is no such folder, or no image in it.
+      ValueError: if there is no such folder, or no image in it that can be used.
     """
+    if folder not in _USABLE:
+        _USABLE[folder] = _look_at(folder)
+    return _USABLE[folder]
+
+
+def known() -> dict[str, tuple[str, ...]]:
+    """By folder, what `paths` has found, for `tell` in another process."""
+    return dict(_USABLE)
+
+
+def tell(usable: Mapping[str, tuple[str, ...]]) -> None:
+    """Spares this process looking at folders again."""
+    _USABLE.update(usable)
+
+
+def _look_at(folder: str) -> tuple[str, ...]:
+    """See `paths`."""
     root = pathlib.Path(folder).expanduser()
     if not root.is_dir():
         raise ValueError(f"edit.families.flare.layers = {folder!r}: there is no such folder")
-    found = tuple(sorted(str(path) for path in root.iterdir() if path.suffix.lower() in _SUFFIXES))
+    found = sorted(str(path) for path in root.iterdir() if path.suffix.lower() in _SUFFIXES)
     if not found:
         raise ValueError(f"edit.families.flare.layers = {folder!r}: no image in it ({', '.join(_SUFFIXES)})")
-    return found
+    with concurrent.futures.ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
+        reasons = dict(zip(found, pool.map(_unusable, found), strict=True))
+    bad = [reason for reason in reasons.values() if reason]
+    named = "; ".join(bad[:5]) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")
+    if len(bad) == len(found):
+        raise ValueError(f"edit.families.flare.layers = {folder!r}: no layer that can be used: {named}")
+    if bad:
+        logging.warning("left out %d of %d flare layers: %s", len(bad), len(found), named)
+    return tuple(path for path in found if not reasons[path])
+
+
+def _unusable(path: str) -> str:
+    """Why a layer cannot be used; empty if it can."""
+    try:
+        read.__wrapped__(path)
+    except ValueError as error:
+        return reason_of(error)
+    return ""
 
 
 @functools.lru_cache(maxsize=KEPT)
@@ -64,9 +108,7 @@ def read(path: str) -> Template:
     Raises:
       ValueError: if the file cannot be read as an image, or is black.
     """
-    stored = cv2.imread(path, cv2.IMREAD_COLOR_RGB) if pathlib.Path(path).is_file() else None
-    if stored is None:
-        raise ValueError(f"{path}: a flare layer that cannot be read as an image")
+    stored = _decoded(path)
     factor = min(1.0, _LARGEST / max(stored.shape[:2]))
     size = tuple(max(8, round(n * factor)) for n in stored.shape[1::-1])
     flare = cv2.resize(light.decode(stored), size, interpolation=cv2.INTER_AREA)
@@ -84,6 +126,18 @@ def read(path: str) -> Template:
     ring = np.hypot(x + 0.5 - source[0], y + 0.5 - source[1]).astype(np.int64).ravel()
     sums = np.bincount(ring, flare.mean(-1).ravel())
     return Template(flare, source, np.stack([sums, np.bincount(ring)]))
+
+
+def _decoded(path: str) -> UInt8[np.ndarray, "h w c"]:
+    """From bytes, for OpenCV opens no file whose name is not UTF-8, and waits for pipes."""
+    try:
+        if os.path.isfile(path):
+            data = np.frombuffer(pathlib.Path(path).read_bytes(), np.uint8)
+            if (stored := cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)) is not None:
+                return stored
+    except (OSError, cv2.error) as error:  # an empty file, or more pixels than OpenCV takes
+        raise ValueError(f"{path}: a flare layer that cannot be read: {reason_of(error)}") from None
+    raise ValueError(f"{path}: a flare layer that cannot be read as an image")
 
 
 def add(
