@@ -1,10 +1,15 @@
+import errno
+import itertools
 import json
+import os
 import pathlib
 import re
+import threading
 
 import numpy as np
 import pytest
-from tensorboardX import SummaryWriter  # noqa: F401  (its import must not warn)
+from tensorboardX import record_writer  # its import must not warn
+from tensorboardX.proto import event_pb2
 
 from tests import processes
 from uniser_jax import metrics
@@ -41,6 +46,52 @@ def test_tensorboard_events_are_written(tmp_path: pathlib.Path) -> None:
     events = list((tmp_path / "tensorboard").iterdir())
     assert len(events) == 1
     assert b"grid" in events[0].read_bytes()
+
+
+def test_tensorboard_shows_no_step_twice(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics.time, "time", itertools.count(100).__next__)  # a file is named by its second
+    for start, losses in ((0, {10: 1.0, 20: 2.0, 30: 3.0}), (20, {30: 9.0})):
+        with MetricsWriter(tmp_path, start=start) as writer:
+            for step, loss in losses.items():
+                writer.scalars(step, {"loss": loss})
+    files = sorted((tmp_path / "tensorboard").iterdir())
+    events = [event for file in files for event in events_of(file)]
+    assert [event.file_version for event in events if event.file_version] == ["brain.Event:2"] * 2
+    assert [event.step for event in events if event.HasField("session_log")] == [1, 21]  # hides later ones before it
+    shown = [(event.step, value.tag, value.simple_value) for event in events for value in event.summary.value]
+    assert shown == [(10, "loss", 1.0), (20, "loss", 2.0), (30, "loss", 3.0), (30, "loss", 9.0)]
+
+
+def events_of(file: pathlib.Path) -> list[event_pb2.Event]:
+    """Of a file of records: a length in eight bytes, four of its sum, the event and four of its sum."""
+    data, events = file.read_bytes(), []
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        events.append(event_pb2.Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    return events
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("steps", [2, 1_000])
+def test_a_full_disk_is_an_error_where_it_is_written_to(tmp_path: pathlib.Path, monkeypatch, steps: int) -> None:
+    monkeypatch.setattr(record_writer, "open_file", lambda _: open("/dev/full", "wb"))  # noqa: SIM115
+
+    errors: list[OSError] = []
+
+    def write() -> None:
+        try:
+            with MetricsWriter(tmp_path) as writer:
+                for step in range(steps):
+                    writer.scalars(step, {"loss": 1.0})
+        except OSError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=write, daemon=True)  # a writer that waits for ever must not stop the tests
+    thread.start()
+    thread.join(20)
+    assert [error.errno for error in errors] == [errno.ENOSPC]
+    assert len(lines(tmp_path)) < 1_000  # it is found under way, or at the end
 
 
 def step_metrics(loss: float, skipped: bool = False) -> dict[str, np.ndarray]:

@@ -30,6 +30,7 @@ _LINE = {
     "goodput": "goodput {:.0%}",
 }
 _WAITS = 0.01  # share of time without data, above which a process is named
+_FLUSH_SECONDS = 120  # between those moments at which events are surely on the disk
 
 
 class MetricsWriter:
@@ -50,9 +51,7 @@ class MetricsWriter:
         path = folder / "metrics.jsonl"
         _drop_after(path, start)
         self._lines = path.open("a", buffering=1)
-        from tensorboardX import SummaryWriter  # imports torch where that is installed: seconds that only a run needs
-
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1, write_to_disk=True)
+        self._events = _Events(folder / "tensorboard", start)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One JSON line and one event per value; values that are not finite become null in JSON."""
@@ -60,21 +59,64 @@ class MetricsWriter:
             return
         finite = {key: value if np.isfinite(value) else None for key, value in values.items()}
         self._lines.write(json.dumps({"step": step, **finite}) + "\n")
-        for key, value in values.items():
-            self._events.add_scalar(key, value, step)
+        self._events.scalars(step, values)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """An RGB uint8 [h w c] picture for TensorBoard."""
         if self._active:
-            self._events.add_image(name, image, step, dataformats="HWC")
+            self._events.image(step, name, image)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._active:
-            self._lines.close()
-            self._events.close()
+            with contextlib.closing(self._events):
+                self._lines.close()
+
+
+class _Events:
+    """A file for TensorBoard, written where it is called: what cannot be written is an OSError there.
+
+    tensorboardX's own writer has a thread behind a queue. A full disk ends the thread, and then the queue takes no more.
+
+    Args:
+      folder: of the files, one per start.
+      start: the step that a run continues from; TensorBoard hides what earlier files say of later ones.
+    """
+
+    def __init__(self, folder: pathlib.Path, start: int):
+        # Imports torch where that is installed: seconds that only a run needs.
+        from tensorboardX import record_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self._summary, self._event = summary, event_pb2.Event
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time())}.{hosts.host()}"
+        self._records = record_writer.RecordWriter(str(folder / name))
+        self._flushed = time.monotonic()
+        begins = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write({"file_version": "brain.Event:2"}, {"step": start + 1, "session_log": begins})
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One event per value."""
+        self._write(*({"step": step, "summary": self._summary.scalar(key, value)} for key, value in values.items()))
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """An RGB uint8 [h w c] picture."""
+        self._write({"step": step, "summary": self._summary.image(name, image, dataformats="HWC")})
+
+    def _write(self, *events: dict[str, Any]) -> None:
+        for event in events:
+            self._records.write(self._event(wall_time=time.time(), **event).SerializeToString())
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._records.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Leaves all of it on the disk."""
+        with contextlib.closing(self._records):
+            self._records.flush()
 
 
 class Clock:
@@ -94,6 +136,7 @@ class Clock:
     def __init__(self, first_start: float, saved: Mapping[str, float] | None = None):
         saved = saved or {"first_start": first_start, "kept_seconds": 0.0}
         self._first_start, self._kept = min(first_start, saved["first_start"]), saved["kept_seconds"]
+        self._began = time.monotonic() - self._kept  # the latest moment at which the run can have started
         self._since: float | None = None  # of the newest interval; None before the first step is done
 
     def start(self) -> None:
