@@ -33,6 +33,14 @@ def test_a_resumed_run_logs_no_step_twice(tmp_path: pathlib.Path) -> None:
     assert lines(tmp_path) == [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 2.0}, {"step": 30, "loss": 9.0}]
 
 
+@pytest.mark.parametrize("damage", [b'{"step": 10, "lo\xff": 1}', b"\x00\xfe\x80", b'{"step": "ten"}', b"[10]"])
+def test_a_damaged_line_costs_only_itself(tmp_path: pathlib.Path, damage: bytes) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 9, "loss": 1.0}\n' + damage + b'\n{"step": 11, "loss": 2.0}\n')
+    with MetricsWriter(tmp_path, start=20):
+        pass
+    assert lines(tmp_path) == [{"step": 9, "loss": 1.0}, {"step": 11, "loss": 2.0}]
+
+
 def test_values_that_json_cannot_hold_become_null(tmp_path: pathlib.Path) -> None:
     with MetricsWriter(tmp_path) as writer:
         writer.scalars(1, {"loss": float("nan")})

@@ -347,14 +347,16 @@ def duration(seconds: float) -> str:
 def _drop_after(path: pathlib.Path, step: int) -> None:
     if not path.exists():
         return
-    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+    kept = [line for line in path.read_bytes().splitlines() if _step_of(line) <= step]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
+    temporary.write_bytes(b"".join(line + b"\n" for line in kept))
     os.replace(temporary, path)
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
+    """Infinity for what is no line of a log: cut short by a crash, or damaged."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):  # a line cut short by a crash
+        step = json.loads(line.decode())["step"]
+    except (ValueError, KeyError, TypeError):
         return float("inf")
+    return step if isinstance(step, int) else float("inf")
