@@ -188,13 +188,13 @@ class Time:
     """A clock that only moves when it is told to, for `uniser_jax.metrics`."""
 
     def __init__(self):
-        self.now = 1_000.0
+        self.now, self.behind = 1_000.0, 0.0
 
     def monotonic(self) -> float:
         return self.now
 
     def time(self) -> float:
-        return self.now
+        return self.now - self.behind
 
 
 @pytest.fixture
@@ -266,6 +266,17 @@ def test_goodput_counts_kept_steps_since_the_first_start(clock: Time) -> None:
         "first_start": began,
         "kept_seconds": 40.0,
     }  # the folder's manifest was lost
+
+
+def test_goodput_stays_a_share_where_a_clock_was_moved_back(clock: Time) -> None:
+    saved = {"first_start": clock.now, "kept_seconds": 40.0}
+    clock.now += 60
+    clock.behind = 5_000.0
+    progress = Progress(5, 100, fixed(8, 4).indices, clock=Clock(clock.time(), saved))
+    for _ in range(3):
+        clock.now += 10
+        add(progress, step_metrics(1.0))
+    assert progress.report(8)["goodput"] == (40 + 20) / (40 + 30)
 
 
 SLOW = """

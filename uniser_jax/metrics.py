@@ -157,8 +157,9 @@ class Clock:
         return seconds
 
     def goodput(self) -> float:
-        """In [0, 1], up to the last interval."""
-        return self._kept / max(time.time() - self._first_start, 1e-9)
+        """In [0, 1], up to the last interval; of what this process knows to have passed if a wall clock was moved back."""
+        passed = max(time.time() - self._first_start, time.monotonic() - self._began, 1e-9)
+        return min(self._kept / passed, 1.0)
 
     def state(self) -> dict[str, float]:
         """For the record of a checkpoint."""
