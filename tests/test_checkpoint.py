@@ -236,13 +236,33 @@ def test_what_one_process_cannot_read_no_process_takes(tmp_path: pathlib.Path) -
     assert act("previous") == ["restored 2"] * 2
 
 
-def test_nothing_left_is_one_line(run: pathlib.Path) -> None:
+def test_the_newest_whole_step_is_taken_and_all_after_it_are_set_aside(run: pathlib.Path) -> None:
+    for step in (4, 6):
+        data_file(run, step).unlink()
+    with Checkpoints(run) as checkpoints:
+        assert_equal(checkpoints.restore(abstract(), on_corrupt="previous"), state_at(2))
+        assert checkpoints.steps() == [2]
+    assert sorted(path.name.partition("-")[0] for path in (run / "checkpoints.damaged").iterdir()) == ["4", "6"]
+
+
+def test_nothing_is_set_aside_where_no_step_is_whole(run: pathlib.Path) -> None:
     for step in (2, 4, 6):
         data_file(run, step).unlink()
-    with Checkpoints(run) as checkpoints, pytest.raises(ValueError, match="no checkpoint in"):
-        checkpoints.restore(abstract(), on_corrupt="previous")
+    for _ in range(2):  # the same command again finds the same
+        with Checkpoints(run) as checkpoints:
+            with pytest.raises(DamagedError, match=r"checkpoints/6 .*; there is no earlier step to take") as caught:
+                checkpoints.restore(abstract(), on_corrupt="previous")
+            assert checkpoints.steps() == [2, 4, 6]
+        assert "\n" not in str(caught.value)
+        assert not (run / "checkpoints.damaged").exists()
+
+
+def test_nothing_left_is_one_line(run: pathlib.Path) -> None:
     with Checkpoints(run) as checkpoints, pytest.raises(ValueError, match="stop, previous"):
         checkpoints.restore(abstract(), on_corrupt="ignore")
+    shutil.rmtree(run / "checkpoints")
+    with Checkpoints(run) as checkpoints, pytest.raises(ValueError, match="no checkpoint in"):
+        checkpoints.restore(abstract(), on_corrupt="previous")
 
 
 def test_a_base_is_no_run_and_is_never_set_aside(saved: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -138,6 +138,24 @@ def test_a_run_that_cannot_be_started_with_is_one_line(run: pathlib.Path, tmp_pa
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_of_which_only_damage_is_left_does_not_start_anew(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    workdir = tmp_path / "again"
+    shutil.copytree(run, workdir)
+    before = (workdir / "metrics.jsonl").read_bytes()
+    previous = config_of("--config.checkpoint.on_corrupt=previous")
+    for step in (2, 4):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    shutil.rmtree(workdir / "checkpoints/6/params")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"checkpoints/6 .*; there is no earlier step to take: "):
+            train.train(previous, workdir)
+    (workdir / "checkpoints").rename(workdir / "checkpoints.damaged")
+    with pytest.raises(ValueError, match=r"checkpoints\.damaged has damaged ones: put a whole one back, or") as caught:
+        train.train(previous, workdir)
+    assert "\n" not in str(caught.value)
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
 def test_a_run_compiles_its_step_once(run: pathlib.Path, steps: list) -> None:
     assert [step._cache_size() for step in steps] == [1]
 

@@ -36,6 +36,7 @@ ON_CORRUPT = ("stop", "previous")
 _ITEMS = ("params", "ema", "opt_state")
 _FROZEN = "vae"  # beside a converted base
 _SCORE = "held_out_loss"
+_NO_OTHER = "there is no earlier step to take: put a copy back, or give another --workdir"
 
 
 class DamagedError(ValueError):
@@ -165,27 +166,44 @@ class Checkpoints:
 
         Args:
           abstract: what the run needs.
-          on_corrupt: `stop`, or `previous`: set a damaged step aside and take the one before it.
+          on_corrupt: `stop`, or `previous`: take the newest step that is whole, and set damaged ones after it aside.
 
         Raises:
-          DamagedError: if a file is missing, cut, or changed since it was written; names it, and the step before.
+          DamagedError: if a file is missing, cut, or changed since it was written; names it, and the step before. With
+            `previous` only if no step is whole; all of them stay.
           ValueError: if there is no checkpoint, or its parameters are not those of `abstract`.
         """
         if on_corrupt not in ON_CORRUPT:
             raise ValueError(f"checkpoint.on_corrupt = {on_corrupt!r}: expected one of {', '.join(ON_CORRUPT)}")
-        while (step := self.latest()) is not None:
+        damaged: dict[int, DamagedError] = {}
+        for step in reversed(self.steps()):
             try:
                 restored = self._read(step, {name: getattr(abstract, name) for name in _ITEMS})
             except DamagedError as error:
                 if on_corrupt == "stop":
                     raise DamagedError(f"{error}; {self._remedy(step)}") from None
-                logging.warning("%s; set aside, the step before it is taken", error)
-                self._set_aside(step)
+                damaged[step] = error
                 continue
+            self._set_aside(damaged)
             number = jax.device_put(jax.numpy.int32(step), abstract.step.sharding)
             logging.info("restored step %d from %s", step, self._folder)
             return TrainState(number, *(restored[name] for name in _ITEMS))
+        if damaged:
+            raise DamagedError(f"{damaged[max(damaged)]}; {_NO_OTHER}")
         raise ValueError(f"no checkpoint in {self._folder}: train first, or name another run")
+
+    def check_fresh(self) -> None:
+        """Checks, where there is no checkpoint, that none was ever set aside: starting anew would drop what is left of a run.
+
+        Raises:
+          ValueError: if one was.
+        """
+        aside = self._damaged_folder()
+        if aside.is_dir() and any(aside.iterdir()):
+            raise ValueError(
+                f"{self._folder} has no checkpoint, and {aside} has damaged ones: put a whole one back, or give another"
+                f" --workdir; remove {aside.name} to start from step 0"
+            )
 
     def record(self, step: int | None = None) -> dict[str, Any]:
         """The JSON record of a step, by default the newest: format, step, version, config, prompt set, digests.
@@ -280,16 +298,23 @@ class Checkpoints:
     def _remedy(self, step: int) -> str:
         before = [older for older in self._manager.all_steps() if older < step]
         if not before:
-            return "there is no earlier step"
+            return _NO_OTHER
         return f"step {max(before)} lies before it: --config.checkpoint.on_corrupt=previous takes it"
 
-    def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
-            target = self._folder.with_name("checkpoints.damaged") / f"{step}-{time.time_ns()}"
-            target.parent.mkdir(exist_ok=True)
-            (self._folder / str(step)).rename(target)
-        multihost_utils.sync_global_devices("a damaged checkpoint is set aside")
-        self._manager.reload()
+    def _set_aside(self, damaged: Mapping[int, DamagedError]) -> None:
+        """Only what a whole step lies before: without one, the next start would begin the run anew."""
+        for step, error in damaged.items():
+            logging.warning("%s; set aside, a step before it is taken", error)
+            if jax.process_index() == 0:
+                target = self._damaged_folder() / f"{step}-{time.time_ns()}"
+                target.parent.mkdir(exist_ok=True)
+                (self._folder / str(step)).rename(target)
+        if damaged:
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+            self._manager.reload()
+
+    def _damaged_folder(self) -> pathlib.Path:
+        return self._folder.with_name("checkpoints.damaged")
 
     def preempted(self, step: int) -> bool:
         """Whether this run was asked to stop: by SIGTERM or Ctrl-C or, on a pod, by SIGTERM to any of its processes."""

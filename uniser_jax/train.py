@@ -175,6 +175,7 @@ def start_or_continue(
     shapes_of_base = base_shapes(network, mesh), frozen_shapes(config, network, mesh)
     given, base = pretrained.take(config, *shapes_of_base, fresh and not config.init_from)
     if fresh:
+        checkpoints.check_fresh()
         if config.init_from:
             given = pretrained.read_average(config, shapes.ema, facts["frozen"])
         state = init_state(network, optimizer, shapes, config.seed)
