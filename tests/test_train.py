@@ -315,8 +315,8 @@ def test_a_folder_that_cannot_be_written_ends_a_run_in_one_line(tmp_path, capsys
     assert str(tmp_path / "file") in error
 
 
-def ends_in(workdir: pathlib.Path, capsys: pytest.CaptureFixture) -> tuple[int, str]:
-    code = train.main(["--config", str(ROOT / "configs/tiny.py"), "--workdir", str(workdir), *TINY])
+def ends_in(workdir: pathlib.Path, capsys: pytest.CaptureFixture, *overrides: str) -> tuple[int, str]:
+    code = train.main(["--config", str(ROOT / "configs/tiny.py"), "--workdir", str(workdir), *TINY, *overrides])
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("uniser train: ")]
     return code, error.removeprefix("uniser train: ")
 
@@ -406,8 +406,8 @@ def test_what_fails_under_way_is_no_mistake_of_the_caller(
         train.train(config_of(), tmp_path / "again")
 
 
-def test_a_run_that_diverged_is_not_finished_by_restarts(tmp_path: pathlib.Path, monkeypatch) -> None:
-    """Each start makes fewer steps than may be skipped; all of them together are too many."""
+def test_a_run_that_diverged_is_not_finished_by_restarts(tmp_path: pathlib.Path, monkeypatch, capsys) -> None:
+    """Each start makes fewer steps than may be skipped; all of them together are too many. Launchers know it by its code."""
 
     def never_finite(*given):
         step = make_step(*given)
@@ -419,10 +419,12 @@ def test_a_run_that_diverged_is_not_finished_by_restarts(tmp_path: pathlib.Path,
         return skipping
 
     monkeypatch.setattr(train, "make_step", never_finite)
-    config = config_of("--config.optim.max_skipped=4", "--config.sample_every=0", "--config.checkpoint.best=0")
-    for _ in range(2):
-        with pytest.raises(FloatingPointError, match="5 updates in a row up to step 5"):
-            train.train(config, tmp_path)
+    settings = ["--config.optim.max_skipped=4", "--config.sample_every=0", "--config.checkpoint.best=0"]
+    with pytest.raises(FloatingPointError, match="5 updates in a row up to step 5"):
+        train.train(config_of(*settings), tmp_path)
+    code, error = ends_in(tmp_path, capsys, *settings)
+    assert code == 3
+    assert re.fullmatch(r"5 updates in a row up to step 5 were not finite; .*; what was saved before is kept", error)
     assert status.newest_checkpoint(tmp_path) == 4
 
 

@@ -256,7 +256,7 @@ def report_changes(record: Mapping[str, Any], config: ConfigDict, facts: Mapping
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code, 2 for a mistake of the caller's."""
+    """Command line; returns the exit code, 2 for a mistake of the caller's, 3 for a run that diverged."""
     parser = argparse.ArgumentParser("uniser train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", required=True, help="configs/NAME.py, with arguments configs/pixel.py:size=b")
     parser.add_argument("--workdir", required=True, help="the run folder")
@@ -271,7 +271,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         sys.stderr.write(f"uniser train: {error}\n")
         return hosts.leave(2)
-    except (OSError, FloatingPointError) as error:  # a full disk, a vanished folder; a run that diverged
+    except FloatingPointError as error:  # from its last checkpoint it would diverge again
+        sys.stderr.write(f"uniser train: {error}; what was saved before is kept\n")
+        return hosts.leave(3)
+    except OSError as error:  # a full disk, a vanished folder
         sys.stderr.write(f"uniser train: {reason_of(error)}; what was saved before is kept\n")
         return hosts.leave(1)
     except KeyboardInterrupt:
