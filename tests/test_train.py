@@ -21,7 +21,7 @@ from absl import logging
 
 from tests import processes
 from uniser_jax import config as schema
-from uniser_jax import locks, status, train
+from uniser_jax import locks, pretrained, status, train
 from uniser_jax.checkpoint import Checkpoints, has_checkpoint, newest_run
 from uniser_jax.metrics import CLOCK, log_to_terminal
 from uniser_jax.step import make_step
@@ -130,12 +130,45 @@ def test_a_run_starts_with_the_average_of_another_and_needs_it_no_more(
     [
         ("nowhere", [], "init_from = .*nowhere'?: expected the folder of a run with a checkpoint"),
         ("whole", ["--config.model.preset=s"], "does not fit this model"),
+        (
+            "whole",
+            ["--config.flow.prediction=velocity"],
+            "prediction = 'velocity', and .*whole' was trained with 'residual'",
+        ),
     ],
 )
 def test_a_run_that_cannot_be_started_with_is_one_line(run: pathlib.Path, tmp_path, of, settings, message) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         train.train(config_of(*settings, f"--config.init_from={run.with_name(of)}"), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "there", "here"),
+    [
+        ("flow.prediction", "residual", "velocity"),
+        ("model.codec", "pixels", "latents"),
+        ("model.mask_scale", 1, 2),
+        ("lora.alpha", 16.0, 8.0),
+    ],
+)
+def test_a_run_starts_with_no_parameters_that_mean_something_else(key: str, there, here) -> None:
+    before, now = schema.defaults(), schema.defaults()
+    for config, value in ((before, there), (now, here)):
+        config.lora.rank = 4
+        config.update_from_flattened_dict({key: value})
+    record = json.loads(json.dumps({"config": before.to_dict()}))
+    pretrained.check_meaning(record, before)
+    with pytest.raises(ValueError, match=re.escape(f"config.{key} = {here!r}, and config.init_from = ")) as caught:
+        pretrained.check_meaning(record, now)
+    assert f"was trained with {there!r}: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_alpha_means_nothing_without_adapters() -> None:
+    config, record = schema.defaults(), {"config": schema.defaults().to_dict()}
+    config.lora.alpha = 8.0
+    pretrained.check_meaning(record, config)
 
 
 def test_a_run_of_which_only_damage_is_left_does_not_start_anew(run: pathlib.Path, tmp_path: pathlib.Path) -> None:

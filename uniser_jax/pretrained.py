@@ -24,6 +24,8 @@ from uniser_jax.models.lora import Lora
 from uniser_jax.models.vae import VAEConfig
 from uniser_jax.types import TrainState, tasks_digest
 
+_MEANING = ("flow.prediction", "model.codec", "model.mask_scale")  # of parameters, whose shapes do not tell
+
 
 def read_base(base: str | pathlib.Path, shapes: Any) -> dict[str, Any]:
     """The transformer of a base, and its prompts if it has them, read directly into the shardings of `shapes`.
@@ -78,14 +80,32 @@ def read_average(config: ConfigDict, shapes: Any, digests: Mapping[str, str]) ->
       digests: of what it takes from its base, see `digests_of`: both runs must stand on the same one.
 
     Raises:
-      ValueError: if there is no such run, or it does not fit the model or its base.
+      ValueError: if there is no such run, or it does not fit the model, what its numbers mean there, or its base.
     """
     if not has_checkpoint(config.init_from):
         raise ValueError(f"config.init_from = {config.init_from!r}: expected the folder of a run with a checkpoint")
     with Checkpoints(config.init_from) as checkpoints:
-        check_frozen(checkpoints.record(), config, digests, config.init_from)
+        record = checkpoints.record()
+        check_meaning(record, config)
+        check_frozen(record, config, digests, config.init_from)
         logging.info("starts with the averaged parameters of %s, step %d", config.init_from, checkpoints.latest())
         return checkpoints.weights(shapes)
+
+
+def check_meaning(record: Mapping[str, Any], config: ConfigDict) -> None:
+    """Checks that parameters of the run of this record do in a run of `config` what they did there; shapes are not looked at.
+
+    Raises:
+      ValueError: if they would not; names the key and both values.
+    """
+    before, now = schema.flat(record.get("config", {})), schema.flat(config.to_dict())
+    adapted = config.lora.rank and before.get("lora.rank") == config.lora.rank
+    for key in (*_MEANING, *(("lora.alpha",) if adapted else ())):
+        if before.get(key, now[key]) != now[key]:
+            raise ValueError(
+                f"config.{key} = {now[key]!r}, and config.init_from = {config.init_from!r} was trained with {before[key]!r}:"
+                " its parameters mean something else; give the same"
+            )
 
 
 def with_base(state: TrainState, given: dict[str, Any]) -> TrainState:
