@@ -117,6 +117,23 @@ def test_mistakes_are_one_clear_line(path: str, override: str, message: str) -> 
     assert "Traceback" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "message"),
+    [
+        ("adafactor", "b2", "adafactor ignores it, the decay of its second moments follows the step; leave it at 0.95"),
+        ("adafactor", "eps", "adafactor ignores it, it adds 1e-30 to squares; leave it at 1e-08"),
+        ("muon", "b1", "muon ignores it, the momentum of its matrices is 0.95; leave it at 0.9"),
+    ],
+)
+def test_a_key_that_an_optimizer_ignores_is_refused(name: str, key: str, message: str) -> None:
+    changed = [f"--config.optim.{key}=0.5"]
+    assert schema.read(TINY, changed).optim[key] == 0.5
+    with pytest.raises(ValueError, match=re.escape(f"config.optim.{key} = 0.5: {message}")) as caught:
+        schema.read(TINY, [*changed, f"--config.optim.name={name}"])
+    assert "\n" not in str(caught.value)
+    schema.read(TINY, [f"--config.optim.name={name}"])
+
+
 def test_a_config_file_that_sets_an_unknown_key_is_named(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(

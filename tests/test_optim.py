@@ -106,6 +106,25 @@ def test_every_optimizer_descends_and_its_state_lies_like_the_parameters(name: s
     assert sum(kept) == whole * size
 
 
+@pytest.mark.parametrize("key", ["b1", "b2", "eps"])
+@pytest.mark.parametrize("name", optim.NAMES)
+def test_what_an_optimizer_is_said_to_ignore_moves_no_matrix_and_all_else_moves_something(name: str, key: str) -> None:
+    params = {"block": {"kernel": jnp.ones((2, 4, 3)), "scale": jnp.ones((2, 3))}}
+
+    def moved(**values):
+        optimizer = optim.optimizer(optim_of(name=name, **values), 10_000)
+        state, gradient = optimizer.init(params), jax.tree.map(lambda leaf: leaf * 1e-3, params)
+        for size in (1.0, 2.0, -3.0):
+            scaled = jax.tree.map(lambda leaf, size=size: leaf * size, gradient)
+            updates, state = optimizer.update(scaled, state, params)
+        return updates["block"]
+
+    usual, other = moved(), moved(**{key: 0.5})
+    same = {leaf: bool((usual[leaf] == other[leaf]).all()) for leaf in usual}
+    ignored = key in optim.IGNORED.get(name, {})
+    assert same["kernel"] if ignored else not all(same.values())
+
+
 def test_rounding_at_random_is_right_on_average() -> None:
     x = jnp.array([1.0, 1.001, -3.003, 1e-20, 0.0], jnp.float32)
     keys = jax.random.split(jax.random.key(0), 20_000)

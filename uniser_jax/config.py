@@ -93,9 +93,9 @@ def defaults() -> ConfigDict:
     config.optim.lr = 3e-4
     config.optim.warmup_steps = 1_000
     config.optim.final_lr = 0.01  # of the peak, at the end of a cosine decay
-    config.optim.b1 = 0.9
-    config.optim.b2 = 0.95
-    config.optim.eps = 1e-8
+    config.optim.b1 = 0.9  # adamw, adafactor; muon refuses another: the momentum of its matrices is 0.95
+    config.optim.b2 = 0.95  # adamw, muon; adafactor refuses another, whose rate follows the step
+    config.optim.eps = 1e-8  # adamw, muon; adafactor refuses another, which has its own
     config.optim.weight_decay = 0.01
     config.optim.clip_norm = 1.0  # a large number never clips
     config.optim.accumulate = 1  # microbatches per step
@@ -292,6 +292,11 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(f"config.profile_steps = {first_last}: expected a first and a last step, as in 100,105")
     if build(Lora, config.lora).rank and not config.model.base:
         raise ValueError(f"config.lora.rank = {config.lora.rank} adapts a base: name it, config.model.base")
+    for name, why in optim.IGNORED.get(config.optim.name, {}).items():
+        if (value := config.optim[name]) != (usual := defaults().optim[name]):
+            raise ValueError(
+                f"config.optim.{name} = {value}: {config.optim.name} ignores it, {why}; leave it at {usual}"
+            )
     for name in ("b1", "b2", "ema"):
         if not 0 <= (value := config.optim[name]) < 1:
             raise ValueError(f"config.optim.{name} = {value}: expected in [0, 1)")

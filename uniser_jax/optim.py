@@ -13,6 +13,10 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 NAMES = ("adamw", "adafactor", "muon")
 MOMENTS = ("float32", "bfloat16")
+IGNORED = {  # keys of the config that an optimizer does not follow, and what it does instead
+    "adafactor": {"b2": "the decay of its second moments follows the step", "eps": "it adds 1e-30 to squares"},
+    "muon": {"b1": "the momentum of its matrices is 0.95"},
+}
 _MATRICES = ("kernel", "lora_a", "lora_b")  # names of the leaves that are no norms or embeddings
 
 
@@ -46,7 +50,7 @@ def optimizer(optim: ConfigDict, steps: int) -> optax.GradientTransformation:
         )
     elif optim.name == "muon":
         adam = {"adam_b1": optim.b1, "adam_b2": optim.b2, "eps": optim.eps}
-        update = muon(rate, muon_weight_dimension_numbers=_matrices, consistent_rms=0.2, **adam, **decay)
+        update = muon(rate, beta=0.95, muon_weight_dimension_numbers=_matrices, consistent_rms=0.2, **adam, **decay)
     else:
         raise ValueError(f"config.optim.name = {optim.name!r}: expected one of {', '.join(NAMES)}")
     if optim.moments not in MOMENTS:
