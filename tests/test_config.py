@@ -27,6 +27,10 @@ def test_overrides_reach_the_camera() -> None:
     assert schema.build(EditSampling, saved.edit) == sampling
 
 
+def test_what_stays_for_ever_is_what_is_saved() -> None:
+    assert schema.read(TINY, ["--config.checkpoint.keep_every=1500"]).checkpoint.keep_every == 1500
+
+
 def test_steps_to_profile_are_a_pair() -> None:
     config = schema.read(TINY, ["--config.profile_steps=100,105"])
     assert config.profile_steps == (100, 105)
@@ -66,6 +70,7 @@ def test_shapes_are_those_of_all_buckets() -> None:
         (TINY, "steps=3", "steps=3"),
         (TINY, "--config.steps=0", "at least 1"),
         (TINY, "--config.checkpoint.keep=0", "config.checkpoint.keep = 0: expected at least 1"),
+        (TINY, "--config.checkpoint.keep_every=750", "is not a multiple of config.checkpoint.every = 500"),
         (TINY, "--config.restore.steps=0", "config.restore.steps = 0: expected at least 1"),
         (TINY, "--config.restore.shift=0.0", "config.restore.shift = 0.0: expected above 0"),
         (TINY, "--config.optim.lr=nan", "config.optim.lr = nan: expected above 0 and finite"),

@@ -122,7 +122,7 @@ def defaults() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1_000
     config.checkpoint.keep = 3  # of the newest
-    config.checkpoint.keep_every = 0  # steps whose multiples stay for ever; 0 is none
+    config.checkpoint.keep_every = 0  # steps whose multiples stay for ever, a multiple of every; 0 is none
     config.checkpoint.best = 1  # of the lowest held-out loss, which is measured with every checkpoint; 0 is none
     config.checkpoint.on_corrupt = "stop"  # stop | previous: what to do with a damaged newest checkpoint
 
@@ -271,6 +271,11 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(
             f"config.batch_size = {config.batch_size} is not a multiple of "
             f"config.optim.accumulate = {config.optim.accumulate}"
+        )
+    if config.checkpoint.keep_every % config.checkpoint.every:
+        raise ValueError(
+            f"config.checkpoint.keep_every = {config.checkpoint.keep_every} is not a multiple of "
+            f"config.checkpoint.every = {config.checkpoint.every}: what is not saved cannot stay"
         )
     for stage in schedule(config).stages:
         if stage.size % multiple(config) or stage.batch_size % config.optim.accumulate:
