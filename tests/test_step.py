@@ -11,7 +11,7 @@ import pytest
 from uniser_jax import config as schema
 from uniser_jax import mesh as meshes
 from uniser_jax import optim
-from uniser_jax.diffusion.flow import Flow
+from uniser_jax.diffusion.flow import Flow, TimeSampling
 from uniser_jax.models import uniser, vae
 from uniser_jax.models.codec import LatentCodec
 from uniser_jax.models.presets import preset
@@ -165,6 +165,22 @@ def test_only_white_masks_are_left_out_and_they_at_random() -> None:
     seen = np.asarray(draw_mask_seen(jax.random.key(0), mask, 0.25))
     assert seen[::2].all()
     assert 0.7 < seen[1::2].mean() < 0.8
+
+
+def test_whether_a_mask_is_left_out_is_independent_of_times_and_noise() -> None:
+    flow, mask = Flow(times=TimeSampling(share_at_one=0.0)), np.full((8, 4, 4), 255, np.uint8)
+
+    @jax.vmap
+    def draw(step):
+        key = jax.random.fold_in(jax.random.key(0), step)
+        t, noise = flow.draw(key, (8, 4, 4, 3))
+        return ~draw_mask_seen(key, mask, 0.25), t, noise.reshape(-1, 8)
+
+    left_out, t, noise = (np.asarray(drawn) for drawn in draw(jnp.arange(1_000)))
+    standard = left_out - 0.25
+    for values in (np.log(t / (1 - t)), *np.moveaxis(noise, 1, 0)):  # all normal, of variance 1
+        correlation = (standard * values).mean() / standard.std()
+        assert abs(correlation) < 4.5 / left_out.size**0.5  # in one of 150,000 draws it is larger
 
 
 def test_the_autoencoder_leaves_nothing_for_the_backward_pass() -> None:

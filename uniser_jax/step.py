@@ -23,6 +23,7 @@ from uniser_jax.models.presets import preset
 from uniser_jax.types import Batch, TrainState
 
 Metrics = dict[str, Any]
+_MASK_SEEN = 0x6D61736B  # far from 0 and 1: `fold_in` of these gives the keys that `split` does, of times and noise
 
 
 class Network(NamedTuple):
@@ -190,7 +191,7 @@ def draw_noise(flow: Flow, key: jax.Array, batch: Batch, latents: LatentCodec | 
 
 def draw_mask_seen(key: jax.Array, mask: UInt8[Any, "b h w"], share: float) -> Bool[Any, "b"]:
     """Which examples see their mask: of those whose mask is white, and so says nothing, `share` do not."""
-    dropped = jax.random.bernoulli(jax.random.fold_in(key, 1), share, mask.shape[:1])
+    dropped = jax.random.bernoulli(jax.random.fold_in(key, _MASK_SEEN), share, mask.shape[:1])
     return ~(dropped & (mask == 255).all((1, 2)))
 
 
