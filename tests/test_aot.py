@@ -105,6 +105,8 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change(capsys) -> None:
         (["--topology=v9:2x2"], "expected one of v3, v4, v5e, v5p, v6e, tpu7x and a shape"),
         (["--topology=h100:2x2x2"], "with hosts and GPUs of each, as in h100:4x8"),
         (["--topology=h100:0"], "with hosts and GPUs of each, as in h100:4x8"),
+        (["--topology=v5e:2x2", "--slices=0"], "--slices=0: expected at least 1"),
+        (["--topology=a100:8", "--slices=-1"], "--slices=-1: expected at least 1"),
         (["--topology=a100:8", "--slices=4"], "for 4 hosts of GPUs use a100:4x8"),
         (["--topology=v5e"], "expected one of"),
         (["--topology=v5e:3x5"], "not divisible"),

@@ -269,6 +269,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     log_to_terminal(verbose=False)
     jax.config.update("jax_platforms", "cpu")  # whatever accelerator there is, it is not needed
     try:
+        if known.slices < 1:
+            raise ValueError(f"--slices={known.slices}: expected at least 1")
         config = schema.read(known.config, overrides)
         report = compile_step(config, topologies.devices_of(known.topology, known.slices), known.topology)
     except ValueError as error:

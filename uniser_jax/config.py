@@ -32,6 +32,8 @@ from uniser_jax.models.presets import PRESETS
 
 T = TypeVar("T")
 
+_LARGEST_SIDE = 1 << 14  # of what a network sees at once
+
 _AT_LEAST_ONE = (
     *("steps", "batch_size", "log_every", "model.patch", "model.prompt_length", "data.size", "optim.accumulate"),
     *("checkpoint.every", "checkpoint.keep", "evaluation.count", "restore.steps", "data.threads"),
@@ -39,8 +41,9 @@ _AT_LEAST_ONE = (
 _AT_LEAST_ZERO = (
     *("seed", "sample_every", "stall_seconds", "checkpoint.keep_every", "checkpoint.best", "data.workers"),
     *("optim.warmup_steps", "optim.weight_decay", "optim.eps", "optim.max_skipped"),
+    *("evaluation.seed", "restore.direct"),
 )
-_ABOVE_ZERO = ("optim.lr", "optim.clip_norm", "data.smallest", "restore.shift")
+_ABOVE_ZERO = ("optim.lr", "optim.clip_norm", "data.smallest", "restore.shift", "lora.alpha")
 _AT_MOST_ONE = ("optim.final_lr", "data.colour", "data.smallest", "data.real", "model.drop_mask")
 _ONE_OF = {
     "model.preset": PRESETS,
@@ -256,6 +259,9 @@ def validate(config: ConfigDict) -> None:
     for path in _ABOVE_ZERO:
         if not 0 < (value := _at(config, path)) < math.inf:
             raise ValueError(f"config.{path} = {value}: expected above 0 and finite")
+    _check_mesh(config.mesh)
+    if not 0 <= (side := config.restore.working_size) <= _LARGEST_SIDE:
+        raise ValueError(f"config.restore.working_size = {side}: expected at most {_LARGEST_SIDE}, or 0 for data.size")
     build(Flow, config.flow)
     build(EditSampling, config.edit)
     scale = config.model.mask_scale
@@ -293,7 +299,8 @@ def validate(config: ConfigDict) -> None:
             "config.model.codec = 'latents' needs config.model.base and config.model.conditioning = 'references'"
         )
     first_last = config.profile_steps
-    if first_last and not (len(first_last) == 2 and 1 <= first_last[0] <= first_last[1]):
+    whole = all(isinstance(step, int) for step in first_last)
+    if first_last and not (whole and len(first_last) == 2 and 1 <= first_last[0] <= first_last[1]):
         raise ValueError(f"config.profile_steps = {first_last}: expected a first and a last step, as in 100,105")
     if build(Lora, config.lora).rank and not config.model.base:
         raise ValueError(f"config.lora.rank = {config.lora.rank} adapts a base: name it, config.model.base")
@@ -307,6 +314,15 @@ def validate(config: ConfigDict) -> None:
             raise ValueError(f"config.optim.{name} = {value}: expected in [0, 1)")
     if not 0 < config.data.holdout < 1:
         raise ValueError(f"config.data.holdout = {config.data.holdout}: expected strictly between 0 and 1")
+
+
+def _check_mesh(mesh: ConfigDict) -> None:
+    for axis, size in mesh.items():
+        if size < 1 and size != -1:
+            raise ValueError(f"config.mesh.{axis} = {size}: expected at least 1, or -1 for all remaining devices")
+    rest = [axis for axis, size in mesh.items() if size == -1]
+    if len(rest) > 1:
+        raise ValueError(f"config.mesh: {' and '.join(rest)} are -1: expected one axis for all remaining devices")
 
 
 def schedule(config: ConfigDict) -> Schedule:

@@ -13,6 +13,7 @@ a velocity loss follows JiT (Li & He 2025): the network's target stays on the im
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -38,7 +39,7 @@ class TimeSampling:
       rounded: whether 1000 t is rounded to bfloat16, as diffusers does before it embeds the time (to 4 above 512).
 
     Raises:
-      ValueError: for an unknown kind, or a share outside [0, 1].
+      ValueError: for an unknown kind, a mean or std that is not finite, a negative std, or a share outside [0, 1].
     """
 
     kind: str = "logit_normal"
@@ -50,6 +51,10 @@ class TimeSampling:
     def __post_init__(self) -> None:
         if self.kind not in TIME_SAMPLINGS:
             raise ValueError(f"time sampling {self.kind!r} is unknown; known: {', '.join(TIME_SAMPLINGS)}")
+        if not math.isfinite(self.mean):
+            raise ValueError(f"flow.times.mean = {self.mean}: expected a finite number")
+        if not 0 <= self.std < math.inf:
+            raise ValueError(f"flow.times.std = {self.std}: expected at least 0 and finite")
         if not 0 <= self.share_at_one <= 1:
             raise ValueError(f"share_at_one = {self.share_at_one}: expected in [0, 1]")
 
