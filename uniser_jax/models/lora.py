@@ -4,8 +4,9 @@
   (2) merged: W + (alpha / r) A B
 
 Adapters lie beside their kernel, `dit/double/image/q/{kernel, lora_a, lora_b}`, stacked as it is, so the scan over layers
-carries them along. What is trained is their tree and the table of prompts, which a base may not have; the rest is an argument
-of the step without a gradient, so no matrix of the size of a kernel is ever made for one.
+carries them along. Each of the two is sharded by the axis that it shares with its kernel: `fsdp` splits one, `tensor` the
+other. What is trained is their tree and the table of prompts, which a base may not have; the rest is an argument of the step
+without a gradient, so no matrix of the size of a kernel is ever made for one.
 """
 
 import dataclasses
