@@ -98,7 +98,7 @@ def test_a_full_disk_is_an_error_where_it_is_written_to(tmp_path: pathlib.Path, 
     thread = threading.Thread(target=write, daemon=True)  # a writer that waits for ever must not stop the tests
     thread.start()
     thread.join(20)
-    assert [error.errno for error in errors] == [errno.ENOSPC]
+    assert [(error.errno, error.filename) for error in errors] == [(errno.ENOSPC, str(tmp_path))]
     assert len(lines(tmp_path)) < 1_000  # it is found under way, or at the end
 
 

@@ -46,32 +46,42 @@ class MetricsWriter:
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        folder = pathlib.Path(workdir)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
+        self._folder = pathlib.Path(workdir)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / "metrics.jsonl"
         _drop_after(path, start)
         self._lines = path.open("a", buffering=1)
-        self._events = _Events(folder / "tensorboard", start)
+        self._events = _Events(self._folder / "tensorboard", start)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One JSON line and one event per value; values that are not finite become null in JSON."""
         if not self._active:
             return
         finite = {key: value if np.isfinite(value) else None for key, value in values.items()}
-        self._lines.write(json.dumps({"step": step, **finite}) + "\n")
-        self._events.scalars(step, values)
+        with self._named():
+            self._lines.write(json.dumps({"step": step, **finite}) + "\n")
+            self._events.scalars(step, values)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """An RGB uint8 [h w c] picture for TensorBoard."""
         if self._active:
-            self._events.image(step, name, image)
+            with self._named():
+                self._events.image(step, name, image)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Says where: the error of a write to an open file does not."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._folder)) from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._active:
-            with contextlib.closing(self._events):
+            with self._named(), contextlib.closing(self._events):
                 self._lines.close()
 
 
