@@ -93,7 +93,7 @@ def follow_light(
     slope, start = _lines(field, np.sqrt(np.clip(light.luminance(small), 0, 1)), 0.06, 4e-3)
     factor = np.ones((1, 1), np.float32) if factor is None else factor
     slope, start, factor = (fields.widen(plane, radiance.shape) for plane in (slope, start, factor))
-    return _along_light(slope, start, radiance, factor)
+    return _along_light(slope, start, np.ascontiguousarray(radiance), factor)
 
 
 def follow_depth(field: Field, small: Field, depth: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
@@ -124,9 +124,9 @@ def _along_light(
     for i in range(h):
         k, below, a = kernels.between_rows(i, h, len(slope))
         m, under, b = kernels.between_rows(i, h, len(factor))
-        scene, row = radiance[i], out[i]
+        scene, row = radiance[i].reshape(-1), out[i]  # flat, or it would not become vector code
         for j in range(w):
-            y = _RED * scene[j, 0] + _GREEN * scene[j, 1] + _BLUE * scene[j, 2]
+            y = _RED * scene[3 * j] + _GREEN * scene[3 * j + 1] + _BLUE * scene[3 * j + 2]
             y = y if y > _ZERO else _ZERO  # not max and min: these vectorise
             guide[j] = y if y < _ONE else _ONE
         slope0, slope1, start0, start1 = slope[k], slope[below], start[k], start[below]
