@@ -173,6 +173,6 @@ def text(
 def _compared(difference: float | str | None) -> str:
     if isinstance(difference, float):
         return f"largest difference of a prediction {difference:.1e}"
-    return (
-        "not compared" if difference is None else f"not compared: {difference.replace('|', '/')}"
-    )  # a cell of a table
+    if difference is None:
+        return "not compared"
+    return f"not compared: {difference.replace('|', '/')}"  # a cell of a table
