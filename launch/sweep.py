@@ -11,7 +11,6 @@ die, its runs go on, and the next one waits for them. Arguments that are not nam
 import argparse
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -21,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -129,7 +128,7 @@ def plan(
         own = [f"--config.{key}={value}" for key, value in overrides.items()]
         resolved = schema.read(config, [*shared, *own])
         steps, folder = resolved.steps, workdir / run
-        _check_alike(folder, json.loads(schema.to_json(resolved)))
+        _check_alike(schema.flat(status.read_record(folder).get("config", {})), schema.flat(resolved.to_dict()), folder)
         command = [sys.executable, "-m", f"launch.{launcher}", *_LAUNCHERS[launcher]]
         command += [f"--name={job.made_name(name, folder)}"] if name is not None else []
         command += [f"--config={config}", f"--workdir={folder}", *rest, *own]
@@ -139,24 +138,15 @@ def plan(
     return list(trials.values())
 
 
-def _check_alike(folder: pathlib.Path, asked: Mapping[str, Any]) -> None:
+def _check_alike(before: Mapping[str, Any], asked: Mapping[str, Any], folder: pathlib.Path) -> None:
     """Compares what the run of a folder, if any, was trained with; what only tells how it ran, and more steps, may differ."""
-    before = dict(_flat(status.read_record(folder).get("config", {})))
     others = []
-    for key, value in _flat(asked):
+    for key, value in asked.items():
         old = before.get(key, value)
         if old != value and not key.startswith(_HOW) and not (key == "steps" and value > old):
             others.append(f"{key} = {old}, not {value}")
     if others:
         raise ValueError(f"{folder} was trained with {'; '.join(others)}: name another --workdir, or delete this run")
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def read_sweep(config: str) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import pytest
 
 from tests import processes
 from uniser_jax import hosts
+from uniser_jax.errors import listed
 
 AGREE = """
 import sys
@@ -114,4 +115,4 @@ def test_the_odd_ones_are_those_unlike_most(digests, odd) -> None:
 
 
 def test_a_thousand_odd_hosts_fit_a_line() -> None:
-    assert hosts._listed([f"h{n}" for n in range(1000)]) == "h0, h1, h2, h3, h4 and 995 more"
+    assert listed([f"h{n}" for n in range(1000)]) == "h0, h1, h2, h3, h4 and 995 more"

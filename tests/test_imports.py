@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "uniser_jax"
 # A module may import from rooms of a lower level, and from its own room.
 LEVELS = {
     "types": 0,
-    "hosts": 0,
+    "hosts": 1,
     "errors": 0,
     "locks": 0,
     "digest": 0,

@@ -1,9 +1,18 @@
 """What is said of an error to someone who shall not read a traceback."""
 
+from collections.abc import Sequence
+
+_NAMED = 5  # in a message
+
 
 def reason_of(error: BaseException) -> str:
     """Its first line; an error without a word is named."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def listed(names: Sequence[str], separator: str = ", ") -> str:
+    """The first five, and how many more there are."""
+    return separator.join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def check_range(name: str, value: float, least: float, most: float) -> None:

@@ -23,8 +23,9 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
+from uniser_jax.errors import listed
+
 _NAME = 64  # bytes of a host's name that travel
-_NAMED = 5  # hosts in a message
 _SECONDS_TO_SEE = 10  # a file that another host has written
 _SECONDS_TO_FOLLOW = 3  # the others, where all end alike
 
@@ -62,7 +63,7 @@ def agree(facts: Mapping[str, str]) -> None:
     names, found = multihost_utils.process_allgather((name, np.stack(digests)))
     where = [f"process {index} on {bytes(one).rstrip(bytes(1)).decode()}" for index, one in enumerate(names)]
     odd = {fact: _odd([bytes(one) for one in found[:, place]]) for place, fact in enumerate(facts)}
-    differs = [f"{fact} of {_listed([where[one] for one in those])}" for fact, those in odd.items() if those]
+    differs = [f"{fact} of {listed([where[one] for one in those])}" for fact, those in odd.items() if those]
     if differs:
         raise ValueError(f"not all {len(names)} processes start alike: other than most is the {'; the '.join(differs)}")
 
@@ -103,7 +104,7 @@ def share(folder: pathlib.Path) -> None:
     if jax.process_index() == 0:
         probe.unlink()
     if blind:
-        those = _listed([f"process {index}" for index in blind])
+        those = listed([f"process {index}" for index in blind])
         raise ValueError(
             f"--workdir {folder} is not one folder for all: {those} cannot see what process 0 writes there"
         )
@@ -131,10 +132,6 @@ def _odd(digests: list[bytes]) -> list[int]:
     """Where a digest is not the most frequent one; of two equally frequent ones the first counts."""
     usual = collections.Counter(digests).most_common(1)[0][0]
     return [index for index, digest in enumerate(digests) if digest != usual]
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _connect(environ: Mapping[str, str], processes: int) -> None:

@@ -15,12 +15,14 @@ from typing import IO
 import cv2
 import numpy as np
 import simplejpeg
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image, ImageCms, ImageOps
 
 ORIENTATION = 0x0112  # EXIF
 MAX_PIXELS = 150_000_000  # more is a decompression bomb, not a photograph
 _MAX_PROFILE = 2**22  # bytes
+# EXIF's eight orientations: mirror left to right, then that many quarter turns counter-clockwise.
+_TURNS = {2: (True, 0), 3: (False, 2), 4: (True, 2), 5: (True, 1), 6: (False, 3), 7: (True, 3), 8: (False, 1)}
 _SAME, _NAMED = 2, 24  # levels by which a profile may move colours and be sRGB: any, and one of that name
 _STRIP = 2**16  # pixels that are scaled at a time
 _METADATA, _PIXELS = (0xE1, 0xE2), 0xDA  # markers of JPEG: APP1 and APP2, SOS
@@ -168,10 +170,10 @@ def decode_depth(data: bytes) -> Depth:
     return np.minimum(values / np.float32(np.percentile(values, 99.5)), 1)
 
 
-def upright(depth: Depth, orientation: int) -> Depth:
-    """A map that lies as a photograph is stored whose EXIF orientation is 5 to 8, upright."""
-    turned = np.rot90(depth, {6: -1, 7: 2, 8: 1}.get(orientation, 0))
-    return np.ascontiguousarray(turned if orientation in (6, 8) else turned.T)
+def upright(stored: Shaped[np.ndarray, "h w *c"], orientation: int) -> Shaped[np.ndarray, "k l *c"]:
+    """What lies as a photograph of this EXIF orientation, 1 to 8, is stored, upright."""
+    mirrored, turns = _TURNS.get(orientation, (False, 0))
+    return np.ascontiguousarray(np.rot90(stored[:, ::-1] if mirrored else stored, turns))
 
 
 def to_rgb(image: Image.Image) -> Pixels:

@@ -24,7 +24,7 @@ from absl import logging
 from PIL import UnidentifiedImageError
 
 from uniser_jax.data.decoding import ORIENTATION, Depth, Pixels, Reduction, decode, decode_depth, opened, upright, whole
-from uniser_jax.errors import reason_of
+from uniser_jax.errors import listed, reason_of
 
 READERS = 32  # threads that read headers: they wait for disks
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -443,8 +443,7 @@ def _unusable(path: str, min_side: int) -> str:
 
 
 def _warn_skipped(named: Sequence[str]) -> None:
-    more = f" and {len(named) - 5} more" if len(named) > 5 else ""
-    logging.warning("skipped %d unusable photographs: %s%s", len(named), ", ".join(named[:5]), more)
+    logging.warning("skipped %d unusable photographs: %s", len(named), listed(named))
 
 
 @functools.lru_cache(maxsize=10_000)

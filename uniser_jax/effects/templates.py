@@ -16,7 +16,7 @@ from absl import logging
 from jaxtyping import Float32, Float64, UInt8
 
 from uniser_jax.effects import fields, light
-from uniser_jax.errors import reason_of
+from uniser_jax.errors import listed, reason_of
 
 KEPT = 16  # templates in memory, 1.7 MB each
 _LARGEST = 384  # px, the longer side
@@ -81,7 +81,7 @@ def _look_at(folder: str) -> tuple[str, ...]:
     with concurrent.futures.ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
         reasons = dict(zip(found, pool.map(_unusable, found), strict=True))
     bad = [reason for reason in reasons.values() if reason]
-    named = "; ".join(bad[:5]) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")
+    named = listed(bad, "; ")
     if len(bad) == len(found):
         raise ValueError(f"edit.families.flare.layers = {folder!r}: no layer that can be used: {named}")
     if bad:

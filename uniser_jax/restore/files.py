@@ -23,6 +23,7 @@ from absl import logging
 from jaxtyping import Shaped, UInt8
 from PIL import Image, PngImagePlugin
 
+from uniser_jax.data import decoding
 from uniser_jax.errors import reason_of
 from uniser_jax.restore import colour, exif, metadata
 
@@ -41,9 +42,6 @@ _MAX_TEXT = 2**24  # bytes of a profile or text of a PNG file: Pillow's own limi
 _KIND, _DNG = 254, 50_706  # tags of TIFF: NewSubfileType, DNGVersion
 
 Path = str | os.PathLike[str]
-
-# EXIF's eight orientations: mirror left to right, then that many quarter turns counter-clockwise.
-_TURNS = {2: (True, 0), 3: (False, 2), 4: (True, 2), 5: (True, 1), 6: (False, 3), 7: (True, 3), 8: (False, 1)}
 
 
 class RestoreError(ValueError):
@@ -84,9 +82,9 @@ def read_photo(path: Path) -> Photo:
     """
     source = _read_bytes(path)
     with _opened(path, source) as image:
-        stored = _decode_16(source) if _bits(path, image, source) == 16 else _decode_8(image)
+        stored = _decode_16(image, source) if _bits(path, image, source) == 16 else _decode_8(image)
         orientation = exif.orientation_of(image)
-        own, alpha = _split(_turned(stored, orientation))
+        own, alpha = _split(decoding.upright(stored, orientation))
         notes = metadata.notes_of(image, source, orientation)
         space = colour.space_of(notes.icc, own.dtype) if own.ndim == 3 else None
         return Photo(
@@ -246,7 +244,7 @@ def _decode_8(image: Image.Image) -> UInt8[np.ndarray, "h w *c"]:
     return np.asarray(image.convert(mode))
 
 
-def _decode_16(source: bytes) -> Shaped[np.ndarray, "h w *c"]:
+def _decode_16(image: Image.Image, source: bytes) -> Shaped[np.ndarray, "h w *c"]:
     pixels = cv2.imdecode(np.frombuffer(source, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
         raise ValueError("16-bit PNG cannot be decoded")
@@ -254,14 +252,9 @@ def _decode_16(source: bytes) -> Shaped[np.ndarray, "h w *c"]:
         pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
     if source[25] == 4:  # gray and alpha, which OpenCV spreads over four channels
         pixels = pixels[..., [0, 3]]
-    if pixels.ndim == 2 and (clear := metadata.clear_level(source)) is not None:  # which it overlooks in gray
-        pixels = np.dstack([pixels, np.where(pixels == clear, 0, 65_535).astype(np.uint16)])
+    if pixels.ndim == 2 and "transparency" in image.info:  # a level, which OpenCV overlooks in gray
+        pixels = np.dstack([pixels, np.where(pixels == image.info["transparency"], 0, 65_535).astype(np.uint16)])
     return pixels
-
-
-def _turned(stored: np.ndarray, orientation: int) -> np.ndarray:
-    mirrored, turns = _TURNS.get(orientation, (False, 0))
-    return np.ascontiguousarray(np.rot90(stored[:, ::-1] if mirrored else stored, turns))
 
 
 def _split(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -396,11 +396,6 @@ def _chunks(png: bytes) -> Iterator[bytes]:
         at += 12 + size
 
 
-def clear_level(png: bytes) -> int | None:
-    """The gray level that a PNG file without alpha says is transparent."""
-    return next((int.from_bytes(chunk[4:6]) for chunk in _chunks(png) if chunk[:4] == b"tRNS"), None)
-
-
 def _are_srgb(colours: tuple[bytes, ...]) -> bool:
     """Whether a PNG file's gamma and primaries are those of sRGB, within what writers round."""
     chunks = {chunk[:4]: chunk[4:] for chunk in colours}
