@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from uniser_jax import status
 from uniser_jax.effects import gallery
 
 Row = dict[str, Any]
@@ -52,15 +53,8 @@ def row(run: pathlib.Path, overrides: Mapping[str, Any], state: str, metric: str
 def read_curve(run: pathlib.Path, metric: str) -> list[Point]:
     """All (step, value) of a metric that are numbers."""
     path = run / "metrics.jsonl"
-    points = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            values = json.loads(line)
-        except ValueError:  # being written, or cut short
-            continue
-        if values.get(metric) is not None:
-            points.append((values["step"], values[metric]))
-    return points
+    lines = status.whole(path.read_bytes().splitlines() if path.exists() else [])
+    return [(line["step"], line[metric]) for line in lines if "step" in line and line.get(metric) is not None]
 
 
 def write(folder: pathlib.Path, rows: Sequence[Row], metric: str, best: str) -> None:

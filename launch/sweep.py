@@ -128,7 +128,9 @@ def plan(
         own = [f"--config.{key}={value}" for key, value in overrides.items()]
         resolved = schema.read(config, [*shared, *own])
         steps, folder = resolved.steps, workdir / run
-        _check_alike(schema.flat(status.read_record(folder).get("config", {})), schema.flat(resolved.to_dict()), folder)
+        if record := status.read_record(folder).get("config"):  # a key that was added since has its default
+            before = schema.flat(schema.defaults().to_dict()) | schema.flat(record)
+            _check_alike(before, schema.flat(resolved.to_dict()), folder)
         command = [sys.executable, "-m", f"launch.{launcher}", *_LAUNCHERS[launcher]]
         command += [f"--name={job.made_name(name, folder)}"] if name is not None else []
         command += [f"--config={config}", f"--workdir={folder}", *rest, *own]
@@ -139,10 +141,10 @@ def plan(
 
 
 def _check_alike(before: Mapping[str, Any], asked: Mapping[str, Any], folder: pathlib.Path) -> None:
-    """Compares what the run of a folder, if any, was trained with; what only tells how it ran, and more steps, may differ."""
+    """Compares what the run of a folder was trained with; what only tells how it ran, and more steps, may differ."""
     others = []
     for key, value in asked.items():
-        old = before.get(key, value)
+        old = before[key]
         if old != value and not key.startswith(_HOW) and not (key == "steps" and value > old):
             others.append(f"{key} = {old}, not {value}")
     if others:

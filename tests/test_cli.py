@@ -174,8 +174,8 @@ def test_evaluate_goes_on_without_a_pair_that_cannot_be_decoded(finished, photo:
     assert (found["effects"]["haze"]["count"], found["left_out"]) == (2, ["a/1"])
     printed, error = capsys.readouterr()
     assert printed == sheet.read_text()
-    assert "Without 1 that cannot be decoded: a/1" in printed
-    assert "not complete, without 1 that cannot be decoded" in error
+    assert "Without 1 that cannot be used: a/1" in printed
+    assert "not complete, without 1 that cannot be used" in error
     assert "a/1 is left out" in caplog.text
 
 

@@ -102,6 +102,19 @@ def test_a_full_disk_is_an_error_where_it_is_written_to(tmp_path: pathlib.Path, 
     assert len(lines(tmp_path)) < 1_000  # it is found under way, or at the end
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_what_ends_a_run_is_not_hidden_by_a_full_disk(tmp_path: pathlib.Path, monkeypatch) -> None:
+    monkeypatch.setattr(record_writer, "open_file", lambda _: open("/dev/full", "wb"))  # noqa: SIM115
+
+    def diverge() -> None:
+        with MetricsWriter(tmp_path) as writer:
+            writer.scalars(1, {"loss": 1.0})
+            raise FloatingPointError("diverged")
+
+    with pytest.raises(FloatingPointError, match="diverged"):
+        diverge()
+
+
 def step_metrics(loss: float, skipped: bool = False) -> dict[str, np.ndarray]:
     count = np.zeros(10, np.float32)
     count[9] = 4

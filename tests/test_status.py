@@ -57,11 +57,15 @@ def test_a_run_is_finished_when_its_last_step_is_saved_and_silent_when_it_does_n
     assert status.read(slow, NOW).state == "running"
 
 
-def test_a_line_cut_short_is_passed_over(tmp_path) -> None:
+@pytest.mark.parametrize("line", [b'{"step": 40, "lo', b'{"step": 40, "l\xff": 1}\n', b"[40]\n", b'"loss"\n'])
+def test_a_line_cut_short_or_damaged_is_passed_over(line: bytes, tmp_path) -> None:
     run = make_run(tmp_path / "run")
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 40, "lo')
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(line)
     assert status.read(run, NOW).step == 30
+    with (tmp_path / "sweep.jsonl").open("wb") as file:
+        file.write(b'{"run": "run"}\n{"run": "later"}\n{"run": 7}\n' + line)
+    assert status.runs_in(tmp_path) == [tmp_path / "later", run]
 
 
 @pytest.mark.parametrize("left", ["", '{"restarts": 2, "config": {"st', "[]"], ids=["empty", "cut", "list"])

@@ -165,6 +165,15 @@ def test_a_run_starts_with_no_parameters_that_mean_something_else(key: str, ther
     assert "\n" not in str(caught.value)
 
 
+def test_a_key_that_a_record_lacks_had_its_default() -> None:
+    config, record = schema.defaults(), {"config": schema.defaults().to_dict()}
+    del record["config"]["model"]["mask_scale"]
+    pretrained.check_meaning(record, config)
+    config.model.mask_scale = 2
+    with pytest.raises(ValueError, match="was trained with 1: its parameters mean something else"):
+        pretrained.check_meaning(record, config)
+
+
 def test_alpha_means_nothing_without_adapters() -> None:
     config, record = schema.defaults(), {"config": schema.defaults().to_dict()}
     config.lora.alpha = 8.0

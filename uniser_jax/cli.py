@@ -1,6 +1,7 @@
 """The command line: `uniser train | restore | evaluate | preview | status | aot`. A caller's mistake is one line and code 2.
 
-Code 1 is a lack of memory, in one line, an evaluation that is not complete, or an error of the program, with its traceback.
+Code 1 is an evaluation that is not complete, or an error of the program, with its traceback; a lack of memory is one line
+where nothing is trained.
 """
 
 import argparse
@@ -118,7 +119,7 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
         tables.write(arguments.markdown, tables.to_markdown(results, left_out))
     print(tables.to_markdown(results, left_out), end="")
     if left_out:
-        sys.stderr.write(f"uniser evaluate: not complete, without {len(left_out)} that cannot be decoded\n")
+        sys.stderr.write(f"uniser evaluate: not complete, without {len(left_out)} that cannot be used\n")
     return 1 if left_out else 0
 
 

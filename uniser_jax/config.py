@@ -33,15 +33,15 @@ from uniser_jax.models.presets import PRESETS
 T = TypeVar("T")
 
 _LARGEST_SIDE = 1 << 14  # of what a network sees at once
-
+_MOST = 2**63  # of what jax makes keys and counts of
 _AT_LEAST_ONE = (
     *("steps", "batch_size", "log_every", "model.patch", "model.prompt_length", "data.size", "optim.accumulate"),
     *("checkpoint.every", "checkpoint.keep", "evaluation.count", "restore.steps", "data.threads"),
 )
 _AT_LEAST_ZERO = (
-    *("seed", "sample_every", "stall_seconds", "checkpoint.keep_every", "checkpoint.best", "data.workers"),
+    *("seed", "evaluation.seed", "sample_every", "stall_seconds", "checkpoint.keep_every", "checkpoint.best"),
     *("optim.warmup_steps", "optim.weight_decay", "optim.eps", "optim.max_skipped"),
-    *("evaluation.seed", "restore.direct"),
+    *("data.min_side", "data.workers", "restore.direct"),
 )
 _ABOVE_ZERO = ("optim.lr", "optim.clip_norm", "data.smallest", "restore.shift", "lora.alpha")
 _AT_MOST_ONE = ("optim.final_lr", "data.colour", "data.smallest", "data.real", "model.drop_mask")
@@ -245,11 +245,11 @@ def validate(config: ConfigDict) -> None:
       ValueError: one line with the value, what was expected and the fix.
     """
     for path in _AT_LEAST_ONE:
-        if (value := _at(config, path)) < 1:
-            raise ValueError(f"config.{path} = {value}: expected at least 1")
+        if not 1 <= (value := _at(config, path)) < _MOST:
+            raise ValueError(f"config.{path} = {value}: expected at least 1 and below 2^63")
     for path in _AT_LEAST_ZERO:
-        if not 0 <= (value := _at(config, path)) < math.inf:
-            raise ValueError(f"config.{path} = {value}: expected at least 0 and finite")
+        if not 0 <= (value := _at(config, path)) < _MOST:
+            raise ValueError(f"config.{path} = {value}: expected at least 0 and below 2^63")
     for path in _AT_MOST_ONE:
         if not 0 <= (value := _at(config, path)) <= 1:
             raise ValueError(f"config.{path} = {value}: expected in [0, 1]")

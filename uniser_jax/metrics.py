@@ -79,9 +79,10 @@ class MetricsWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._active:
-            with self._named(), contextlib.closing(self._events):
+            # What ended the run is more than that its log could not be written to the end.
+            with contextlib.suppress(*[OSError] if kind else ()), self._named(), contextlib.closing(self._events):
                 self._lines.close()
 
 

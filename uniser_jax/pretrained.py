@@ -98,10 +98,11 @@ def check_meaning(record: Mapping[str, Any], config: ConfigDict) -> None:
     Raises:
       ValueError: if they would not; names the key and both values.
     """
-    before, now = schema.flat(record.get("config", {})), schema.flat(config.to_dict())
-    adapted = config.lora.rank and before.get("lora.rank") == config.lora.rank
+    before, now = (schema.flat(each) for each in (schema.defaults().to_dict(), config.to_dict()))
+    before |= schema.flat(record["config"])  # a key that was added since has its default
+    adapted = config.lora.rank and before["lora.rank"] == config.lora.rank
     for key in (*_MEANING, *(("lora.alpha",) if adapted else ())):
-        if before.get(key, now[key]) != now[key]:
+        if before[key] != now[key]:
             raise ValueError(
                 f"config.{key} = {now[key]!r}, and config.init_from = {config.init_from!r} was trained with {before[key]!r}:"
                 " its parameters mean something else; give the same"

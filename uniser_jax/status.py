@@ -1,13 +1,14 @@
 """How runs are doing, read from their folders alone: `uniser status RUN...`. Nothing here starts jax."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from absl import logging
@@ -139,14 +140,15 @@ def last_metrics(run: str | os.PathLike) -> dict[str, Any]:
             lines = file.read().splitlines()
     except FileNotFoundError:
         return {}
-    for line in reversed(lines):
-        try:
-            values = json.loads(line)
-        except ValueError:  # cut short by a crash, or by our seek
-            continue
-        if "loss" in values:
-            return values
-    return {}
+    return next((values for values in whole(reversed(lines)) if "loss" in values), {})
+
+
+def whole(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The JSON objects among the lines of a log: some may be cut short by a crash, being written, or damaged."""
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            if isinstance(found := json.loads(line), dict):
+                yield found
 
 
 def table(statuses: Sequence[Status]) -> str:
@@ -192,8 +194,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _planned(folder: pathlib.Path) -> set[pathlib.Path]:
     """The runs of the sweep in a folder, if any: those that wait for their turn have no folder yet."""
     path = folder / "sweep.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {folder / json.loads(line)["run"] for line in lines}
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return {folder / row["run"] for row in whole(lines) if isinstance(row.get("run"), str)}
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

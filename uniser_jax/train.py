@@ -78,7 +78,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     optimizer = optim.optimizer(config.optim, config.steps)
     shapes = state_shapes(network, optimizer, mesh)
     examples, held_out = open_examples(config)
-    photographs = manifest.describe(examples.photos)
+    photographs, flare = manifest.describe(examples.photos), examples.sampling.families.flare
     hosts.agree({"set of photographs": photographs["fingerprint"], "stream": examples.fingerprint()})
     latents = pretrained.latents(config, mesh) if config.model.codec == "latents" else None
     check(config, mesh, latents)
@@ -88,6 +88,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         "frozen": pretrained.digests_of(config),
         "photographs": photographs["fingerprint"],
         "pairs": pairs.digest_of(examples.pairs),
+        "layers of real flares": templates.digest_of(flare.layers) if flare.real else "",
         "code": manifest.code(),
     }
     with _alone(workdir), jax.set_mesh(mesh), Checkpoints(workdir, *saving, facts, training=True) as checkpoints:
@@ -227,7 +228,7 @@ def open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
     photos = open_photos(data.photos, data.min_side)
     sampling = schema.build(EditSampling, config.edit)
     if sampling.families.flare.real:
-        templates.paths(sampling.families.flare.layers)  # before anything is compiled, and once
+        templates.usable(sampling.families.flare.layers, 0)  # before anything is compiled
     ours, others = (split(photos, data.holdout, part) for part in ("train", "holdout"))
     schedule, buckets = schema.schedule(config), None
     if data.buckets:
@@ -244,6 +245,7 @@ def report_changes(record: Mapping[str, Any], config: ConfigDict, facts: Mapping
     means_of = {
         "photographs": "another stream, and other photographs are held out",
         "pairs": "another stream",
+        "layers of real flares": "another stream",
         "code": "another run",
     }
     for fact, means in means_of.items():

@@ -80,9 +80,12 @@ def test_a_folder_of_flares_is_looked_at_when_examples_are_opened(tmp_path: path
         train.open_examples(schema.read(TINY, [layers, "--config.edit.families.flare.real=0.1"]))
     layer = np.zeros((40, 60, 3), np.uint8)
     layer[15:25, 25:35] = 255
-    cv2.imwrite(str(tmp_path / "b.png"), layer)
-    train.open_examples(schema.read(TINY, [layers, "--config.edit.families.flare.real=0.1"]))
-    assert [message for message in caplog.messages if "left out 1 of 2 flare layers" in message]
+    both = tmp_path / "both"
+    both.mkdir()
+    (both / "a.png").write_bytes(b"no image")
+    cv2.imwrite(str(both / "b.png"), layer)
+    train.open_examples(schema.read(TINY, [f"{layers}/both", "--config.edit.families.flare.real=0.1"]))
+    assert [message for message in caplog.messages if f"{both / 'a.png'}: a flare layer that cannot be read" in message]
 
 
 @pytest.mark.parametrize("blocks", [((0,), (1,)), ((0, 1), (2, 3)), ((1, 2), (0, 3))], ids=str)

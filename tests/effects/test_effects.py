@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from uniser_jax.effects.gallery import square
 from uniser_jax.effects.haze import Haze, HazeSampling
 from uniser_jax.effects.layer import Affine, LinearLayer, Scene, compose, see, visible_change
 from uniser_jax.effects.mixture import FAMILIES, Mixture, sample_effects
+from uniser_jax.effects.occlusion import OcclusionSampling
 from uniser_jax.effects.sensor import Sensor
 from uniser_jax.types import EFFECTS, TASKS
 
@@ -446,6 +448,12 @@ def test_fields_are_pure_and_in_range() -> None:
     [
         (lambda: Mixture(counts=(1.0, 1.0, 0, 0, 0)), "sum to 1"),
         (lambda: Mixture(haze=-1.0), "weights"),
+        (lambda: Mixture(haze=math.nan), "mixture weights = .*nan.*finite"),
+        (lambda: Mixture(haze=math.inf), "mixture weights = .*inf.*finite"),
+        (lambda: Mixture(counts=(math.nan, 0.5, 0.5, 0, 0)), "sum to 1"),
+        (lambda: EditSampling(mask_stroke=math.nan), "edit mask weights"),
+        (lambda: HazeSampling(fog=math.nan), "haze weights"),
+        (lambda: OcclusionSampling(forms=(math.inf, 0, 0, 0, 0, 0)), "occlusion.forms"),
         (lambda: EditSampling(generic=1.5), "edit.generic"),
         (lambda: EditSampling(target="guess"), "exact, blend"),
         (lambda: EditSampling(highlight_stops=-1.0), "edit.highlight_stops = -1.0"),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import struct
 import zlib
 
@@ -343,23 +344,37 @@ def spoil(folder: pathlib.Path) -> set[str]:
     return {"black.png", "white.png", "cut.png", "empty.jpg", "pipe.png"}
 
 
-def test_layers_that_cannot_be_used_are_named_once_and_left_out(folder, caplog) -> None:
+def test_layers_that_cannot_be_used_are_named_once_and_the_next_stand_in(folder, caplog) -> None:
     spoilt = spoil(folder)
     with open(os.path.join(os.fsencode(folder), b"\xff.png"), "wb") as file:
         file.write((folder / "a.png").read_bytes())
     sampling = FlareSampling(layers=str(folder), real=1.0)
-    for seed in range(6):
-        Flare.sample(np.random.default_rng(seed), SCENE, sampling).render(SCENE)
-    assert [os.fsencode(path).rpartition(b"/")[2] for path in templates.paths(str(folder))] == [b"a.png", b"\xff.png"]
-    assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("left out 5 of 7 flare layers: ")
-    assert all(name in caplog.messages[0] for name in spoilt)
+    flares = [Flare.sample(np.random.default_rng(seed), SCENE, sampling) for seed in range(40)]
+    assert {os.fsencode(flare.layer).rpartition(b"/")[2] for flare in flares} == {b"a.png", b"\xff.png"}
+    named = sorted(message.partition(": ")[0].rpartition("/")[2] for message in caplog.messages)
+    assert named == sorted(spoilt)
+
+
+def test_a_layer_that_goes_during_a_run_ends_nothing(folder, caplog) -> None:
+    shutil.copy(folder / "a.png", folder / "b.png")
+    sampling = FlareSampling(layers=str(folder), real=1.0)
+    before = [Flare.sample(np.random.default_rng(seed), SCENE, sampling).layer for seed in range(8)]
+    assert len(set(before)) == 2
+    (folder / "b.png").unlink()
+    templates.read.cache_clear()  # as when sixteen others were drawn since
+    for seed in range(8):
+        flare = Flare.sample(np.random.default_rng(seed), SCENE, sampling)
+        flare.render(SCENE)
+        assert flare.layer == str(folder / "a.png")
+    assert caplog.messages == [
+        f"{folder / 'b.png'}: a flare layer that cannot be read as an image; the next one stands in"
+    ]
 
 
 def test_a_folder_without_a_usable_layer_is_one_line(tmp_path) -> None:
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"no layer that can be used: .*a.png") as caught:
-        templates.paths(str(tmp_path))
+        templates.usable(str(tmp_path), 0)
     assert "\n" not in str(caught.value)
 
 

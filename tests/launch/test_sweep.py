@@ -159,10 +159,13 @@ def test_a_run_stands_only_for_what_it_was_trained_with(checkpoint, tmp_path) ->
 
 
 def test_a_run_that_lost_its_manifest_stands_for_what_its_checkpoint_tells(tmp_path) -> None:
-    record = sweep.plan(SWEEP, tmp_path, "local", [])[0].workdir / "checkpoints/5/record/metadata"
+    trial = sweep.plan(SWEEP, tmp_path, "local", [])[0]
+    record = trial.workdir / "checkpoints/5/record/metadata"
     record.parent.mkdir(parents=True)
-    record.write_text(json.dumps({"config": {"seed": 4}}))
-    with pytest.raises(ValueError, match="was trained with seed = 4, not 0"):
+    config = schema.read(SWEEP, [f"--config.{key}={value}" for key, value in trial.overrides.items()])
+    config.seed = 4
+    record.write_text(schema.to_json(config).join(('{"config": ', "}")))
+    with pytest.raises(ValueError, match="was trained with seed = 4, not 0: name another"):
         sweep.plan(SWEEP, tmp_path, "local", [])
 
 

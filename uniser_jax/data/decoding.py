@@ -99,7 +99,7 @@ def _to_srgb(pixels: Pixels, icc: bytes | None) -> Pixels:
     return np.asarray(ImageCms.applyTransform(Image.fromarray(pixels), found[1])) if found else pixels
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def _conversion(icc: bytes | None) -> tuple[ImageCms.ImageCmsProfile, ImageCms.ImageCmsTransform] | None:
     """A profile and the way from it to sRGB; None where pixels stay as they are, for it is sRGB by what it does to colours.
 

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import itertools
 import math
-import os
 import signal
 import sys
 import threading
@@ -174,8 +173,8 @@ class Examples:
         if self.pairs:
             digest.update(f"{self.real} {digest_of(self.pairs)}".encode())
         flare = self.sampling.families.flare
-        for path in templates.paths(flare.layers) if flare.real else ():
-            digest.update(os.path.basename(path).encode("utf-8", "surrogateescape") + b"\0")
+        if flare.real:
+            digest.update(templates.digest_of(flare.layers).encode())
         return digest.hexdigest()[:16]
 
 

@@ -25,6 +25,7 @@ from uniser_jax.effects.mixture import FAMILIES, Families, Mixture
 from uniser_jax.effects.mixture import sample as sample_mixture
 from uniser_jax.effects.sensor import QUALITY, READ, SHOT, Sensor
 from uniser_jax.effects.shadow import ShadowLayer
+from uniser_jax.errors import check_weights
 from uniser_jax.types import EFFECTS, TASKS, Edit
 
 TARGETS = ("exact", "blend")
@@ -97,8 +98,7 @@ class EditSampling:
             raise ValueError(f"edit.highlight_stops = {self.highlight_stops}: expected in [0, {_MOST_STOPS}]")
         if self.target not in TARGETS:
             raise ValueError(f"edit.target = {self.target!r}: expected one of {', '.join(TARGETS)}")
-        if min(self.mask_weights()) < 0 or sum(self.mask_weights()) <= 0:
-            raise ValueError(f"edit mask weights {self.mask_weights()}: expected none below 0 and one above")
+        check_weights("edit mask weights", self.mask_weights())
 
     def mask_weights(self) -> tuple[float, ...]:
         """In the order of masks.KINDS."""

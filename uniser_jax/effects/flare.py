@@ -200,7 +200,7 @@ class Flare:
         mirror, seed = rng.uniform(0.03, 0.3), int(rng.integers(2**31))
         layer = ""
         if sampling.real and rng.random() < sampling.real:
-            layer = str(rng.choice(templates.paths(sampling.layers)))
+            layer = templates.usable(sampling.layers, int(rng.integers(len(templates.paths(sampling.layers)))))
         return cls(
             sources=tuple((each.x, each.y, each.share, each.size) for each in lights),
             colours=tuple(each.colour for each in lights),

@@ -24,6 +24,7 @@ from uniser_jax.effects.fields import Field
 from uniser_jax.effects.haze_presets import UniserLayer
 from uniser_jax.effects.layer import Scene, Shine, mean_light
 from uniser_jax.effects.medium import MediumLayer
+from uniser_jax.errors import check_weights
 
 KINDS = ("fog", "haze", "smoke", "dust", "night")
 _PLUME = 96  # side of the grid that plumes are drawn on; they have no sharper edges
@@ -143,8 +144,7 @@ class HazeSampling:
     scatter: float = 0.2
 
     def __post_init__(self) -> None:
-        if min(self.weights()) < 0 or sum(self.weights()) <= 0:
-            raise ValueError(f"haze weights {self.weights()}: expected none below 0 and one above")
+        check_weights("haze weights", self.weights())
         for name in ("uniser", "texture", "dense", "sky", "sun", "glow", "scatter"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"haze.{name} = {getattr(self, name)}: expected in [0, 1]")

@@ -12,6 +12,7 @@ from uniser_jax.effects.layer import Scene
 from uniser_jax.effects.occlusion import Occlusion, OcclusionSampling
 from uniser_jax.effects.reflection import Reflection, ReflectionSampling
 from uniser_jax.effects.shadow import Shadow, ShadowSampling
+from uniser_jax.errors import check_weights
 from uniser_jax.types import EFFECTS
 
 FAMILIES: dict[str, Any] = {
@@ -60,10 +61,9 @@ class Mixture:
     strength_min: float = 0.25
 
     def __post_init__(self) -> None:
-        if len(self.counts) != 5 or min(self.counts) < 0 or abs(sum(self.counts) - 1) > 1e-6:
+        if len(self.counts) != 5 or min(self.counts) < 0 or not abs(sum(self.counts) - 1) <= 1e-6:
             raise ValueError(f"mixture.counts = {self.counts}: expected five probabilities that sum to 1")
-        if min(self.weights()) < 0 or sum(self.weights()) <= 0:
-            raise ValueError(f"mixture weights {self.weights()}: expected none below 0 and one above")
+        check_weights("mixture weights", self.weights())
         if not 0 <= self.auxiliary <= 1 or not 0 <= self.strength_min <= 1:
             raise ValueError(
                 f"mixture.auxiliary = {self.auxiliary}, strength_min = {self.strength_min}: expected in [0, 1]"

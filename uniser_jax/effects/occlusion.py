@@ -18,6 +18,7 @@ from jaxtyping import Float32, Float64, UInt8
 from uniser_jax.effects import fields, kernels
 from uniser_jax.effects.compiled import compiled
 from uniser_jax.effects.layer import Affine, Scene, Strength, per_pixel
+from uniser_jax.errors import check_weights
 
 Image = Float32[np.ndarray, "h w c"]
 Plane = Float32[np.ndarray, "h w"]
@@ -55,11 +56,9 @@ class OcclusionSampling:
 
     def __post_init__(self) -> None:
         for name, known in (("materials", MATERIALS), ("forms", FORMS), ("textures", TEXTURES)):
-            weights = getattr(self, name)
-            if len(weights) != len(known) or min(weights) < 0 or sum(weights) <= 0:
-                raise ValueError(
-                    f"occlusion.{name} = {weights}: expected weights >= 0 of {', '.join(known)}, one above"
-                )
+            if len(weights := getattr(self, name)) != len(known):
+                raise ValueError(f"occlusion.{name} = {weights}: expected weights of {', '.join(known)}")
+            check_weights(f"occlusion.{name}", weights)
         if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
             raise ValueError(f"occlusion.area = {self.area}: expected (least, most), 0 < least <= most <= 1")
         if self.most < 1 or not 0 <= self.softness <= 1:

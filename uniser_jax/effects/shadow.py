@@ -26,6 +26,7 @@ from jaxtyping import Float32
 
 from uniser_jax.effects import canopy, casters, depth, fields, light, mattes
 from uniser_jax.effects.layer import Affine, Scene, Shine, Strength, per_pixel
+from uniser_jax.errors import check_weights
 
 SHAPES = (*casters.FORMS, "blob", "dapples", "relief")
 GROUPS = {  # of casters, which draws weigh
@@ -82,9 +83,7 @@ class ShadowSampling:
     penumbra: tuple[float, ...] = (0.002, 0.013)
 
     def __post_init__(self) -> None:
-        weights = tuple(getattr(self, group) for group in GROUPS)
-        if min(weights) < 0 or sum(weights) <= 0:
-            raise ValueError(f"shadow weights {weights}: expected none below 0 and one above")
+        check_weights("shadow weights", [getattr(self, group) for group in GROUPS])
         for name in ("indoors", "several", "bend", "on_sky"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"shadow.{name} = {getattr(self, name)}: expected in [0, 1]")

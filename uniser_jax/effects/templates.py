@@ -1,10 +1,10 @@
-"""Photographs of real flares on black, from a folder: decoded once, in linear light, at a bounded size.
+"""Photographs of real flares on black, from a folder: decoded in linear light at a bounded size.
 
-Which of a folder's images can be used is found out once, by decoding them all, and told to the processes that render.
+What is in a folder is found out once, and told to the processes that render: all draw from the same.
 """
 
-import concurrent.futures
 import functools
+import hashlib
 import os
 import pathlib
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ from uniser_jax.errors import listed, reason_of
 KEPT = 16  # templates in memory, 1.7 MB each
 _LARGEST = 384  # px, the longer side
 _FAINTEST = 0.1  # of its brightest: the veil that a flare is measured by; a fainter one may be noise
-_READERS = 16  # threads that decode a folder, at most: each holds an image in linear light
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 
 Image = Float32[np.ndarray, "h w c"]
 
-_USABLE: dict[str, tuple[str, ...]] = {}  # of each folder that this process has looked at, or was told of
+_FOUND: dict[str, tuple[str, ...]] = {}  # in each folder that this process has looked at, or was told of
+_BAD: dict[str, str] = {}  # why, of each that this process could not use
 
 
 class Template(NamedTuple):
@@ -50,52 +50,57 @@ class Template(NamedTuple):
 
 
 def paths(folder: str) -> tuple[str, ...]:
-    """The images in a folder that can be used, by name; the first time, a warning names those that cannot.
+    """The images in a folder, by name.
 
     Raises:
-      ValueError: if there is no such folder, or no image in it that can be used.
+      ValueError: if there is no such folder, or no image in it.
     """
-    if folder not in _USABLE:
-        _USABLE[folder] = _look_at(folder)
-    return _USABLE[folder]
+    if folder not in _FOUND:
+        root = pathlib.Path(folder).expanduser()
+        if not root.is_dir():
+            raise ValueError(f"edit.families.flare.layers = {folder!r}: there is no such folder")
+        found = tuple(sorted(str(path) for path in root.iterdir() if path.suffix.lower() in _SUFFIXES))
+        if not found:
+            raise ValueError(f"edit.families.flare.layers = {folder!r}: no image in it ({', '.join(_SUFFIXES)})")
+        _FOUND[folder] = found
+    return _FOUND[folder]
+
+
+def usable(folder: str, index: int) -> str:
+    """The path of an image in a folder, or of the next one that can be used, with a warning that names the file.
+
+    Raises:
+      ValueError: if none can be.
+    """
+    found = paths(folder)
+    for path in found[index:] + found[:index]:
+        if path in _BAD:
+            continue
+        try:
+            read(path)
+        except ValueError as error:
+            _BAD[path] = str(error)
+            logging.warning("%s; the next one stands in", error)
+        else:
+            return path
+    reasons = listed([_BAD[path] for path in found], "; ")
+    raise ValueError(f"edit.families.flare.layers = {folder!r}: no layer that can be used: {reasons}")
+
+
+def digest_of(folder: str) -> str:
+    """Of the names of the images in a folder, in order."""
+    names = (os.fsencode(os.path.basename(path)) for path in paths(folder))
+    return hashlib.sha256(b"\0".join(names)).hexdigest()
 
 
 def known() -> dict[str, tuple[str, ...]]:
     """By folder, what `paths` has found, for `tell` in another process."""
-    return dict(_USABLE)
+    return dict(_FOUND)
 
 
-def tell(usable: Mapping[str, tuple[str, ...]]) -> None:
+def tell(found: Mapping[str, tuple[str, ...]]) -> None:
     """Spares this process looking at folders again."""
-    _USABLE.update(usable)
-
-
-def _look_at(folder: str) -> tuple[str, ...]:
-    """See `paths`."""
-    root = pathlib.Path(folder).expanduser()
-    if not root.is_dir():
-        raise ValueError(f"edit.families.flare.layers = {folder!r}: there is no such folder")
-    found = sorted(str(path) for path in root.iterdir() if path.suffix.lower() in _SUFFIXES)
-    if not found:
-        raise ValueError(f"edit.families.flare.layers = {folder!r}: no image in it ({', '.join(_SUFFIXES)})")
-    with concurrent.futures.ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
-        reasons = dict(zip(found, pool.map(_unusable, found), strict=True))
-    bad = [reason for reason in reasons.values() if reason]
-    named = listed(bad, "; ")
-    if len(bad) == len(found):
-        raise ValueError(f"edit.families.flare.layers = {folder!r}: no layer that can be used: {named}")
-    if bad:
-        logging.warning("left out %d of %d flare layers: %s", len(bad), len(found), named)
-    return tuple(path for path in found if not reasons[path])
-
-
-def _unusable(path: str) -> str:
-    """Why a layer cannot be used; empty if it can."""
-    try:
-        read.__wrapped__(path)
-    except ValueError as error:
-        return reason_of(error)
-    return ""
+    _FOUND.update(found)
 
 
 @functools.lru_cache(maxsize=KEPT)

@@ -34,7 +34,7 @@ def to_markdown(results: Mapping[str, Scores], left_out: Sequence[str] = ()) -> 
         cells = "".join(_cells(row, metric) for metric in metrics)
         lines.append(f"| {effect} | {row['count']} |{cells}")
     if left_out:
-        lines += ["", f"Without {len(left_out)} that cannot be decoded: {', '.join(left_out)}"]
+        lines += ["", f"Without {len(left_out)} that cannot be used: {', '.join(left_out)}"]
     return "\n".join(lines) + "\n"
 
 
