@@ -2,6 +2,7 @@ import dataclasses
 import io
 import logging
 import pathlib
+import shutil
 import struct
 import zlib
 
@@ -569,12 +570,15 @@ def test_deep_tiff_is_named(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tag", "kind", "value"), [(50_706, 1, b"\1\4\0\0"), (254, 4, 1)], ids=["DNG", "a preview first"]
+    "entries",
+    [((50_706, 1, b"\1\4\0\0"),), ((254, 4, 1), (330, 4, 8))],
+    ids=["DNG", "a preview first"],
 )
-def test_camera_raw_is_not_taken_for_its_preview(tmp_path: pathlib.Path, tag: int, kind: int, value: object) -> None:
+def test_camera_raw_is_not_taken_for_its_preview(tmp_path: pathlib.Path, entries) -> None:
     directory = ImageFileDirectory_v2()
-    directory.tagtype[tag] = kind
-    directory[tag] = value
+    for tag, kind, value in entries:
+        directory.tagtype[tag] = kind
+        directory[tag] = value
     save(tmp_path / "in.tif", picture(), tiffinfo=directory).rename(tmp_path / "in.dng")
     with pytest.raises(RestoreError, match="camera RAW is not supported; develop it to a 16-bit PNG"):
         read_photo(tmp_path / "in.dng")
@@ -602,6 +606,30 @@ def test_a_link_stays_one_and_a_private_file_private(tmp_path: pathlib.Path) -> 
     assert link.is_symlink()
     assert real.read_bytes() != photo.source
     assert real.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_is_private_while_it_is_written(tmp_path: pathlib.Path, monkeypatch) -> None:
+    path = save(tmp_path / "in.jpg", picture())
+    path.chmod(0o600)
+    modes, copymode = [], shutil.copymode
+    monkeypatch.setattr(shutil, "copymode", lambda a, b: (modes.append(b.stat().st_mode & 0o777), copymode(a, b)))
+    photo = read_photo(path)
+    write_photo(path, photo, changed(photo.pixels))
+    assert modes == [0o600]
+    write_photo(tmp_path / "new.jpg", photo, changed(photo.pixels))
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "new.jpg").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_link_to_another_format_or_to_itself(tmp_path: pathlib.Path) -> None:
+    photo = read_photo(save(tmp_path / "in.jpg", picture()))
+    (tmp_path / "link.png").symlink_to(tmp_path / "in.jpg")
+    with pytest.raises(RestoreError, match=r"link.png: is a link to in.jpg, of another format; name a file"):
+        files.check_output(tmp_path / "link.png")
+    for one, two in ("ab", "ba"):
+        (tmp_path / f"{one}.jpg").symlink_to(tmp_path / f"{two}.jpg")
+    write_photo(tmp_path / "a.jpg", photo, photo.pixels)
+    assert (tmp_path / "a.jpg").read_bytes() == photo.source
 
 
 def test_exif_that_only_turns_is_not_damaged(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -680,3 +708,51 @@ def test_a_mask_of_another_size_states_both(tmp_path: pathlib.Path) -> None:
     path = save(tmp_path / "mask.png", picture("L"))
     with pytest.raises(RestoreError, match="mask of 171 x 120 px for a photograph of 120 x 171 px; resize the mask"):
         read_mask(path, (171, 120))
+
+
+def exif_of(path: pathlib.Path) -> Image.Exif:
+    with Image.open(path) as image:
+        found = image.getexif()
+        found.get_ifd(0x8769)  # before the file is closed
+        return found
+
+
+def test_an_entry_of_exif_that_cannot_be_written_takes_no_other_along(tmp_path: pathlib.Path, caplog) -> None:
+    tags = Image.Exif()
+    tags[0x010F] = "Camera"
+    tags.get_ifd(0x8769).update({0x9003: "2026:01:02 03:04:05", 0x829A: 0.01, 0xA005: {1: "R98"}})
+    block = tags.tobytes()
+    assert block.count(b"\xa0\x05\0\4") == 1
+    broken = block.replace(b"\xa0\x05\0\4", b"\xa0\x05\0\1")  # the pointer is of bytes
+    photo = read_photo(save(tmp_path / "in.jpg", picture(), exif=broken))
+    write_photo(tmp_path / "out.tif", photo, photo.pixels)
+    assert caplog.messages == []
+    kept = exif_of(tmp_path / "out.tif")
+    assert kept[0x010F] == "Camera"
+    assert kept.get_ifd(0x8769)[0x9003] == "2026:01:02 03:04:05"
+
+
+def test_a_long_entry_of_a_tiff_file_takes_no_other_along_to_jpeg(tmp_path: pathlib.Path, caplog) -> None:
+    directory = ImageFileDirectory_v2()
+    directory.tagtype.update({0x010F: 2, 65_000: 7})
+    directory.update({0x010F: "Kamera Ä".encode(), 65_000: bytes(70_000)})
+    photo = read_photo(save(tmp_path / "in.tif", picture(), tiffinfo=directory))
+    write_photo(tmp_path / "out.jpg", photo, photo.pixels)
+    assert exif_of(tmp_path / "out.jpg")[0x010F].encode("latin-1").decode() == "Kamera Ä"
+    assert caplog.messages == [f"{tmp_path / 'out.jpg'}: JPEG cannot keep of EXIF 65000"]
+    write_photo(tmp_path / "out.tif", photo, changed(photo.pixels))
+    assert exif_of(tmp_path / "out.tif")[65_000] == bytes(70_000)
+
+
+def test_xmp_of_ingredients_stays_as_it_is(tmp_path: pathlib.Path) -> None:
+    inner = b"<xmpMM:Pantry><rdf:li tiff:Orientation='6' tiff:ImageWidth='6000'/></xmpMM:Pantry>"
+    xmp = b"<x tiff:ImageWidth='9'>" + inner + b"<tiff:Orientation>6</tiff:Orientation></x>"
+    photo = read_photo(save(tmp_path / "in.jpg", picture(), xmp=xmp))
+    width = b"%d" % photo.pixels.shape[1]
+    assert photo.notes.xmp == xmp.replace(b"'9'", b"'%s'" % width).replace(b">6<", b">1<")
+
+
+def test_white_space_behind_a_picture_is_no_video(tmp_path: pathlib.Path) -> None:
+    path = save(tmp_path / "in.jpg", picture())
+    path.write_bytes(path.read_bytes() + b"\r\n \0")
+    assert read_photo(path).notes.lost == ()

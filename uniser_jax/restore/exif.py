@@ -6,7 +6,7 @@ Nothing moves: cameras keep offsets of their own in it, which a rewritten block 
 import contextlib
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from PIL import ExifTags, Image
@@ -69,30 +69,71 @@ def of_tiff(image: Image.Image) -> bytes:
       Exception: whatever Pillow raises for a damaged one.
     """
     exif = image.getexif()
+    for tag in set(exif) & _STORAGE:
+        del exif[tag]
+    return _written(exif)
+
+
+def shortened(exif: bytes, limit: int) -> tuple[bytes, list[str]]:
+    """The block without the longest entries of its first directory, as many as must go, and their names.
+
+    Returns:
+      Nothing if it is damaged, or too long without them.
+    """
+    parsed, gone = Image.Exif(), []
+    with contextlib.suppress(Exception):  # Pillow raises anything, from SyntaxError to struct.error
+        parsed.load(exif)
+        by_length = sorted(set(parsed) - set(_PARTS), key=lambda tag: len(_directory(tag, parsed[tag])))
+        while len(block := _written(parsed).removeprefix(HEADER)) > limit:
+            del parsed[by_length[-1]]
+            gone.append(_name(by_length.pop()))
+        return block, gone
+    return b"", []
+
+
+def tags(exif: bytes) -> tuple[dict[int, Any] | None, list[str]]:
+    """The block as entries of a TIFF file's directory, None if it is damaged, and the names of those that cannot be written."""
+    parsed, gone = Image.Exif(), []
+
+    def writable(entries: Mapping[int, Any]) -> dict[int, Any]:
+        found = {}
+        for tag, value in entries.items():
+            try:
+                _directory(tag, value)
+                found[tag] = value
+            except Exception:
+                gone.append(_name(tag))
+        return found
+
+    with contextlib.suppress(Exception):
+        parsed.load(exif)
+        parts = {tag: _as_it_lies(parsed.get_ifd(tag)) for tag in _PARTS if tag in parsed}
+        if ExifTags.IFD.Interop in parts.get(ExifTags.IFD.Exif, {}):
+            parts[ExifTags.IFD.Exif][ExifTags.IFD.Interop] = writable(parsed.get_ifd(ExifTags.IFD.Interop))
+        whole = {tag: _as_it_lies(parsed[tag]) for tag in set(parsed) - _STORAGE - set(_PARTS)}
+        return writable(whole | {tag: writable(part) for tag, part in parts.items()}), gone
+    return None, []
+
+
+def _written(exif: Image.Exif) -> bytes:
+    """With a header; empty if there is no entry."""
     for tag in set(exif):
-        if tag in _STORAGE:
-            del exif[tag]
-        elif tag in _PARTS:
+        if tag in _PARTS:
             exif.get_ifd(tag).update(_as_it_lies(exif.get_ifd(tag)))
         else:
             exif[tag] = _as_it_lies(exif[tag])
     return exif.tobytes() if len(exif) else b""
 
 
-def tags(exif: bytes) -> dict[int, Any] | None:
-    """The block as entries of a TIFF file's directory, but for single ones that cannot be written; None if it is damaged."""
-    parsed = Image.Exif()
-    with contextlib.suppress(Exception):  # Pillow raises anything, from SyntaxError to struct.error
-        parsed.load(exif)
-        found = {}
-        for tag in set(parsed) - _STORAGE:
-            value = _as_it_lies(parsed.get_ifd(tag) if tag in _PARTS else parsed[tag])
-            if _can_be_written(tag, value):
-                found[tag] = value
-        if ExifTags.IFD.Interop in found.get(ExifTags.IFD.Exif, {}):
-            found[ExifTags.IFD.Exif][ExifTags.IFD.Interop] = parsed.get_ifd(ExifTags.IFD.Interop)
-        return found
-    return None
+def _directory(tag: int, value: Any) -> bytes:
+    """Of one entry, as a TIFF file holds it; raises anything for what cannot be written."""
+    directory = ImageFileDirectory_v2()
+    directory[tag] = value
+    return directory.tobytes()
+
+
+def _name(tag: int) -> str:
+    return ExifTags.TAGS.get(tag, str(tag))
 
 
 class _Text(str):
@@ -106,15 +147,6 @@ def _as_it_lies(value: Any) -> Any:
     if isinstance(value, dict):
         return {tag: _as_it_lies(entry) for tag, entry in value.items()}
     return _Text(value) if isinstance(value, str) else value
-
-
-def _can_be_written(tag: int, value: Any) -> bool:
-    with contextlib.suppress(Exception):
-        directory = ImageFileDirectory_v2()
-        directory[tag] = value
-        directory.tobytes()
-        return True
-    return False
 
 
 def entries(exif: bytes, order: str, directory: int) -> Iterator[tuple[int, int]]:

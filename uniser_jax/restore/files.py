@@ -39,7 +39,7 @@ MIN_SIDE = 16
 _MAX_SIDES = {"JPEG": 65_500, "WEBP": 16_383}  # of libjpeg and of the format
 MAX_PIXELS = 200_000_000
 _MAX_TEXT = 2**24  # bytes of a profile or text of a PNG file: Pillow's own limit is below what editors write
-_KIND, _DNG = 254, 50_706  # tags of TIFF: NewSubfileType, DNGVersion
+_KIND, _OTHERS, _DNG = 254, 330, 50_706  # tags of TIFF: NewSubfileType, SubIFDs, DNGVersion
 
 Path = str | os.PathLike[str]
 
@@ -130,13 +130,17 @@ def check_output(path: Path, photo: Photo | None = None) -> None:
     """Checks, before any work is done, that `photo` can be written to `path`.
 
     Raises:
-      RestoreError: for an unsupported suffix, a folder, a missing folder, or a photograph too large for the format.
+      RestoreError: for an unsupported suffix, a folder, a missing folder, a link to a file of another format, or a photograph
+        too large for the format.
     """
     path = pathlib.Path(path)
     if path.suffix.lower() not in FORMATS:
         raise RestoreError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; use {', '.join(FORMATS)}")
     if path.is_dir():
         raise RestoreError(f"{path}: is a folder; name a file")
+    target = pathlib.Path(os.path.realpath(path))
+    if FORMATS.get(target.suffix.lower(), FORMATS[path.suffix.lower()]) != FORMATS[path.suffix.lower()]:
+        raise RestoreError(f"{path}: is a link to {target.name}, of another format; name a file")
     if not path.parent.is_dir():
         raise RestoreError(f"{path}: folder {path.parent} does not exist; make it first")
     format = FORMATS[path.suffix.lower()]
@@ -219,9 +223,8 @@ def _check(path: Path, image: Image.Image, source: bytes) -> None:
         raise RestoreError(f"{path}: colour mode {image.mode} is not supported; convert it to RGB first")
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
-        if (
-            _DNG in tags or tags.get(_KIND, 0) & 1
-        ):  # a preview: the photograph lies in another directory, as sensors see it
+        # The first directory is a preview; the photograph lies in another, as sensors see it.
+        if _DNG in tags or (_OTHERS in tags and tags.get(_KIND, 0) & 1):
             raise RestoreError(f"{path}: camera RAW is not supported; develop it to a 16-bit PNG")
         if b"\x2b" in source[2:4]:
             raise RestoreError(f"{path}: BigTIFF is not supported; save it as a TIFF")
@@ -311,14 +314,15 @@ def _write_whole(path: pathlib.Path, data: bytes) -> None:
 
     A link stays one, and what it names is written; a file that was there is as private as before.
     """
-    path = path.resolve()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    target = pathlib.Path(os.path.realpath(path))
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with partial.open("xb") as file:
+        there = target.exists()
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if there else 0o666), "wb") as file:
             file.write(data)
-        if path.exists():
-            shutil.copymode(path, partial)
-        os.replace(partial, path)
+        if there:
+            shutil.copymode(target, partial)
+        os.replace(partial, target)
     except OSError as error:
         raise RestoreError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     finally:

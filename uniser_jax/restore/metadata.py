@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image, JpegImagePlugin
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from uniser_jax.errors import listed
 from uniser_jax.restore import exif
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -41,6 +42,7 @@ _XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
 _XMP_MORE_HEADER = b"http://ns.adobe.com/xmp/extension/\0"
 _PHOTOSHOP_HEADER = b"Photoshop 3.0\0"
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of JPEG; not what stands within coded pixels
+_INGREDIENTS = re.compile(rb"(<xmpMM:Pantry\b.*?</xmpMM:Pantry>)", re.DOTALL)  # of XMP: what other pictures' files said
 # How segments begin that are read, or that go with the pixels; APP11 holds content credentials.
 _KNOWN: dict[str, bytes | tuple[bytes, ...]] = {
     "APP0": (b"JFIF\0", b"JFXX\0"),
@@ -178,14 +180,23 @@ def held(notes: Notes, format: str, gray: bool) -> tuple[Notes, list[str]]:
             lost[field] = name
         elif format == "JPEG" and len(content) > _LONGEST.get(field, len(content)):
             lost[field] = f"{name} of {len(content)} bytes"
-    if format == "TIFF" and notes.exif and exif.tags(notes.exif) is None:
-        lost["exif"] = "EXIF, which is damaged"
+    dropped: list[str] = []
+    if format == "TIFF" and notes.exif:
+        found, dropped = exif.tags(notes.exif)
+        if found is None:
+            lost["exif"] = "EXIF, which is damaged"
+    elif format == "JPEG" and "exif" in lost:
+        shorter, dropped = exif.shortened(notes.exif, _LONGEST["exif"])
+        if shorter:
+            notes = dataclasses.replace(notes, exif=shorter)
+            del lost["exif"]
     if notes.icc[16:20] == b"GRAY" and not gray:
         lost["icc"] = "colour profile of gray"
     if notes.icc or _are_srgb(notes.colours):
         lost.pop("colours", None)
+    single = [f"of EXIF {listed(dropped)}"] if dropped else []
     empty = {field: type(getattr(notes, field))() for field in lost}
-    return dataclasses.replace(notes, **empty), [*notes.lost, *lost.values()]
+    return dataclasses.replace(notes, **empty), [*notes.lost, *lost.values(), *single]
 
 
 def jpeg(image: Image.Image, notes: Notes, settings: Mapping[str, Any]) -> bytes:
@@ -225,7 +236,7 @@ def tiff(image: Image.Image, notes: Notes, settings: Mapping[str, Any]) -> bytes
     strips = [packed[at : at + n] for at, n in zip(directory[_STRIP_OFFSETS], directory[_STRIP_BYTES], strict=True)]
     directory.tagtype[_STRIP_OFFSETS] = 4  # LONG
     directory[_STRIP_OFFSETS] = tuple(itertools.accumulate(map(len, strips[:-1]), initial=0))  # beyond the directory
-    directory.update((exif.tags(notes.exif) if notes.exif else None) or {})
+    directory.update((exif.tags(notes.exif)[0] if notes.exif else None) or {})
     if notes.dpi:
         directory[282], directory[283], directory[296] = *notes.dpi, 2  # per inch
     for tag, kind, content in (
@@ -287,7 +298,7 @@ def _only_for_the_old(image: Image.Image, source: bytes, chunks: list[bytes]) ->
         lost += ["further channels, such as selections"] * (spare > 0)
     if others := {name for name, body in getattr(image, "applist", ()) if not body.startswith(_KNOWN.get(name, ()))}:
         lost.append(f"data of other programs in {', '.join(sorted(others))}")
-    if image.format == "JPEG" and not more and _behind(source).strip(b"\0"):
+    if image.format == "JPEG" and not more and _behind(source).strip(b"\0 \t\r\n"):
         lost.append("what follows the picture, such as a video")
     return lost
 
@@ -308,14 +319,16 @@ def _xmp_of(image: Image.Image, size: tuple[int, int]) -> bytes:
     xmp = xmp.encode() if isinstance(xmp, str) else xmp
     if not isinstance(xmp, bytes):
         return b""
+    parts = _INGREDIENTS.split(xmp)
     for names, old, new in (
         (b"tiff:Orientation", b"[2-8]", 1),
         (b"tiff:ImageWidth|exif:PixelXDimension", rb"\d+", size[0]),
         (b"tiff:ImageLength|exif:PixelYDimension", rb"\d+", size[1]),
         (b"GCamera:MotionPhoto|GCamera:MicroVideo", b"1", 0),
     ):
-        xmp = re.sub(rb"((?:%s)(?:=[\"']|>))%s(?=[\"'<])" % (names, old), rb"\g<1>%d" % new, xmp)
-    return xmp
+        pattern, changed = rb"((?:%s)(?:=[\"']|>))%s(?=[\"'<])" % (names, old), rb"\g<1>%d" % new
+        parts[::2] = [re.sub(pattern, changed, part) for part in parts[::2]]
+    return b"".join(parts)
 
 
 def _iptc_of(image: Image.Image, source: bytes, turned: bool) -> tuple[bytes, bytes]:
