@@ -29,8 +29,11 @@ import numpy as np
 from launch import job, local, report, slurm, xpk
 from uniser_jax import status
 
-_LAUNCHERS = {"local": [], "slurm": ["--wait"], "xpk": ["--wait", "--replace"]}  # all return when the run has ended
-_READ = {"local": local.read, "slurm": slurm.read, "xpk": xpk.read}
+_LAUNCHERS: dict[str, tuple[Any, list[str]]] = {  # with what each returns when the run has ended
+    "local": (local, []),
+    "slurm": (slurm, ["--wait"]),
+    "xpk": (xpk, ["--wait", "--replace"]),
+}
 _POLL = 0.5
 _LONGEST = 120  # characters of a folder's name
 _HOW = (  # settings of a run that do not change what it learns
@@ -131,10 +134,11 @@ def plan(
         if record := status.read_record(folder).get("config"):  # a key that was added since has its default
             before = schema.flat(schema.defaults().to_dict()) | schema.flat(record)
             _check_alike(before, schema.flat(resolved.to_dict()), folder)
-        command = [sys.executable, "-m", f"launch.{launcher}", *_LAUNCHERS[launcher]]
+        module, waits = _LAUNCHERS[launcher]
+        command = [sys.executable, "-m", f"launch.{launcher}", *waits]
         command += [f"--name={job.made_name(name, folder)}"] if name is not None else []
         command += [f"--config={config}", f"--workdir={folder}", *rest, *own]
-        given, _ = _READ[launcher](command[3:])  # after python -m launch.NAME
+        given, _ = module.read(command[3:])  # after python -m launch.NAME
         gpus = given.processes * (given.gpus or 0) if launcher == "local" else 0
         trials[run] = Trial(overrides, folder, steps, command, gpus)
     return list(trials.values())
