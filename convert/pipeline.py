@@ -63,7 +63,7 @@ class UniSERPipeline(DiffusionPipeline):
         """Restores one photograph; where the mask or the strength is 0 it comes back as it was.
 
         Args:
-          image: the photograph, of any size.
+          image: the photograph, of any size, upright; sRGB is what the transformer knows. Alpha is dropped, a profile kept.
           prompt_embeds: [1, tokens, features], a tensor of `prompt_embeds.safetensors`.
           mask: gray, of the photograph's size: where, and how much; white is everything. None is white.
           strength: in [0, 1].
@@ -71,15 +71,23 @@ class UniSERPipeline(DiffusionPipeline):
           generator: of the initial noise; None always takes the same.
           latents: the initial noise itself, [1, 3, height, width] of what the transformer sees.
           output_type: `pil`, `np` ([1, height, width, 3] in [0, 1]) or `pt` ([1, 3, height, width] in [0, 1]).
+
+        Raises:
+          TypeError: for what is no picture or no tensor.
+          ValueError: for a mask of another size, a strength or steps out of range, or a picture of 32 bits.
         """
         if not 0 <= strength <= 1:  # also catches nan
             raise ValueError(f"strength {strength}: expected from 0 (nothing) to 1 (the whole effect)")
+        for name, given, kind in (("image", image, Image.Image), ("prompt_embeds", prompt_embeds, torch.Tensor)):
+            if not isinstance(given, kind):
+                raise TypeError(f"{name} of type {type(given).__name__}: expected one {kind.__name__}")
+        if num_inference_steps is not None and num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps {num_inference_steps}: expected at least 1")
         photo = _tensor(image, "RGB")
+        if mask is not None and mask.size != image.size:
+            sizes = "mask of {} x {} px: expected the photograph's {} x {}"
+            raise ValueError(sizes.format(*mask.size, *image.size))
         levels = torch.full_like(photo[:, :1], 255) if mask is None else _tensor(mask, "L")
-        if levels.shape[2:] != photo.shape[2:]:
-            raise ValueError(
-                f"mask of {tuple(levels.shape[2:])} px: expected the photograph's {tuple(photo.shape[2:])}"
-            )
         soft = torch.round(levels * strength) / 255
         photo, around = photo / 255, soft
         height, width = photo.shape[2:]
@@ -98,7 +106,10 @@ class UniSERPipeline(DiffusionPipeline):
         gate = (soft / around.clamp(min=1 / 16)).clamp(max=1)
         mixed = _decode(photo) + gate * (linear - _decode(photo))
         result = torch.where(soft == 0, photo, _encode(mixed))
-        return ImagePipelineOutput(images=_output(result, output_type))
+        images = _output(result, output_type)
+        if output_type == "pil" and (profile := image.info.get("icc_profile")):
+            images[0].info["icc_profile"] = profile  # colours mean what they meant; they were seen as sRGB
+        return ImagePipelineOutput(images=images)
 
     def _sample(
         self,

@@ -116,7 +116,10 @@ def test_nothing_asked_changes_no_pixel(finished, photo: pathlib.Path, flags: li
         ({"--checkpoint": "nowhere"}, "no checkpoint"),
         ({"--task": "rain"}, "rain"),
         ({"--strength": "1.5"}, "1.5"),
-        ({"--steps": "0"}, "at least 1"),
+        ({"--steps": "0"}, "from 1 to 1000"),
+        ({"--steps": "100000"}, "from 1 to 1000"),
+        ({"--task": "haze,shadow"}, "'effects' are all at once"),
+        ({"--stren": "0.3"}, "--stren"),
         ({"--output": "out.xyz"}, "xyz"),
         ({"--colour": "red"}, "--colour"),
     ],
@@ -253,6 +256,8 @@ def test_preview_shows_what_the_trainer_will_see(tmp_path: pathlib.Path, capsys:
     assert any((sheet[top : top + side, :side] == first.input).all() for top in range(80))
     assert cli.main(["preview", "--config", CONFIG, "--index", "7", "--seed", "3", "-o", str(out)]) == 0
     assert capsys.readouterr().out.startswith("7: ")
+    assert cli.main(["preview", "--config", CONFIG, "-o", str(tmp_path / "none/sheet.png")]) == 2
+    assert "does not exist; make it first" in capsys.readouterr().err
     assert cli.main(["preview", "--config", "configs/none.py", "--verbose"]) == 2
     never = ["--effect", "flare", "--config.edit.mixture.flare=0"]
     assert cli.main(["preview", "--config", CONFIG, *never, "-o", str(out)]) == 2

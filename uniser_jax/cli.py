@@ -64,7 +64,9 @@ def restore(arguments: argparse.Namespace, rest: list[str]) -> None:
     from uniser_jax.restore.restorer import resolve_task
 
     # Cheap checks come before jax starts and weights are read.
-    task = resolve_task(arguments.task)
+    if len(arguments.task) > 1:
+        raise ValueError("--task: expected one; 'effects' removes all at once")
+    task = resolve_task(*(arguments.task or ["effects"]))
     photo = files.read_photo(arguments.input)
     mask = None if arguments.mask is None else files.read_mask(arguments.mask, photo.pixels.shape[:2])
     files.check_output(arguments.output, photo)
@@ -96,6 +98,8 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
         raise ValueError(f"--protocol {arguments.protocol!r} is unknown; known: {', '.join(PROTOCOLS)}")
     protocol = PROTOCOLS[arguments.protocol]
     restorer = _restorer(arguments)
+    if arguments.codec_only and restorer.latents is None:
+        raise ValueError("--codec-only: this run works on pixels, and has no autoencoder")
     config = restorer.config
     assert config is not None, "a checkpoint has one"
     left_out: list[str] = []
@@ -129,6 +133,8 @@ def preview(arguments: argparse.Namespace, rest: list[str]) -> None:
     from uniser_jax import train
     from uniser_jax.effects import gallery
 
+    if not arguments.output.parent.is_dir():
+        raise ValueError(f"{arguments.output}: folder {arguments.output.parent} does not exist; make it first")
     config = schema.read(arguments.config, rest)
     if arguments.seed is not None:
         config.seed = arguments.seed
@@ -150,13 +156,16 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("status", help="how runs are doing: uniser status RUN...")
     commands.add_parser("aot", help="does it fit: uniser aot --config=configs/klein.py --topology=v5p:4x4x4")
 
-    add = commands.add_parser("restore", help="remove soft effects from a photograph")
+    add = commands.add_parser("restore", allow_abbrev=False, help="remove soft effects from a photograph")
     add.set_defaults(command=restore)
-    add.add_argument("input", type=pathlib.Path)
-    add.add_argument("-o", "--output", type=pathlib.Path, required=True)
+    add.add_argument("input", type=pathlib.Path, help="the photograph: JPEG, PNG, WebP or TIFF")
+    add.add_argument("-o", "--output", type=pathlib.Path, required=True, help="the file to write; it may be the input")
     _add_checkpoint(add)
     add.add_argument(
-        "--task", default="remove effects", help="haze, shadow, reflection, flare, effects; or 'add haze', ..."
+        "--task",
+        action="append",
+        default=[],
+        help="haze, shadow, reflection, flare, or effects (default), which are all; 'add haze' and so on add one",
     )
     add.add_argument(
         "--mask", type=pathlib.Path, help="gray image of the photograph's size: white is restored, black is kept"
@@ -164,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--strength", type=float, default=1.0, help="0 keeps the photograph, 1 removes the whole effect")
     add.add_argument("--steps", type=int, help="Euler steps (default: the config's)")
 
-    add = commands.add_parser("evaluate", help="PSNR and SSIM, input against restored, per effect")
+    add = commands.add_parser("evaluate", allow_abbrev=False, help="PSNR and SSIM, input against restored, per effect")
     add.set_defaults(command=evaluate)
     _add_checkpoint(add)
     source = add.add_mutually_exclusive_group()
@@ -180,13 +189,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--codec-only", action="store_true", help="what the autoencoder makes of the targets: the bound")
     add.add_argument("--count", type=_at_least(1), help="edits per effect (default: the config's)")
-    add.add_argument("--json", type=pathlib.Path)
-    add.add_argument("--markdown", type=pathlib.Path)
+    add.add_argument("--json", type=pathlib.Path, help="a file for the table, as JSON")
+    add.add_argument("--markdown", type=pathlib.Path, help="a file for the table, as it is printed")
 
-    add = commands.add_parser("preview", help="the examples a config trains on, with their parameters")
+    add = commands.add_parser(
+        "preview", allow_abbrev=False, help="the examples a config trains on, with their parameters"
+    )
     add.set_defaults(command=preview)
-    add.add_argument("--config", required=True)
-    add.add_argument("-o", "--output", type=pathlib.Path, default=pathlib.Path("preview.png"))
+    add.add_argument("--config", required=True, help="configs/NAME.py, as a run is given; overrides may follow")
+    output = pathlib.Path("preview.png")
+    add.add_argument("-o", "--output", type=pathlib.Path, default=output, help=f"the sheet (default: {output})")
     add.add_argument("--effect", choices=EFFECTS, help="only examples with this effect")
     add.add_argument("--seed", type=int, help="of the stream (default: the config's)")
     add.add_argument("--index", type=_at_least(0), nargs="*", help="global indices of examples, such as a log names")
@@ -198,7 +210,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=pathlib.Path, help="a run folder (default: the newest under runs/)")
-    parser.add_argument("--at", type=step_of, help="its step, best, by the held-out loss, or newest (default)")
+    parser.add_argument(
+        "--at", type=step_of, help="which checkpoint: a step, best (of the held-out loss) or newest (default)"
+    )
     parser.add_argument("--base", type=pathlib.Path, help="its converted base, where that was moved since training")
 
 

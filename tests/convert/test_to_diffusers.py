@@ -146,8 +146,23 @@ def test_photographs_of_any_size(folder: pathlib.Path) -> None:
         assert np.abs(np.asarray(restored).astype(int) - photo(*size)).max() > 5
         same = pipe(image=image, prompt_embeds=prompts["remove_haze"], mask=nothing).images[0]
         np.testing.assert_array_equal(same, photo(*size))
-    with pytest.raises(ValueError, match="mask of"):
-        pipe(image=image, prompt_embeds=prompts["remove_haze"], mask=Image.new("L", (3, 3)))
+    with pytest.raises(ValueError, match="mask of 3 x 4 px: expected the photograph's 201 x 150"):
+        pipe(image=image, prompt_embeds=prompts["remove_haze"], mask=Image.new("L", (3, 4)))
+
+
+def test_what_a_pipeline_cannot_use_is_named_and_a_profile_is_kept(folder: pathlib.Path) -> None:
+    pipe, prompts = load(folder)
+    image, embeds = Image.fromarray(photo(32, 32)), prompts["remove_haze"]
+    for given, message in (
+        ({"image": "photo.jpg"}, "image of type str: expected one Image"),
+        ({"image": [image]}, "image of type list: expected one Image"),
+        ({"prompt_embeds": "remove haze"}, "prompt_embeds of type str: expected one Tensor"),
+        ({"num_inference_steps": 0}, "num_inference_steps 0: expected at least 1"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            pipe(**{"image": image, "prompt_embeds": embeds, **given})
+    image.info["icc_profile"] = b"a profile"
+    assert pipe(image=image, prompt_embeds=embeds).images[0].info["icc_profile"] == b"a profile"
 
 
 def strokes(height: int, width: int, *widths: int) -> np.ndarray:

@@ -528,7 +528,7 @@ PNG = bytes_of(picture(), "PNG")
 BAD = {
     "empty": (b"", "the file is empty"),
     "text": (b"not a photograph at all", "not a photograph"),
-    "gif": (bytes_of(picture("P"), "GIF"), "not a photograph"),
+    "gif": (bytes_of(picture("P"), "GIF"), "GIF is not supported"),
     "truncated jpeg": (bytes_of(picture(), "JPEG")[:3000], "damaged or truncated"),
     "truncated png": (PNG[:3000], "damaged or truncated"),
     "truncated webp": (bytes_of(picture(), "WEBP")[:900], "not a photograph|damaged or truncated"),
@@ -706,8 +706,8 @@ def test_where_nothing_is_painted_nothing_is_restored(tmp_path: pathlib.Path) ->
 
 def test_a_mask_of_another_size_states_both(tmp_path: pathlib.Path) -> None:
     path = save(tmp_path / "mask.png", picture("L"))
-    with pytest.raises(RestoreError, match="mask of 171 x 120 px for a photograph of 120 x 171 px; resize the mask"):
-        read_mask(path, (171, 120))
+    with pytest.raises(RestoreError, match="mask of 171 x 120 px for a photograph of 120 x 170 px; resize the mask"):
+        read_mask(path, (170, 120))
 
 
 def exif_of(path: pathlib.Path) -> Image.Exif:
@@ -756,3 +756,50 @@ def test_white_space_behind_a_picture_is_no_video(tmp_path: pathlib.Path) -> Non
     path = save(tmp_path / "in.jpg", picture())
     path.write_bytes(path.read_bytes() + b"\r\n \0")
     assert read_photo(path).notes.lost == ()
+
+
+def test_a_resolution_that_is_not_told_is_not_made_up(tmp_path: pathlib.Path) -> None:
+    photo = read_photo(save(tmp_path / "in.tif", picture()))
+    assert photo.notes.dpi == ()
+    write_photo(tmp_path / "out.tif", photo, changed(photo.pixels))
+    with Image.open(tmp_path / "out.tif") as image:
+        assert not {282, 283, 296} & set(image.tag_v2)
+
+
+def test_a_mask_with_colours_is_refused(tmp_path: pathlib.Path) -> None:
+    red = np.zeros((40, 60, 3), np.uint8)
+    red[10:20] = 255, 0, 0
+    size = red.shape[:2]
+    with pytest.raises(RestoreError, match="the mask has colours; paint white on black, or anything on transparency"):
+        read_mask(save(tmp_path / "red.png", Image.fromarray(red)), size)
+    painted = np.dstack([red, 255 * red.any(-1, keepdims=True).astype(np.uint8)])
+    mask = read_mask(save(tmp_path / "layer.png", Image.fromarray(painted)), size)
+    np.testing.assert_array_equal(mask, painted[..., 3])
+    white = save(tmp_path / "white.jpg", Image.fromarray(red[..., :1].repeat(3, -1)), quality=30)
+    assert read_mask(white, size)[14].min() > 200
+
+
+def test_a_mask_that_lies_is_to_be_turned(tmp_path: pathlib.Path) -> None:
+    mask = save(tmp_path / "mask.png", Image.new("L", (60, 40)))
+    with pytest.raises(RestoreError, match="mask of 60 x 40 px for a photograph of 40 x 60 px; turn it upright"):
+        read_mask(mask, (60, 40))
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (b"\0\0\0\x18ftypheic", "HEIC"),
+        (b"\0\0\0\x1cftypavif", "AVIF"),
+        (b"\0\0\0\x18ftypcrx ", "camera RAW"),
+        (b"GIF89a", "GIF"),
+    ],
+)
+def test_other_formats_are_named(tmp_path: pathlib.Path, start: bytes, name: str) -> None:
+    (tmp_path / "in.jpg").write_bytes(start + bytes(100))
+    with pytest.raises(RestoreError, match=f"in.jpg: {name} is not supported; export it as JPEG, PNG, WebP or TIFF"):
+        read_photo(tmp_path / "in.jpg")
+
+
+def test_a_folder_as_output_is_named(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(RestoreError, match="is a folder; name a file"):
+        files.check_output(tmp_path)

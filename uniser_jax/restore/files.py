@@ -40,6 +40,14 @@ _MAX_SIDES = {"JPEG": 65_500, "WEBP": 16_383}  # of libjpeg and of the format
 MAX_PIXELS = 200_000_000
 _MAX_TEXT = 2**24  # bytes of a profile or text of a PNG file: Pillow's own limit is below what editors write
 _KIND, _OTHERS, _DNG = 254, 330, 50_706  # tags of TIFF: NewSubfileType, SubIFDs, DNGVersion
+# What other formats have at a place in a file.
+_REFUSED = (
+    *((4, b"ftyp" + brand, "HEIC") for brand in (b"heic", b"heix", b"heim", b"hevc", b"mif1", b"msf1")),
+    *((4, b"ftyp" + brand, "AVIF") for brand in (b"avif", b"avis")),
+    *((0, mark, "camera RAW") for mark in (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"IIU\0")),
+    *((4, b"ftypcrx", "camera RAW"), (0, b"GIF8", "GIF"), (0, b"BM", "BMP"), (0, b"8BPS", "Photoshop's own format")),
+)
+_COLOURED = 64  # levels between channels, which no gray mask has, even after JPEG
 
 Path = str | os.PathLike[str]
 
@@ -134,10 +142,10 @@ def check_output(path: Path, photo: Photo | None = None) -> None:
         too large for the format.
     """
     path = pathlib.Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise RestoreError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; use {', '.join(FORMATS)}")
     if path.is_dir():
         raise RestoreError(f"{path}: is a folder; name a file")
+    if path.suffix.lower() not in FORMATS:
+        raise RestoreError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; use {', '.join(FORMATS)}")
     target = pathlib.Path(os.path.realpath(path))
     if FORMATS.get(target.suffix.lower(), FORMATS[path.suffix.lower()]) != FORMATS[path.suffix.lower()]:
         raise RestoreError(f"{path}: is a link to {target.name}, of another format; name a file")
@@ -158,18 +166,20 @@ def read_mask(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
       size: (height, width) of the photograph.
 
     Raises:
-      RestoreError: as `read_photo`, and for a mask of another size.
+      RestoreError: as `read_photo`, and for a mask of another size or with colours.
     """
     mask = read_photo(path)
     if mask.pixels.shape[:2] != tuple(size):
         (height, width), (expected_height, expected_width) = mask.pixels.shape[:2], size
         raise RestoreError(
             f"{path}: mask of {width} x {height} px for a photograph of {expected_width} x {expected_height} px;"
-            " resize the mask"
+            + (" turn it upright, as the photograph is shown" if (width, height) == tuple(size) else " resize the mask")
         )
     if mask.alpha is not None and mask.alpha.min() < np.iinfo(mask.alpha.dtype).max:
         return _to_8(mask.alpha)
     pixels = _to_8(mask.pixels)
+    if pixels.ndim == 3 and (np.ptp(pixels, -1) > _COLOURED).mean() > 1e-3:
+        raise RestoreError(f"{path}: the mask has colours; paint white on black, or anything on transparency")
     return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
 
 
@@ -196,7 +206,9 @@ def _opened(path: Path, source: bytes) -> Iterator[Image.Image]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise RestoreError(f"{path}: too large, expected at most {MAX_PIXELS // 10**6} megapixels") from None
     except Image.UnidentifiedImageError:
-        raise RestoreError(f"{path}: not a photograph that can be read; expected JPEG, PNG, WebP or TIFF") from None
+        name = next((name for at, mark, name in _REFUSED if source.startswith(mark, at)), "")
+        found = f"{name} is not supported; export it as" if name else "not a photograph that can be read; expected"
+        raise RestoreError(f"{path}: {found} JPEG, PNG, WebP or TIFF") from None
     except Exception as error:  # decoders raise anything, from SyntaxError to struct.error
         raise RestoreError(f"{path}: damaged or truncated ({_line(error)})") from None
 

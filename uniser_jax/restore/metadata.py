@@ -275,6 +275,8 @@ def with_chunks(png: bytes, notes: Notes) -> bytes:
 
 
 def _dpi_of(image: Image.Image) -> tuple[float, float] | tuple[()]:
+    if image.format == "TIFF" and not {282, 283} <= set(image.tag_v2):  # type: ignore[attr-defined]
+        return ()  # Pillow would say 1
     dpi = [float(value) for value in image.info.get("dpi", ())]
     return (dpi[0], dpi[1]) if len(dpi) == 2 and all(0 < value < 1e5 for value in dpi) else ()
 

@@ -30,6 +30,7 @@ from uniser_jax.restore.fullres import padded_side, restore_any_size
 from uniser_jax.step import Network, build_network
 from uniser_jax.types import TASKS
 
+_MOST_STEPS = 1_000
 _SEED = 0  # of the noise a restoration starts from: the same photograph always gives the same result
 
 
@@ -210,7 +211,10 @@ def resolve_task(task: str | int) -> int:
     for candidate in (name, f"remove {name}"):
         if candidate in TASKS:
             return TASKS.index(candidate)
-    raise RestoreError(f"task {task!r} is unknown; known: {', '.join(filter(None, TASKS))}, or a bare effect to remove")
+    known = ", ".join(filter(None, TASKS))
+    raise RestoreError(
+        f"task {task!r} is unknown; known: {known}, or a bare effect to remove; 'effects' are all at once"
+    )
 
 
 def _checked(photo: np.ndarray, mask: np.ndarray | None, strength: float, steps: int) -> UInt8[np.ndarray, "h w"]:
@@ -223,8 +227,8 @@ def _checked(photo: np.ndarray, mask: np.ndarray | None, strength: float, steps:
         raise RestoreError(f"photograph of shape {photo.shape}: expected at least {MIN_SIDE} px a side")
     if not 0 <= strength <= 1:  # also catches nan
         raise RestoreError(f"strength {strength}: expected from 0 (nothing) to 1 (the whole effect)")
-    if steps < 1:
-        raise RestoreError(f"steps {steps}: expected at least 1")
+    if not 1 <= steps <= _MOST_STEPS:
+        raise RestoreError(f"steps {steps}: expected from 1 to {_MOST_STEPS}")
     if mask is None:
         mask = np.ones(photo.shape[:2], np.float32)
     if mask.shape != photo.shape[:2]:
