@@ -174,12 +174,14 @@ def test_the_step_before_is_taken_and_the_damaged_one_set_aside(run: pathlib.Pat
 ACTIONS = """
 import shutil, sys, types
 import jax, jax.numpy as jnp, numpy as np
+import orbax.checkpoint as ocp
+from etils.epath import backend
 from jax.sharding import NamedSharding, PartitionSpec as P
 from uniser_jax import config, hosts, mesh as meshes
 from uniser_jax.checkpoint import Checkpoints, DamagedError
 from uniser_jax.types import TrainState
 hosts.join()
-workdir, action = sys.argv[1:]
+workdir, action, late = sys.argv[1:]
 mesh = meshes.make_mesh({"data": 1, "fsdp": 2})
 def state_at(step):
     def leaf(sharding, x):
@@ -200,6 +202,16 @@ elif action == "full":
         except OSError as error:
             sys.stderr.write(f"refused: {error}\\n")
 else:
+    if jax.process_index() and late == "folder":  # a shared disk that shows this process an older state
+        listed = backend._OsPathBackend.listdir
+        backend._OsPathBackend.listdir = lambda self, path: [name for name in listed(self, path) if name != "4"]
+    if jax.process_index() and late == "record":
+        read = ocp.JsonCheckpointHandler.restore
+        def restore(self, folder, *more, **settings):
+            if folder.parts[-2:] == ("4", "record"):
+                raise OSError("stale file handle")
+            return read(self, folder, *more, **settings)
+        ocp.JsonCheckpointHandler.restore = restore
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state_at(0))
     with Checkpoints(workdir, every=2) as checkpoints:
         try:
@@ -210,9 +222,9 @@ else:
 """
 
 
-def both(action: str, workdir: pathlib.Path) -> list[str]:
+def both(action: str, workdir: pathlib.Path, late: str = "") -> list[str]:
     """What two processes say that do something together."""
-    results = processes.run([["-c", ACTIONS, str(workdir), action]] * 2, devices=1, seconds=120)
+    results = processes.run([["-c", ACTIONS, str(workdir), action, late]] * 2, devices=1, seconds=120)
     assert [code for code, _ in results] == [0, 0], results
     return [line for _, error in results for line in error.splitlines() if line.startswith(("restored", "refused"))]
 
@@ -234,6 +246,14 @@ def test_what_one_process_cannot_read_no_process_takes(tmp_path: pathlib.Path) -
     assert sum("cannot be read by another process" in line for line in refused) == 1
     assert all("step 2 lies before it" in line for line in refused)
     assert act("previous") == ["restored 2"] * 2
+
+
+def test_processes_take_the_same_step_though_their_disks_show_it_at_other_times(tmp_path: pathlib.Path) -> None:
+    both("save", tmp_path)
+    assert both("stop", tmp_path, late="folder") == ["restored 4"] * 2
+    refused = both("stop", tmp_path, late="record")
+    assert sorted("its record cannot be read: stale file handle" in line for line in refused) == [False, True]
+    assert both("previous", tmp_path, late="record") == ["restored 2"] * 2
 
 
 def test_the_newest_whole_step_is_taken_and_all_after_it_are_set_aside(run: pathlib.Path) -> None:

@@ -82,6 +82,7 @@ class Checkpoints:
             best_fn=_score,
             best_mode="min",
             cleanup_tmp_directories=training,
+            single_host_load_and_broadcast=True,  # shared disks show a new step to some hosts later than to others
         )
         self._facts = dict(facts or {})
         self.interrupted, self._training = False, training
@@ -214,7 +215,9 @@ class Checkpoints:
         """
         step = self.latest() if step is None else step
         try:
-            record = self._manager.restore(step, args=args.Composite(record=args.JsonRestore()))["record"]
+            # Not through the manager, whose barrier a process that fails never reaches.
+            with contextlib.closing(ocp.JsonCheckpointHandler()) as reader:
+                record = reader.restore(self._manager.directory / str(step) / "record", args=args.JsonRestore())
             newer = record["format"] > FORMAT_VERSION
         except Exception as error:
             raise DamagedError(f"checkpoint {self._folder / str(step)}: its record {_reason(error)}") from None
@@ -243,9 +246,11 @@ class Checkpoints:
 
     def _read(self, step: int | None, items: dict[str, Any]) -> dict[str, Any]:
         """Items of a step, checked; what one process cannot read, none has: the others would wait for it."""
-        where, failed, restored = f"checkpoint {self._folder / str(step)}", None, {}
-        record = self.record(step)
+        where, failed = f"checkpoint {self._folder / str(step)}", None
+        record: dict[str, Any] = {}
+        restored: dict[str, Any] = {}
         try:
+            record = self.record(step)
             restored = self._read_shards(step, items, record, where)
         except DamagedError as error:
             failed = error
@@ -266,7 +271,7 @@ class Checkpoints:
         if missing:
             raise ValueError(f"{where} has no {missing[0]}: it is a converted base, for config.model.base, and no run")
         folder = self._manager.directory / str(step)
-        # Not through the manager, whose barrier a process that fails never reaches, and which reads the score as well.
+        # Nor this through the manager, which reads the score as well.
         with contextlib.closing(ocp.StandardCheckpointHandler()) as reader:
             try:
                 saved = {name: _shapes(reader.metadata(folder / name).tree) for name in items}

@@ -1,5 +1,6 @@
 """Batches on their way to the devices, ahead of the steps that take them."""
 
+import collections
 import queue
 import threading
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 _TICK = 0.001  # seconds between two looks at the devices
+_UNDER_WAY = 2  # steps on the devices: one runs, one waits; each more would keep a batch there, and delay a stop by a step
 _PATIENCE = 5.0  # seconds for a batch that is being made when the feed ends
 
 
@@ -22,13 +24,15 @@ class Feed:
     def __init__(self, stream: Iterator[Any], place: Callable[[Any], Any], ahead: int = 2):
         self._stream, self._place = stream, place
         self._placed: queue.Queue[Any] = queue.Queue(ahead)
+        self._under_way: collections.deque[Any] = collections.deque()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._fill, name="feed", daemon=True)
 
     def take(self, last: Any = None) -> tuple[Any, float]:
         """The next batch, and the seconds that the devices had nothing to do for the lack of it.
 
-        Dispatch is asynchronous: a loop that waits for data while its last step still runs loses nothing.
+        Dispatch is asynchronous: a loop that waits for data while its last step still runs loses nothing. One that is two steps
+        ahead of the devices waits for them here.
 
         Args:
           last: an array that the step dispatched last returns; None where there is none.
@@ -36,6 +40,10 @@ class Feed:
         Raises:
           Exception: whatever the stream raised, once the batches before it are taken.
         """
+        if last is not None:
+            self._under_way.append(last)
+            if len(self._under_way) > _UNDER_WAY:
+                self._under_way.popleft().block_until_ready()
         idle = time.monotonic()
         while True:
             try:
