@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from uniser_jax import mesh as meshes
+from uniser_jax.models import attention, dit
 from uniser_jax.models.codec import PixelCodec
 from uniser_jax.models.dit import DiT, product, rms_normalized
 from uniser_jax.models.presets import DiTConfig
@@ -171,6 +173,22 @@ def test_dots_keeps_of_a_single_block_what_its_gradient_needs_and_no_more() -> N
     d, m = SMALL.width, SMALL.mlp_width
     # The sum over exponentials, the input, q, k, v, attention, what comes out, and the two sides of the gate.
     assert sorted(size // each for size in kept) == [SMALL.num_attention_heads] + 6 * [d] + 2 * [m]
+
+
+def test_dots_runs_cudnn_forward_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for check in ("check_cudnn_version", "check_compute_capability"):  # what this machine has not
+        monkeypatch.setattr(fused_attention_stablehlo, check, lambda *_: 91_000)
+
+    def block(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, None]:
+        q, k, v = jnp.split((x @ kernel).reshape(2, 256, 12, 64), 3, 2)
+        return attention._cudnn(q, k, v, None).reshape(x.shape), None
+
+    def loss(kernels: jax.Array) -> jax.Array:
+        return jax.lax.scan(dit.REMAT["dots"](block), jnp.ones((2, 256, 256), jnp.bfloat16), kernels)[0].sum()
+
+    traced = str(jax.make_jaxpr(jax.grad(loss))(jnp.ones((3, 256, 768), jnp.bfloat16)))
+    assert traced.count("dot_product_attention_fwd_wrapper[") == 1
+    assert traced.count("dot_product_attention_bwd_wrapper[") == 1
 
 
 def test_offload_keeps_block_inputs_in_the_host_memory_of_a_tpu(tpu_devices) -> None:

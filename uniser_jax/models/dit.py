@@ -48,6 +48,11 @@ def _offloaded(body: Callable) -> Callable:
     return jax.checkpoint(named, prevent_cse=False, policy=policy)
 
 
+def _fused_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether this is cuDNN's forward pass: its derivative needs statistics of the softmax, which have no name from outside."""
+    return primitive.name == "dot_product_attention_fwd_wrapper"
+
+
 # What the backward pass of a block keeps. `dots` keeps matrix products and what attention returns, the expensive part, and
 # recomputes the rest; by name, for a product is summed in float32 and kept in the dtype of activations. `full` recomputes
 # all from the block's input; `offload` too, and keeps that in the host's memory.
@@ -56,7 +61,9 @@ REMAT: dict[str, Callable[[Callable], Callable]] = {
     "dots": functools.partial(
         jax.checkpoint,
         prevent_cse=False,
-        policy=_POLICIES.save_only_these_names("product", "attention"),
+        policy=_POLICIES.save_from_both_policies(
+            _POLICIES.save_only_these_names("product", "attention"), _fused_attention
+        ),
     ),
     "full": functools.partial(jax.checkpoint, prevent_cse=False),
     "offload": _offloaded,
