@@ -95,9 +95,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--count", type=int, default=8, help="photographs per effect")
     arguments = parser.parse_args()
-    photos = open_photos("samples", SIDE)
-    params = train_autoencoder(split(photos, HOLDOUT, "train"), arguments.steps)
-    measure(LatentCodec(CONFIG, vae.abstract(CONFIG)[0], params), split(photos, HOLDOUT, "holdout"), arguments.count)
+    ours, others = split(open_photos("samples", SIDE), HOLDOUT)
+    params = train_autoencoder(ours, arguments.steps)
+    measure(LatentCodec(CONFIG, vae.abstract(CONFIG)[0], params), others, arguments.count)
     return 0
 
 

@@ -92,8 +92,9 @@ class UniSERPipeline(DiffusionPipeline):
         photo, around = photo / 255, soft
         height, width = photo.shape[2:]
         if height * width <= (self.config.direct * self.config.working_size) ** 2:
-            bottom, right = (-side % (self.config.patch * self.config.mask_scale) for side in (height, width))
-            seen, soft_seen = (functional.pad(x, (0, right, 0, bottom), mode="reflect") for x in (photo, soft))
+            whole = self.config.patch * self.config.mask_scale
+            rows, columns = (np.pad(np.arange(n), (0, -n % whole), mode="reflect") for n in (height, width))
+            seen, soft_seen = (x[:, :, rows][..., columns] for x in (photo, soft))
             restored = self._sample(seen, soft_seen, prompt_embeds, num_inference_steps, generator, latents)
             linear = _decode(restored[..., :height, :width])
         else:

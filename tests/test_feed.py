@@ -56,7 +56,9 @@ def test_no_more_than_two_steps_are_under_way() -> None:
     with Feed(Stream(), int) as feed:
         steps = [Busy(seconds) for seconds in (0.3, 0.6, 0.9)]
         for number, step in enumerate(steps):
-            assert [other.is_ready() for other in steps[:number]] == [True] * max(0, number - 2) + [False] * min(number, 2)
+            assert [other.is_ready() for other in steps[:number]] == [True] * max(0, number - 2) + [False] * min(
+                number, 2
+            )
             feed.take(step)
         assert [step.is_ready() for step in steps] == [True, False, False]
 

@@ -74,4 +74,5 @@ def test_which_host_is_behind(steps, busy, processes, expected, tmp_path) -> Non
     for process, step in steps.items():
         who = {"process": process, "host": f"host{process}", "step": step, "stalled": process not in busy}
         (tmp_path / f"process_{process:05d}.txt").write_text(json.dumps(who) + "\nstacks\n")
+    (tmp_path / "process_00009.txt").write_text('{"proce')  # is being written
     assert behind(tmp_path, processes) == expected

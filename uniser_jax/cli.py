@@ -109,7 +109,7 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
         if arguments.photos:
             photos = open_photos(arguments.photos, config.data.min_side)
         else:
-            photos = split(open_photos(config.data.photos, config.data.min_side), config.data.holdout, "holdout")
+            photos = split(open_photos(config.data.photos, config.data.min_side), config.data.holdout)[1]
         count = arguments.count or config.evaluation.count
         rendered = benchmarks.held_out_edits if arguments.held_out else benchmarks.rendered_edits
         items = rendered(photos, config.data.size, count, config.evaluation.seed)

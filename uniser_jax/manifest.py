@@ -1,5 +1,6 @@
 """`run.json` beside the checkpoints: what ran, on what, from which code and data, with which command."""
 
+import concurrent.futures
 import datetime
 import functools
 import hashlib
@@ -17,7 +18,7 @@ import jax
 from ml_collections import ConfigDict
 
 from uniser_jax import __version__, hosts, status
-from uniser_jax.data.photos import Photos, encoded_name
+from uniser_jax.data.photos import READERS, Photos, encoded_name
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
 _SAMPLED = 8  # photographs whose pixels count in the fingerprint
@@ -80,8 +81,9 @@ def fingerprint(photos: Photos) -> str:
     A million photographs must not delay a start: lengths count where they can be had without reading the files.
     """
     digest = hashlib.sha256()
-    for index in range(len(photos)):
-        digest.update(encoded_name(photos, index) + b"\0%d" % photos.nbytes(index))
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:  # each length is a round trip to a shared disk
+        for index, nbytes in enumerate(pool.map(photos.nbytes, range(len(photos)))):
+            digest.update(encoded_name(photos, index) + b"\0%d" % nbytes)
     for index in range(0, len(photos), max(1, len(photos) // _SAMPLED)):
         digest.update(photos[index].tobytes())
     return digest.hexdigest()[:16]

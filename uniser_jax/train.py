@@ -229,7 +229,7 @@ def open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
     sampling = schema.build(EditSampling, config.edit)
     if sampling.families.flare.real:
         templates.usable(sampling.families.flare.layers, 0)  # before anything is compiled
-    ours, others = (split(photos, data.holdout, part) for part in ("train", "holdout"))
+    ours, others = split(photos, data.holdout)
     schedule, buckets = schema.schedule(config), None
     if data.buckets:
         buckets = Buckets.of(ours, schema.aspects(config), schema.multiple(config))

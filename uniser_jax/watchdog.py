@@ -9,7 +9,7 @@ from typing import Self
 
 from absl import logging
 
-from uniser_jax import hosts
+from uniser_jax import hosts, status
 
 
 class Watchdog:
@@ -92,7 +92,8 @@ class Watchdog:
 
 def behind(folder: pathlib.Path, processes: int) -> str:
     """One line that says, from the files of all processes, which of them the others wait for."""
-    files = [json.loads(path.read_text().partition("\n")[0]) for path in sorted(folder.glob("process_*.txt"))]
+    lines = (path.read_bytes().partition(b"\n")[0] for path in sorted(folder.glob("process_*.txt")))
+    files = list(status.whole(lines))  # but for those that are being written
     stalled = [one for one in files if one["stalled"] and one["process"] < processes]
     busy = {one["process"]: f"process {one['process']} on {one['host']}" for one in files if not one["stalled"]}
     silent = sorted(set(range(processes)) - {one["process"] for one in stalled})

@@ -150,6 +150,15 @@ def test_photographs_of_any_size(folder: pathlib.Path) -> None:
         pipe(image=image, prompt_embeds=prompts["remove_haze"], mask=Image.new("L", (3, 4)))
 
 
+def test_sides_below_half_a_token(tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "out"
+    to_diffusers.export(make_run(tmp_path / "run", "references", 2), out)
+    pipe, prompts = load(out)
+    side = pipe.config.patch * pipe.config.mask_scale // 2
+    image = Image.fromarray(photo(side, side))
+    assert pipe(image=image, prompt_embeds=prompts["remove_haze"]).images[0].size == (side, side)
+
+
 def test_what_a_pipeline_cannot_use_is_named_and_a_profile_is_kept(folder: pathlib.Path) -> None:
     pipe, prompts = load(folder)
     image, embeds = Image.fromarray(photo(32, 32)), prompts["remove_haze"]

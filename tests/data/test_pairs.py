@@ -23,7 +23,7 @@ from uniser_jax.effects.layer import Scene
 from uniser_jax.types import EFFECTS, TASKS, Batch, Edit
 
 TINY = str(pathlib.Path(__file__).parents[2] / "configs/tiny.py")
-PHOTOS = split(open_photos("samples"), 0.25, "train")
+PHOTOS = split(open_photos("samples"), 0.25)[0]
 SOFT = EditSampling(mask_all=0.2, full_strength=0.3)
 
 

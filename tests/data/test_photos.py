@@ -214,20 +214,18 @@ def test_the_samples_are_photographs() -> None:
 
 def test_a_split_is_disjoint_complete_and_independent_of_order(folder: pathlib.Path) -> None:
     samples = open_photos("samples")
-    names = [
-        {part.name(i) for i in range(len(part))} for part in (split(samples, 0.3, p) for p in ("train", "holdout"))
-    ]
+    names = [{part.name(i) for i in range(len(part))} for part in split(samples, 0.3)]
     assert not names[0] & names[1]
     assert len(names[0] | names[1]) == len(samples)
     backwards = photos.Subset(samples, tuple(reversed(range(len(samples)))))
-    again = split(backwards, 0.3, "holdout")
+    again = split(backwards, 0.3)[1]
     assert {again.name(i) for i in range(len(again))} == names[1]
-    assert len(split(open_photos(str(folder)), 1e-6, "holdout")) == 1
-    assert len(split(open_photos(str(folder)), 0.999, "train")) == 1
+    assert len(split(open_photos(str(folder)), 1e-6)[1]) == 1
+    assert len(split(open_photos(str(folder)), 0.999)[0]) == 1
 
 
 def test_sources_travel_to_worker_processes(folder: pathlib.Path) -> None:
-    opened = split(open_photos(str(folder)), 0.4, "train")
+    opened = split(open_photos(str(folder)), 0.4)[0]
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(opened))[0], opened[0])
 
 
@@ -250,9 +248,7 @@ def test_unusable_sources_are_one_line(tmp_path: pathlib.Path) -> None:
         open_photos(str(tmp_path))
     (tmp_path / "a.png").write_bytes(encoded())
     with pytest.raises(ValueError, match="single photograph"):
-        split(open_photos(str(tmp_path)), 0.5, "train")
-    with pytest.raises(ValueError, match="train or holdout"):
-        split(open_photos("samples"), 0.5, "test")
+        split(open_photos(str(tmp_path)), 0.5)[0]
 
 
 def test_array_record(tmp_path: pathlib.Path) -> None:
@@ -355,7 +351,7 @@ def test_depth_lies_beside_a_photograph(tmp_path: pathlib.Path, caplog) -> None:
     assert 0.4 < depth[50, 60] < 0.7
     assert depths[1:] == [None, None, None]
     assert "b_depth.png" in caplog.text
-    parts = [split(photos, 0.5, part).reduced(0, whole) for part in ("train", "holdout")]
+    parts = [part.reduced(0, whole) for part in split(photos, 0.5)]
     assert sum(part.depth is not None for part in parts) == 1
 
 
@@ -401,7 +397,7 @@ def test_names_that_are_not_utf8_are_names(tmp_path: pathlib.Path) -> None:
         with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
             file.write(encoded())
     opened = open_photos(str(tmp_path))
-    parts = [split(opened, 0.4, part) for part in ("train", "holdout")]
+    parts = split(opened, 0.4)
     assert sum(map(len, parts)) == 3
     assert len(manifest.fingerprint(opened)) == 16
     assert photos.encoded_name(opened, 2).endswith(b"/\xff.png")
@@ -410,7 +406,7 @@ def test_names_that_are_not_utf8_are_names(tmp_path: pathlib.Path) -> None:
 def test_no_held_out_photograph_stands_in_for_one_to_train_on(tmp_path: pathlib.Path) -> None:
     for value in range(12):
         Image.fromarray(np.full((80, 80, 3), 20 * value, np.uint8)).save(tmp_path / f"{value}.png")
-    training, held_out = (split(open_photos(str(tmp_path)), 0.5, part) for part in ("train", "holdout"))
+    training, held_out = split(open_photos(str(tmp_path)), 0.5)
     values = [[int(part[index].mean()) for index in range(6)] for part in (training, held_out)]
     for index in range(5):
         damaged = tmp_path / training.name(index).split("/")[1]

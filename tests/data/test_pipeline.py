@@ -23,7 +23,7 @@ from uniser_jax.effects.occlusion import TEXTURES, OcclusionSampling
 from uniser_jax.types import TASKS, Batch
 
 TINY = str(pathlib.Path(__file__).parents[2] / "configs/tiny.py")
-EXAMPLES = Examples(split(open_photos("samples"), 0.25, "train"), EditSampling(), fixed(32, 8), seed=5, colour=0.5)
+EXAMPLES = Examples(split(open_photos("samples"), 0.25)[0], EditSampling(), fixed(32, 8), seed=5, colour=0.5)
 
 
 def assert_equal(a: Batch, b: Batch) -> None:

@@ -13,7 +13,7 @@ from uniser_jax.evaluation import benchmarks, tables
 from uniser_jax.evaluation.metrics import psnr, ssim
 from uniser_jax.types import EFFECTS
 
-PHOTOS = split(open_photos("samples"), 0.25, "holdout")
+PHOTOS = split(open_photos("samples"), 0.25)[1]
 
 
 def test_psnr_by_hand() -> None:

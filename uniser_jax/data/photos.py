@@ -244,7 +244,7 @@ class Files(Encoded):
 
     def name(self, index: int) -> str:
         """The last two parts of the path."""
-        return "/".join(pathlib.Path(self.paths[index]).parts[-2:])
+        return "/".join(self.paths[index].split(os.sep)[-2:])
 
     def nbytes(self, index: int) -> int:
         """Of the file; 0 if it has gone."""
@@ -340,25 +340,21 @@ def encoded_name(photos: Photos, index: int) -> bytes:
     return photos.name(index).encode("utf-8", "surrogateescape")
 
 
-def split(photos: Photos, holdout: float, part: str) -> Photos:
-    """One of two disjoint parts, chosen by a hash of the name, so that the order and location of files do not matter.
+def split(photos: Photos, holdout: float) -> tuple[Photos, Photos]:
+    """To train on, and held out: chosen by a hash of the name, so that the order and location of files do not matter.
 
     Args:
       photos: at least two.
-      holdout: share in the part `holdout`; both parts get at least one.
-      part: `train` or `holdout`.
+      holdout: share that is held out; both parts get at least one.
 
     Raises:
-      ValueError: for an unknown part or a single photograph.
+      ValueError: for a single photograph.
     """
-    if part not in ("train", "holdout"):
-        raise ValueError(f"part {part!r}: expected train or holdout")
     if len(photos) < 2:
         raise ValueError("a single photograph cannot be split into training and held-out parts; give two or more")
     ranked = sorted(range(len(photos)), key=lambda i: hashlib.sha256(encoded_name(photos, i)).digest())
     count = min(max(1, round(holdout * len(photos))), len(photos) - 1)
-    chosen = ranked[:count] if part == "holdout" else ranked[count:]
-    return Subset(photos, tuple(sorted(chosen)))
+    return Subset(photos, tuple(sorted(ranked[count:]))), Subset(photos, tuple(sorted(ranked[:count])))
 
 
 def _tfds(rest: str, min_side: int) -> Photos:
