@@ -8,11 +8,12 @@ Cells whose compiler is not installed are skipped, with a line that says what to
 
 import argparse
 import json
-import os
 import pathlib
 import subprocess
 import sys
 from typing import Any, NamedTuple
+
+from uniser_jax import atomic
 
 RESULTS = pathlib.Path("runs/aot")
 START, END = "<!-- table: make aot -->", "<!-- end of table -->"
@@ -113,9 +114,7 @@ def main() -> None:
             if "pip install" in result.get("error", ""):
                 sys.stdout.write(f"{name}: skipped; {result['error']}\n")
                 continue
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(result) + "\n")
-            os.replace(temporary, path)
+            atomic.write(path, json.dumps(result) + "\n")
     paths = {name: RESULTS / f"{name}.json" for name in sorted(cells(), key=_order)}
     results = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
     text = arguments.out.read_text()

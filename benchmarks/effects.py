@@ -27,6 +27,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from uniser_jax import atomic
 from uniser_jax.data.decoding import Reduction, whole
 from uniser_jax.data.photos import Photo, Photos, folder, samples
 from uniser_jax.data.pipeline import Examples, Recent, batches, random_crop
@@ -34,7 +35,6 @@ from uniser_jax.data.schedule import fixed
 from uniser_jax.effects import pupil
 from uniser_jax.effects.edit import EditSampling, Rendering, asked_for
 from uniser_jax.effects.mixture import Mixture
-from uniser_jax.evaluation.tables import write
 from uniser_jax.types import EFFECTS
 
 _SECONDS = 3.0  # per measurement, after a warm-up
@@ -58,7 +58,7 @@ def main() -> None:
     for size, results in sizes.items():
         sys.stdout.write(to_text(size, results))
     if arguments.json:  # flat for the last size, and all of them
-        write(arguments.json, json.dumps({**sizes[arguments.size[-1]], "sizes": sizes}, indent=2) + "\n")
+        atomic.write(arguments.json, json.dumps({**sizes[arguments.size[-1]], "sizes": sizes}, indent=2) + "\n")
 
 
 def measure(photos: Photos, size: int, seconds: float) -> dict[str, Any]:

@@ -20,10 +20,10 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from uniser_jax import atomic
 from uniser_jax.data import pairs, photos
 from uniser_jax.effects import edit, light
 from uniser_jax.errors import reason_of
-from uniser_jax.evaluation import tables
 from uniser_jax.evaluation.estimators import ESTIMATORS, Pair, Row
 
 Image = UInt8[np.ndarray, "h w c"]
@@ -170,9 +170,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = to_markdown(results)
         sys.stdout.write(text)  # first: it took long
         if arguments.json:
-            tables.write(arguments.json, json.dumps(results, indent=2) + "\n")
+            atomic.write(arguments.json, json.dumps(results, indent=2) + "\n")
         if arguments.markdown:
-            tables.write(arguments.markdown, text)
+            atomic.write(arguments.markdown, text)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"reality: {reason_of(error)}\n")
         return 2

@@ -36,9 +36,8 @@ import torch
 from flax import nnx
 
 from convert import mapping
+from uniser_jax import atomic, flops, optim, xla
 from uniser_jax import config as schema
-from uniser_jax import flops, optim, xla
-from uniser_jax.evaluation.tables import write
 from uniser_jax.models.codec import PixelCodec
 from uniser_jax.models.dit import DiT
 from uniser_jax.models.presets import PRESETS, DiTConfig, preset
@@ -107,7 +106,7 @@ def main() -> None:
             sys.stdout.write(to_text(results["cases"][-1]))
             sys.stdout.flush()
     if arguments.json:
-        write(arguments.json, json.dumps(results, indent=2) + "\n")
+        atomic.write(arguments.json, json.dumps(results, indent=2) + "\n")
 
 
 def measure(case: Case, remat: str, turns: int, compiled: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ last axis. Values are only moved, never computed with: in both directions, and b
 Layouts: torch keeps matrices [out, in] and convolutions [out, in, h, w], we keep [in, out] and [h, w, in, out].
 """
 
+import functools
 import math
 import re
 from collections import Counter
@@ -14,8 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from uniser_jax.errors import listed
 
 Shape = tuple[int, ...]
+# Nested dicts to one, keyed by paths `a/b/c`, and back.
+flatten, unflatten = (functools.partial(turn, sep="/") for turn in (flatten_dict, unflatten_dict))
 _TO_TORCH: dict[int, Shape] = {0: (), 1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}  # axes of ours in torch's order, by rank
 _TO_OURS: dict[int, Shape] = {0: (), 1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
 
@@ -64,13 +70,13 @@ def plan(rows: Iterable[Row], tree: Any) -> list[Tensor]:
     tensors = [tensor for entry in rows for tensor in _expand(entry, leaves)]
     twice = [key for key, count in Counter(tensor.key for tensor in tensors).items() if count > 1]
     if twice:
-        raise ValueError(f"the table gives {_few(twice)} twice")
+        raise ValueError(f"the table gives {listed(twice)} twice")
     covered: Counter[str] = Counter()
     for part in (part for tensor in tensors for part in tensor.parts):
         covered[part.path] += math.prod(part.shape)
     wrong = [path for path, shape in leaves.items() if covered[path] != math.prod(shape)]
     if wrong:
-        raise ValueError(f"the table does not cover {_few(wrong)} exactly once")
+        raise ValueError(f"the table does not cover {listed(wrong)} exactly once")
     return tensors
 
 
@@ -85,7 +91,7 @@ def check(tensors: Iterable[Tensor], found: Mapping[str, Shape], where: Any) -> 
     unused = [key for key in found if key not in wanted]
     differ = [f"{k} is {found[k]}, not {shape}" for k, shape in wanted.items() if k in found and found[k] != shape]
     faults = [
-        f"{what} {_few(keys)}"
+        f"{what} {listed(keys)}"
         for what, keys in (("lacks", missing), ("has unknown", unused), ("has other shapes:", differ))
         if keys
     ]
@@ -120,27 +126,6 @@ def to_ours(tensor: Tensor, array: np.ndarray) -> Iterator[tuple[Part, np.ndarra
         yield part, piece.transpose(_TO_OURS[piece.ndim])
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts to one, keyed by paths `a/b/c`."""
-    leaves: dict[str, Any] = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        leaves |= flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
-    return leaves
-
-
-def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, value in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
-
-
 def _expand(entry: Row, leaves: Mapping[str, Shape]) -> Iterator[Tensor]:
     pattern = re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(entry.paths[0].partition(":")[0])))
     for path in leaves:
@@ -173,11 +158,6 @@ def _part(name: str, layer: int | None, leaves: Mapping[str, Shape]) -> Part:
 
 def _turned(shape: Shape) -> Shape:
     return tuple(shape[axis] for axis in _TO_TORCH[len(shape)])
-
-
-def _few(names: list[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 _PROJECTIONS = ("q", "k", "v", "gate", "up")

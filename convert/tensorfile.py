@@ -7,13 +7,14 @@ byte of data is read. bfloat16 is ml_dtypes', so torch is not needed.
 
 import json
 import math
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from uniser_jax import atomic
 
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -125,15 +126,13 @@ def write(
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with atomic.opened(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, (dtype, shape) in tensors.items():
             array = np.asarray(values(name), order="C")  # the memory of a transposed view is not what its shape says
             if array.dtype != dtype or array.shape != shape:
                 raise ValueError(f"{name} is {array.dtype} {array.shape}, announced as {dtype} {shape}")
             array.tofile(file)
-    os.replace(temporary, path)
 
 
 def _span(path: pathlib.Path, name: str, entry: Any, size: int) -> tuple[np.dtype, tuple[int, ...], int, int]:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from uniser_jax import status
+from uniser_jax import atomic, status
 from uniser_jax.effects import gallery
 
 Row = dict[str, Any]
@@ -59,12 +58,9 @@ def read_curve(run: pathlib.Path, metric: str) -> list[Point]:
 
 def write(folder: pathlib.Path, rows: Sequence[Row], metric: str, best: str) -> None:
     """Writes sweep.md, sweep.jsonl and sweep.png, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({key: value for key, value in row.items() if key != "curve"}) + "\n" for row in rows]
     for name, text in (("sweep.md", markdown(rows, metric, best)), ("sweep.jsonl", "".join(lines))):
-        temporary = folder / f".{name}.{os.getpid()}"
-        temporary.write_text(text)
-        os.replace(temporary, folder / name)
+        atomic.write(folder / name, text)
     if any(row["curve"] for row in rows):
         gallery.write_png(folder / "sweep.png", plot(rows, metric, best))
 

@@ -14,6 +14,7 @@ LEVELS = {
     "types": 0,
     "hosts": 1,
     "errors": 0,
+    "atomic": 0,
     "locks": 0,
     "digest": 0,
     "xla": 0,

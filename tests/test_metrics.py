@@ -14,7 +14,7 @@ from tensorboardX.proto import event_pb2
 from tests import processes
 from uniser_jax import metrics
 from uniser_jax.data.schedule import fixed
-from uniser_jax.metrics import CLOCK, Clock, MetricsWriter, Progress, duration
+from uniser_jax.metrics import CLOCK, Clock, MetricsWriter, Progress
 from uniser_jax.types import EFFECTS
 
 
@@ -147,10 +147,6 @@ def test_progress_averages_over_the_interval() -> None:
     assert scalars["data_wait"] == 0
 
 
-def test_duration_reads_like_a_clock() -> None:
-    assert [duration(s) for s in (5, 65, 3_665)] == ["0:05", "1:05", "1:01:05"]
-
-
 def test_what_was_not_logged_when_a_run_died_is_logged_by_its_successor() -> None:
     losses = (0.1, 0.7, 0.2)
     whole, first = Progress(4, 100, fixed(8, 4).indices), Progress(4, 100, fixed(8, 4).indices)
@@ -237,7 +233,7 @@ def test_only_steps_are_timed_and_the_first_compiles(clock: Time, caplog) -> Non
     assert (scalars["steps_per_second"], scalars["images_per_second"], scalars["data_wait"]) == (0.5, 2, 0.25)
     assert (scalars["tflops_per_chip"], scalars["mfu"]) == (2, 0.5)
     assert scalars["goodput"] == 4 / 94
-    line = "2.000 s/step  2.0 images/s  data wait 25%  2 TFLOP/s per chip  MFU 50.0%  goodput 4%  3:14 left"
+    line = "2.000 s/step  2.0 images/s  data wait 25%  2 TFLOP/s per chip  MFU 50.0%  goodput 4%  3m14s left"
     assert caplog.messages[-1] == f"step 3/100  loss 1.0000  {line}"
 
 

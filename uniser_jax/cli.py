@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import logging
 
-from uniser_jax import xla
+from uniser_jax import atomic, xla
 from uniser_jax.errors import reason_of
 from uniser_jax.types import EFFECTS, TASKS
 
@@ -118,9 +118,9 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
     else:
         results = benchmarks.evaluate(restorer, items, protocol)
     if arguments.json:
-        tables.write(arguments.json, tables.to_json(results, left_out))
+        atomic.write(arguments.json, tables.to_json(results, left_out))
     if arguments.markdown:
-        tables.write(arguments.markdown, tables.to_markdown(results, left_out))
+        atomic.write(arguments.markdown, tables.to_markdown(results, left_out))
     print(tables.to_markdown(results, left_out), end="")
     if left_out:
         sys.stderr.write(f"uniser evaluate: not complete, without {len(left_out)} that cannot be used\n")

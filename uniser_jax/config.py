@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from absl import flags
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
 from uniser_jax import optim
@@ -373,15 +374,9 @@ def multiple(config: ConfigDict) -> int:
     return token * config.model.mask_scale
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any]) -> dict[str, Any]:
     """Nested sections to `section.key`; lists, which JSON makes of tuples, to tuples."""
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = _tuple(value)
-    return out
+    return {key: _tuple(value) for key, value in flatten_dict(values, sep=".").items()}
 
 
 def to_json(config: ConfigDict) -> str:

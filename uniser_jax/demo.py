@@ -16,16 +16,17 @@ from absl import logging
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
+from uniser_jax import atomic, train, xla
 from uniser_jax import config as schema
-from uniser_jax import train, xla
 from uniser_jax.data.photos import Photos
 from uniser_jax.effects import edit, gallery, masks
 from uniser_jax.effects.edit import EditSampling, Rendering
 from uniser_jax.effects.mixture import Mixture
 from uniser_jax.errors import reason_of
 from uniser_jax.evaluation import benchmarks, tables
-from uniser_jax.metrics import duration, log_to_terminal
+from uniser_jax.metrics import log_to_terminal
 from uniser_jax.restore.restorer import Restorer
+from uniser_jax.status import duration
 
 _SIDE = 384  # of the photograph that is restored for show
 _SEED = 4
@@ -48,8 +49,8 @@ def demo(config: ConfigDict, workdir: pathlib.Path) -> None:
         held_out.photos, config.data.size, config.evaluation.count, config.evaluation.seed
     )
     results = benchmarks.evaluate(restorer, items)
-    tables.write(workdir / "evaluation.json", tables.to_json(results))
-    tables.write(workdir / "evaluation.md", tables.to_markdown(results))
+    atomic.write(workdir / "evaluation.json", tables.to_json(results))
+    atomic.write(workdir / "evaluation.md", tables.to_markdown(results))
 
     logging.info("4/4  restoring a held-out photograph: %s", workdir / "restored.png")
     gallery.write_png(workdir / "restored.png", showcase(restorer, held_out.photos))

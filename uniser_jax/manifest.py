@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from uniser_jax import __version__, hosts, status
+from uniser_jax import __version__, atomic, hosts, status
 from uniser_jax.data.photos import READERS, Photos, encoded_name
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
@@ -60,13 +60,7 @@ def write(
         "versions": versions(),
         "config": config.to_dict(),
     }
-    workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / f".{status.MANIFEST}.{os.getpid()}"
-    with temporary.open("w") as file:
-        file.write(json.dumps(manifest, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())  # a name that outlives a loss of power must not stand for an empty file
-    os.replace(temporary, workdir / status.MANIFEST)
+    atomic.write(workdir / status.MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return datetime.datetime.fromisoformat(manifest["first_started"]).timestamp()
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,8 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from uniser_jax import hosts
+from uniser_jax import atomic, hosts
+from uniser_jax.status import duration
 from uniser_jax.types import EFFECTS
 
 # Scalars of the clock, which two runs of the same bits do not share; those of the progress line as it shows them.
@@ -349,20 +349,11 @@ def log_to_terminal(verbose: bool = True) -> None:
     handler.addFilter(lambda record: record.levelno >= WARNING or record.pathname.startswith(own))
 
 
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, as `1:02:03` or `2:03`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
 def _drop_after(path: pathlib.Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_bytes().splitlines() if _step_of(line) <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(b"".join(line + b"\n" for line in kept))
-    os.replace(temporary, path)
+    atomic.write(path, b"".join(line + b"\n" for line in kept))
 
 
 def _step_of(line: bytes) -> float:

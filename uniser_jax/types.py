@@ -11,7 +11,7 @@ import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Shaped, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
 # In physical order: the shadow lies on the surface, haze in the air, the reflection on the glass, flare in the lens.
 # `occlusion` is the auxiliary effect: patches that only the generic task removes.
@@ -70,6 +70,3 @@ class TrainState(NamedTuple):
     params: Any
     ema: Any
     opt_state: Any
-
-
-__all__ = ["EFFECTS", "TASKS", "Batch", "Bool", "Edit", "Shaped", "TrainState"]

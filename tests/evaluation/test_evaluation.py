@@ -89,12 +89,6 @@ def test_tables() -> None:
     assert lines[-1].startswith("| **mean** | 3 | 17.50 | 23.00 | +5.50 |")
 
 
-def test_files_are_written_whole(tmp_path: pathlib.Path) -> None:
-    tables.write(tmp_path / "deep" / "table.md", "text")
-    assert (tmp_path / "deep" / "table.md").read_text() == "text"
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["table.md"]
-
-
 @pytest.fixture
 def manifest(tmp_path: pathlib.Path) -> pathlib.Path:
     rng = np.random.default_rng(0)

@@ -2,13 +2,13 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from uniser_jax import atomic
 from uniser_jax.effects import edit
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.mixture import Mixture
@@ -92,14 +92,10 @@ def square(photo: Image, side: int) -> Image:
 
 def write_png(path: str | os.PathLike, image: Image) -> None:
     """Writes an RGB image whole or not at all."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     done, data = cv2.imencode(".png", image[..., ::-1])
     if not done:
         raise OSError(f"{path}: the image could not be encoded")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data.tobytes())
-    os.replace(temporary, path)
+    atomic.write(path, data.tobytes())
 
 
 def _row(photo: Image, other: Image, rng: np.random.Generator, sampling: EditSampling) -> list[Image]:

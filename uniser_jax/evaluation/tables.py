@@ -1,8 +1,6 @@
 """Results as JSON for programs and as a table for people."""
 
 import json
-import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,15 +51,3 @@ def _cells(row: Mapping[str, float], metric: str) -> str:
     before, after = row[f"{metric}_input"], row[f"{metric}_restored"]
     digits = 4 if metric.startswith("ssim") else 2
     return f" {before:.{digits}f} | {after:.{digits}f} | {after - before:+.{digits}f} |"
-
-
-def write(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
