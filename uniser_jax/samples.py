@@ -46,7 +46,7 @@ class SampleGrid:
         latents: LatentCodec | None = None,
         base: Any = None,
     ):
-        self._batch = stack([held_out[index] for index in range(_ROWS)])
+        self._held_out = held_out
         flow = schema.build(Flow, config.flow)
 
         def restored(params: Any, batch: Batch, latents: LatentCodec | None, base: Any) -> Any:
@@ -59,6 +59,10 @@ class SampleGrid:
 
         replicated = jax.sharding.PartitionSpec()
         self._frozen, self._restore = (latents, base), jax.jit(restored, out_shardings=replicated)
+
+    @functools.cached_property
+    def _batch(self) -> Batch:
+        return stack([self._held_out[index] for index in range(_ROWS)])
 
     def __call__(self, params: Any) -> UInt8[np.ndarray, "h w c"]:
         """The grid for these parameters (replicated on every process)."""

@@ -166,7 +166,7 @@ def test_strips_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     photo = skimage.data.chelsea()
     mask = np.tile(np.linspace(0, 255, photo.shape[1]).astype(np.uint8), (photo.shape[0], 1))
     whole = restore_any_size(photo, mask, darker, 96, PATCH)
-    monkeypatch.setattr(fullres, "_STRIP", 7 * photo.shape[1])
+    monkeypatch.setattr(levels, "_STRIP", 7 * photo.shape[1])
     np.testing.assert_array_equal(restore_any_size(photo, mask, darker, 96, PATCH), whole)
 
 

@@ -95,7 +95,7 @@ def test_mistakes_are_one_line(restorer: Restorer) -> None:
         ((image, "haze", np.zeros((32, 32), np.int64)), "mask of type int64"),
         ((image, "haze", None, 1.5), "strength 1.5: expected from 0"),
         ((image, "haze", None, float("nan")), "strength nan"),
-        ((image, "haze", None, 1.0, 0), "steps 0: expected at least 1"),
+        ((image, "haze", None, 1.0, 0), "steps 0: expected from 1 to 1000"),
         ((image.astype(np.float32),), "type float32: expected uint8 or uint16"),
         ((photo(32, 32, 2),), r"expected \[h w\]"),
         ((photo(1, 32, 3),), "at least 16 px a side"),

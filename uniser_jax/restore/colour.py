@@ -11,7 +11,6 @@ the bit, and move with the others elsewhere.
 import contextlib
 import dataclasses
 import struct
-from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float, Float32, Shaped
@@ -20,7 +19,6 @@ from PIL import ImageCms
 from uniser_jax.data.decoding import profile_of
 from uniser_jax.restore import levels
 
-_STRIP = 2**20  # pixels handled at a time
 _ROOTS = 2**18  # steps of the inverse of T: four to each of 16 bits at white
 
 
@@ -39,7 +37,7 @@ class Space:
     def to_srgb(self, own: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "h w c"]:
         """Equations (1) and (2): pixels of the file as sRGB, of the same type."""
         out = np.empty_like(own)
-        for rows in _strips(own.shape):
+        for rows in levels.strips(own.shape):
             out[rows] = levels.encode(self._linear(own[rows]) @ self.matrix.T.astype(np.float32), own.dtype)
         return out
 
@@ -52,7 +50,7 @@ class Space:
         """Equation (3): pixels of the file, changed as their sRGB has changed from `before` to `after`."""
         out, back = np.empty_like(own), np.linalg.inv(self.matrix).T.astype(np.float32)
         inverse = self._inverse().astype(own.dtype)
-        for rows in _strips(own.shape):
+        for rows in levels.strips(own.shape):
             change = levels.decode(after[rows]) - levels.decode(before[rows])
             root = np.sqrt(np.clip(self._linear(own[rows]) + change @ back, 0, 1))
             places = (root * (_ROOTS - 1) + 0.5).astype(np.int32)
@@ -118,8 +116,3 @@ def _curve(tag: bytes, stored: Float[np.ndarray, "levels"]) -> Float[np.ndarray,
     above = np.maximum(p["a"] * stored + p["b"], 0) ** p["g"] + (p["c"] if kind == 2 else p["e"])
     below = p["c"] * stored + p["f"] if kind >= 3 else np.full_like(stored, p["c"])
     return np.clip(np.where(stored >= edge, above, below) if kind else above, 0, 1)
-
-
-def _strips(shape: tuple[int, ...]) -> Iterator[slice]:
-    height = max(1, _STRIP // shape[1])
-    return (slice(start, start + height) for start in range(0, shape[0], height))

@@ -27,7 +27,7 @@ The mask that the network sees is spread by the reach of a window; the result is
 so the edge of a mask stays as sharp as it was drawn, g = 0 exactly where aM = 0, and g = 1 where the mask is even.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import cv2
@@ -50,7 +50,6 @@ _UNEXPLAINED = 0.2  # e in (5): of the variance of d' that no slope explains
 _SLOPES = (-1.0, 7.0)  # of (5): nothing is inverted, nothing amplified more than eightfold
 _FAINT = 1 / 16  # in (8): below this aM fades out evenly, whatever the network makes of it
 _TINY = 1e-9
-_STRIP = 2**20  # pixels of the photograph handled at a time
 
 
 class Grid(NamedTuple):
@@ -151,7 +150,7 @@ def _restore_reduced(photo: Pixels, mask: Mask, network: Network, shape: tuple[i
     small, spread = _reduced(photo, shape), _spread(mask, shape)
     grid = fit(small, levels.from_signal(_finite(network(levels.to_signal(small)[None], spread[None] / 255)[0])))
     out = np.empty_like(photo)
-    for rows in _strips(photo.shape):
+    for rows in levels.strips(photo.shape):
         linear = levels.decode(photo[rows])
         around = _interpolated(spread[..., None], rows, photo.shape)[..., 0]
         restored = linear + _sliced(grid, linear, rows, photo.shape)
@@ -179,7 +178,9 @@ def _composite(photo: Pixels, mask: Mask, around: Float32[np.ndarray, "h w"], re
 
 def _reduced(photo: Pixels, shape: tuple[int, int]) -> Image:
     """Means over areas, in linear light; along rows first, strip by strip, so that little is in memory at once."""
-    narrow = [_resized(levels.decode(photo[rows]), (rows.stop - rows.start, shape[1])) for rows in _strips(photo.shape)]
+    narrow = [
+        _resized(levels.decode(photo[rows]), (rows.stop - rows.start, shape[1])) for rows in levels.strips(photo.shape)
+    ]
     return _resized(np.concatenate(narrow), shape)
 
 
@@ -206,12 +207,6 @@ def _mean(image: np.ndarray, half: int) -> np.ndarray:
     """Two box means, whose cost does not grow with their width."""
     side = (2 * half + 1, 2 * half + 1)
     return cv2.blur(cv2.blur(image, side, borderType=cv2.BORDER_REPLICATE), side, borderType=cv2.BORDER_REPLICATE)
-
-
-def _strips(shape: tuple[int, ...]) -> Iterator[slice]:
-    height = max(1, _STRIP // shape[1])
-    for start in range(0, shape[0], height):
-        yield slice(start, min(start + height, shape[0]))
 
 
 def _interpolated(maps: np.ndarray, rows: slice, shape: tuple[int, ...]) -> np.ndarray:

@@ -5,6 +5,7 @@
 """
 
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float32, Shaped
@@ -12,6 +13,7 @@ from jaxtyping import Float32, Shaped
 from uniser_jax.effects import light
 
 Pixels = Shaped[np.ndarray, "h w c"]  # uint8 or uint16
+_STRIP = 2**20  # pixels
 
 
 def full(dtype: np.dtype) -> int:
@@ -46,11 +48,7 @@ def to_signal(linear: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w 
 
 def from_signal(signal: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w c"]:
     """(2), clipped to [-1, 1], to linear light in [0, 1]."""
-    return _expand(np.clip((signal + 1) / 2, 0, 1))
-
-
-def _expand(stored: np.ndarray) -> np.ndarray:
-    return np.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4).astype(np.float32, copy=False)
+    return light.expand(np.clip((signal + 1) / 2, 0, 1)).astype(np.float32, copy=False)
 
 
 def _compress(linear: np.ndarray) -> np.ndarray:
@@ -60,4 +58,10 @@ def _compress(linear: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _decoded_16() -> Float32[np.ndarray, "65536"]:
-    return _expand(np.arange(65_536, dtype=np.float64) / 65_535)
+    return light.expand(np.arange(65_536) / 65_535).astype(np.float32)
+
+
+def strips(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Rows of a photograph, as many at a time as make a million pixels."""
+    height = max(1, _STRIP // shape[1])
+    return (slice(start, min(start + height, shape[0])) for start in range(0, shape[0], height))
