@@ -133,20 +133,6 @@ class Flow:
             return prediction
         return x_t - _per_pixel(t) * prediction
 
-    def to_velocity(self, prediction: Image, x_t: Image, t: Float[Array, "b"], input: Image) -> Image:
-        """The velocity that a prediction means: (3)."""
-        if self.prediction == "velocity":
-            return prediction
-        return (x_t - self.to_x0(prediction, x_t, t, input)) / _per_pixel(jnp.maximum(t, self.t_min))
-
-    def from_x0(self, x0: Image, x_t: Image, t: Float[Array, "b"], input: Image) -> Image:
-        """The prediction that means this clean image; the inverse of `to_x0` for t >= t_min."""
-        if self.prediction == "residual":
-            return x0 - input
-        if self.prediction == "x0":
-            return x0
-        return (x_t - x0) / _per_pixel(jnp.maximum(t, self.t_min))
-
 
 def interpolate(x0: Image, noise: Image, t: Float[Array, "b"]) -> Image:
     """Equation (1)."""
