@@ -224,13 +224,15 @@ def test_a_config_names_the_manifest(manifest: pathlib.Path, tmp_path: pathlib.P
 
 def test_a_continued_run_says_that_the_pairs_changed(examples: Examples, caplog: pytest.LogCaptureFixture) -> None:
     config = schema.read(TINY)
-    record = {"config": config.to_dict(), "photographs": "p", "code": "c", "pairs": pairs.digest_of(())}
-    facts = record | {"pairs": pairs.digest_of(examples.pairs)}
+    flares = "layers of real flares"
+    record = {"config": config.to_dict(), "photographs": "p", "code": "c", "pairs": pairs.digest_of(()), flares: "a"}
+    facts = record | {"pairs": pairs.digest_of(examples.pairs), flares: "b"}
     train.report_changes(record, config, facts)
-    assert caplog.messages == ["the pairs changed since the checkpoint: what follows may be another stream"]
-    del record["pairs"]  # of a run that was saved before there were any
+    changed = "the {} changed since the checkpoint: what follows may be another stream"
+    assert caplog.messages == [changed.format("pairs"), changed.format(flares)]
+    del record["pairs"], record[flares]  # of a run that was saved before there were any
     train.report_changes(record, config, facts)
-    assert len(caplog.messages) == 1
+    assert len(caplog.messages) == 2
 
 
 def test_preview_shows_real_pairs(
