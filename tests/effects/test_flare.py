@@ -139,6 +139,27 @@ def test_patterns_have_form_but_no_falloff(index: int) -> None:
     assert form[(r > 60) & (r < 120)].std() > 0.15
 
 
+@pytest.mark.parametrize("index", [0, 2, 10])
+def test_rays_are_as_smooth_as_of_a_continuous_spectrum_and_fade_out(index: int) -> None:
+    """Copies of the speckle that lie farther apart than its grains would string beads on the rays."""
+    rng, half = np.random.default_rng((2021, index)), pupil._TRANSFORM / 2
+    form = pupil._diffracted(pupil._pupil(rng, pupil.KINDS[index % 4]), pupil._radius(pupil._TRANSFORM))
+    wavelengths = np.linspace(0.41, 0.69, 90)
+    response = np.exp(-(((wavelengths[:, None] - light.WAVELENGTHS) / 0.04) ** 2))
+    expected = np.zeros((512, 512, 3))
+    for wavelength, share in zip(wavelengths, response / response.sum(0), strict=True):
+        zoom = light.WAVELENGTHS[1] / wavelength
+        to_form = np.array([[zoom, 0, half - 256 * zoom], [0, zoom, half - 256 * zoom]])
+        expected += cv2.warpAffine(form, to_form, (512, 512), flags=1 | cv2.WARP_INVERSE_MAP)[..., None] * share
+    r = np.hypot(*(np.mgrid[:512, :512] - 256))
+    kept = np.minimum(expected, pupil.PEAK) * np.clip((256 - r) / (0.35 * 256), 0, 1)[..., None]
+    seen = pupil.PEAK * (pupil.pattern(index)[..., :3] / 255.0) ** 2
+    rays = (r > 60) & (kept.max(-1) > 2)
+    ripple = np.sqrt(np.mean((seen - kept)[rays] ** 2)) / kept[rays].mean()
+    assert ripple < 0.03  # 0.01, mostly of 8 bits; of 15 wavelengths 0.05 to 0.28
+    assert seen[r > 250].max() < pupil.PEAK * 6 / (0.35 * 256) * 1.05  # 8 bits
+
+
 def test_red_light_spreads_farther_than_blue() -> None:
     """Equation (3): the red pattern is the blue one enlarged by the ratio of wavelengths."""
     form = pupil.PEAK * (pupil.pattern(2).astype(np.float32) / 255) ** 2

@@ -26,7 +26,8 @@ Pattern = UInt8[np.ndarray, "512 512 4"]
 Plane = Float32[np.ndarray, "n n"]
 
 _SIDE, _TRANSFORM = 512, 640  # of a pattern; of its pupil, so that blue, which shrinks, still fills it
-_SPECTRUM = np.linspace(0.41, 0.69, 15)  # micrometres
+_ANGLES, _RADII = 2048, 344  # in polar coordinates: finer than pixels; as far as blue is shrunk, which starts far out
+_SPECTRUM = np.linspace(0.41, 0.69, 120)  # micrometres; neighbours must lie closer than the grains of the speckle
 _WIDTH = 0.04  # of a colour filter
 _BLADES = (5, 9)  # at least, and below
 
@@ -43,7 +44,7 @@ def pattern(index: int) -> Pattern:
     colours = _chromatic(form)
     fade = np.clip((_SIDE / 2 - _radius(_SIDE)) / (0.35 * _SIDE / 2), 0, 1)[..., None]  # no edge where the pattern ends
     stored = np.zeros((_SIDE, _SIDE, 4), np.uint8)
-    stored[..., :3] = np.round(255 * np.sqrt(np.minimum(colours * fade / PEAK, 1)))
+    stored[..., :3] = np.round(255 * np.sqrt(np.minimum(colours / PEAK, 1) * fade))
     return stored
 
 
@@ -61,16 +62,27 @@ def _blades(rng: np.random.Generator, kind: str) -> tuple[int, float, float]:
 
 
 def _chromatic(form: Plane) -> Float32[np.ndarray, "512 512 3"]:
-    """Equation (3)."""
+    """Equation (3) in polar coordinates, where a wavelength only stretches the radius: one matrix does for all of them."""
+    half, flags = _TRANSFORM / 2, cv2.INTER_LINEAR | cv2.WARP_FILL_OUTLIERS
+    polar = cv2.warpPolar(form, (_RADII, _ANGLES), (half, half), _RADII, flags)
+    rays = (polar @ _spread()).reshape(_ANGLES, -1, 3)
+    y, x = np.mgrid[:_SIDE, :_SIDE].astype(np.float32) - _SIDE / 2
+    radius, turn = cv2.cartToPolar(x, y)
+    rays = np.concatenate([rays, rays[:1]])  # a full turn
+    return cv2.remap(rays, radius, turn * np.float32(_ANGLES / (2 * np.pi)), cv2.INTER_LINEAR)
+
+
+@functools.cache
+def _spread() -> Float32[np.ndarray, "344 771"]:
+    """What of R at each radius, in pixels, is seen at each radius of each channel: the sum of (3), R linear between pixels."""
     response = np.exp(-(((_SPECTRUM[:, None] - light.WAVELENGTHS) / _WIDTH) ** 2))
-    response = (response / response.sum(0)).astype(np.float32)
-    half, middle = _TRANSFORM / 2, _SIDE / 2
-    planes = []
-    for wavelength in _SPECTRUM:
-        zoom = light.WAVELENGTHS[1] / wavelength
-        to_form = np.array([[zoom, 0, half - zoom * middle], [0, zoom, half - zoom * middle]])
-        planes.append(cv2.warpAffine(form, to_form, (_SIDE, _SIDE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP))
-    return np.stack(planes, -1) @ response
+    radius = np.arange(_SIDE // 2 + 1)
+    spread = np.zeros((_RADII, len(radius), 3))
+    for wavelength, share in zip(_SPECTRUM, response / response.sum(0), strict=True):
+        from_radius = radius * light.WAVELENGTHS[1] / wavelength
+        near = np.maximum(1 - np.abs(np.arange(_RADII)[:, None] - from_radius), 0)
+        spread += near[..., None] * share
+    return spread.reshape(_RADII, -1).astype(np.float32)
 
 
 def _diffracted(pupil: Plane, radius: Plane) -> Plane:
@@ -149,6 +161,7 @@ def _grease(rng: np.random.Generator) -> Plane:
     return passed.astype(np.float32)
 
 
+@functools.cache
 def _radius(n: int) -> Plane:
     y, x = np.ogrid[:n, :n]
-    return np.hypot(x - n / 2, y - n / 2).astype(np.float32)
+    return np.hypot((x - n / 2).astype(np.float32), (y - n / 2).astype(np.float32))
