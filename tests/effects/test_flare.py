@@ -33,7 +33,15 @@ def flare_of(seed: int = 0, scene: Scene = SCENE, **changes) -> Flare:
 
 def plain(**changes) -> Flare:
     """One white source in the middle, bare wings."""
-    bare = {"bloom": (0.0, 0.03), "veil": (0.0, 1.0), "streaks": (), "ghosts": 0, "mirror": 0.0, "lamp": 0.0}
+    bare = {
+        "bloom": (0.0, 0.03),
+        "veil": (0.0, 1.0),
+        "streaks": (),
+        "ghosts": 0,
+        "mirror": 0.0,
+        "lamp": 0.0,
+        "visible": 0.0,
+    }
     middle = {
         "sources": ((0.5, 0.5, 1.0, 0.0),),
         "colours": ((1.0, 1.0, 1.0),),
@@ -67,6 +75,29 @@ def test_every_draw_is_seen_and_shines_only(seed: int, scene: Scene) -> None:
     assert layer.emission.min() >= 0
     assert (layer.transmission == 1).all()
     assert visible_change(scene.radiance, layer(scene.radiance, 1.0)).max() > 0.2
+
+
+def test_at_full_strength_a_fiftieth_of_the_frame_shows_a_flare() -> None:
+    """Equation (5): on a bright wall a veil takes more light; where it is seen anyway, the level is as asked for."""
+    rng = np.random.default_rng(0)
+    wall = Scene((0.6 + 0.04 * rng.random((SIZE, SIZE, 3))).astype(np.float32))
+    raised = 0
+    for seed in range(40):
+        flare = flare_of(seed, wall, mirror=0.0)
+        layer, asked = flare.render(wall), dataclasses.replace(flare, visible=0.0).render(wall)
+        before, least, after = (
+            np.sqrt(np.minimum(image, 1))
+            for image in (wall.radiance, asked(wall.radiance, 1.0), layer(wall.radiance, 1.0))
+        )
+        faint = (asked.emission > 1e-6) & (asked.emission < 8 / 20)  # nothing is brighter than 8
+        k = layer.emission[faint] / asked.emission[faint]
+        np.testing.assert_allclose(k, k[0], rtol=1e-4)
+        changed = ((after - before).max(-1) > 0.9 * 0.08).mean()  # k is found on a quarter of the rows and columns
+        assert changed > 0.014 or k[0] == pytest.approx(20, rel=1e-4), seed
+        if ((least - before).max(-1) > 0.08).mean() > 0.03:
+            np.testing.assert_array_equal(layer.emission, asked.emission)
+        raised += k[0] > 1.001
+    assert raised > 8
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (17, 301), (640, 90)])

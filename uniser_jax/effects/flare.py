@@ -4,6 +4,7 @@
   (2) scatter: G(r) (1 - d + d C_c(x))          glare, and what the pupil makes of it: `glare` (1, 2), `pupil` (1 to 4)
   (3) ghosts, mirror: images of aperture and lamps thrown back by pairs of surfaces: `ghosts` (1 to 4)
   (4) lamp(r) = P (1 + (r / r0)^2)^-b           a lamp hung into the scene and the lens's core: clipped within its radius
+  (5) k F,  k = (2 sqrt(J) + v) v / F at a quantile      what lets so many pixels change by v in the root of light; at least 1
 
 Brightness is quoted as the veil at 5 % of the side from the source, which is what one sees, not as the radiance of the source,
 which no file holds; counted from the edge of the frame for a source beyond it. A phone's ranges are those measured on pairs of
@@ -31,6 +32,8 @@ _WHOLE = 256  # px; larger photographs get a flare of half their resolution
 _PEAK, _STEEP = 30.0, 2.2  # P and b of (4)
 _BRIGHTEST = 8.0
 _SUN = 4  # times the veil of a lamp at night
+_VISIBLE, _SHARE = 0.08, 0.02  # change of the root of light, of white 1, that so many pixels shall have at full strength
+_MOST, _LOOKED_AT = 20.0, 32  # k of (5); it is looked for on every so manyth of the side
 _PHONE_KINDS, _LENS_KINDS = (0.1, 0.1, 0.75, 0.05), (0.3, 0.25, 0.15, 0.3)  # weights of pupil.KINDS
 
 
@@ -129,6 +132,22 @@ def _lit(radiance: Image, scattered: Image, strength: Float32[np.ndarray, "h w"]
     return out.reshape(h, w, 3)
 
 
+@compiled
+def _needed(radiance: Image, flare: Image, half: int, step: int, change: np.float32) -> Float32[np.ndarray, "n"]:
+    """k of (5) for every `step`-th pixel of a flare, a `half`-th of the photograph's size: infinite where white is too near."""
+    rows, columns = (flare.shape[0] + step - 1) // step, (flare.shape[1] + step - 1) // step
+    needed = np.full(rows * columns, np.inf, np.float32)
+    for i in range(rows):
+        for j in range(columns):
+            y, x = i * step, j * step
+            for c in range(3):
+                root = np.sqrt(max(radiance[half * y, half * x, c], np.float32(0)))
+                if root + change <= np.float32(1):
+                    k = (2 * root + change) * change / flare[y, x, c]
+                    needed[i * columns + j] = min(needed[i * columns + j], k)
+    return needed
+
+
 @dataclasses.dataclass(frozen=True)
 class Flare:
     """One lens and its light sources. Lengths are fractions of the image side.
@@ -156,6 +175,7 @@ class Flare:
       lamp: radius of the lamps added to the scene; 0 where the photograph has its own.
       layer: path of a real flare that stands for scatter, streaks and ghosts; "" for none.
       seed: of the ghosts.
+      visible: v of (5), the change that a fiftieth of the frame has at least, if need be by more light than the level says.
     """
 
     effect: ClassVar[str] = "flare"
@@ -181,6 +201,7 @@ class Flare:
     lamp: float
     layer: str
     seed: int
+    visible: float = 0.0
 
     @classmethod
     def sample(cls, rng: np.random.Generator, scene: Scene, sampling: FlareSampling = FlareSampling()) -> Self:
@@ -212,6 +233,7 @@ class Flare:
             lamp=lamp,
             layer=layer,
             seed=seed,
+            visible=_VISIBLE,
             **body,
         )
 
@@ -228,6 +250,10 @@ class Flare:
         lamp = self._lamps((h, w), scene) if self.lamp else None
         if self.mirror:
             flare += self._mirrored(scene.radiance if lamp is None else lamp.onto(scene.radiance), flare.shape[:2])
+        if self.visible:
+            step = max(1, round(fields.side(flare.shape[:2]) / _LOOKED_AT))
+            needed = _needed(np.ascontiguousarray(scene.radiance), flare, half, step, np.float32(self.visible))
+            flare *= np.float32(min(max(fields.quantile(needed, _SHARE), 1), _MOST))
         np.minimum(flare, _BRIGHTEST, out=flare)
         return FlareLayer(fields.widen(flare, (h, w)), h, lamp)
 
