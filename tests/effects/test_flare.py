@@ -295,6 +295,29 @@ def test_a_photograph_with_lights_gets_no_other() -> None:
         assert flare.sources[0][:2] == pytest.approx((0.605, 0.405), abs=0.01)
 
 
+def test_by_day_one_sun_stands_in_the_sky() -> None:
+    photo = np.full((128, 128, 3), (150, 140, 120), np.uint8)
+    photo[:70, 64:] = (140, 180, 235)
+    photo[70:] = (235, 225, 200)  # brighter than the sky
+    sampling = FlareSampling(own=0.0, outside=0.0)
+    for seed in range(40):
+        flare = Flare.sample(np.random.default_rng(seed), edit.scene_from_photo(photo), sampling)
+        ((x, y, _, _),) = flare.sources
+        assert x > 0.4  # beside its edge a cell is half sky
+        assert y < 0.65
+        red, _, blue = flare.colours[0]
+        assert red == 1
+        assert 0.5 < blue < 1
+    out = FlareSampling(own=0.0, outside=1.0)
+    assert {
+        len(Flare.sample(np.random.default_rng(seed), edit.scene_from_photo(photo), out).sources) for seed in SEEDS
+    } == {1}
+    wall = edit.scene_from_photo(np.full((128, 128, 3), (150, 140, 120), np.uint8))
+    drawn = [Flare.sample(np.random.default_rng(seed), wall, sampling) for seed in range(60)]
+    assert {len(flare.sources) for flare in drawn} > {1, 2}
+    assert all(min(colour) > 0.1 for flare in drawn for colour in flare.colours)  # no signals by day
+
+
 def test_lamps_stay_and_have_no_hard_edge() -> None:
     flare = plain(lamp=0.01, colours=((1.0, 0.7, 0.4),))
     scene = Scene(np.full((512, 512, 3), 0.05, np.float32))

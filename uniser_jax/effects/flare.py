@@ -32,7 +32,10 @@ _WHOLE = 256  # px; larger photographs get a flare of half their resolution
 _PEAK, _STEEP = 30.0, 2.2  # P and b of (4)
 _BRIGHTEST = 8.0
 _SUN = 4  # times the veil of a lamp at night
-_VISIBLE, _SHARE = 0.08, 0.02  # change of the root of light, of white 1, that so many pixels shall have at full strength
+_VISIBLE, _SHARE = (
+    0.08,
+    0.02,
+)  # change of the root of light, of white 1, that so many pixels shall have at full strength
 _MOST, _LOOKED_AT = 20.0, 32  # k of (5); it is looked for on every so manyth of the side
 _PHONE_KINDS, _LENS_KINDS = (0.1, 0.1, 0.75, 0.05), (0.3, 0.25, 0.15, 0.3)  # weights of pupil.KINDS
 
@@ -207,8 +210,8 @@ class Flare:
     def sample(cls, rng: np.random.Generator, scene: Scene, sampling: FlareSampling = FlareSampling()) -> Self:
         """Draws lights, then a phone's lens or a camera's."""
         small = sources.reduced(scene)
-        lights, lamp = _lights(rng, small, sampling)
         dark = sources.by_night(small)
+        lights, lamp = _lights(rng, small, dark, sampling)
         phone = rng.random() < sampling.phone * (2.5 if dark else 1)
         bounds = sampling.phone_level if phone else sampling.lens_level
         level = fields.log_uniform(rng, *bounds) * (1 if dark or not phone else _SUN)
@@ -253,7 +256,8 @@ class Flare:
         if self.visible:
             step = max(1, round(fields.side(flare.shape[:2]) / _LOOKED_AT))
             needed = _needed(np.ascontiguousarray(scene.radiance), flare, half, step, np.float32(self.visible))
-            flare *= np.float32(min(max(fields.quantile(needed, _SHARE), 1), _MOST))
+            if (k := min(fields.quantile(needed, _SHARE), _MOST)) > 1:
+                flare *= np.float32(k)
         np.minimum(flare, _BRIGHTEST, out=flare)
         return FlareLayer(fields.widen(flare, (h, w)), h, lamp)
 
@@ -322,16 +326,18 @@ class Flare:
         return Shine(frame[1], frame[0], lamp, (Shine(frame[1], frame[0], lamp),))
 
 
-def _lights(rng: np.random.Generator, small: Image, sampling: FlareSampling) -> tuple[list[Source], float]:
-    """The sources, and the radius of lamps to be added."""
+def _lights(rng: np.random.Generator, small: Image, dark: bool, sampling: FlareSampling) -> tuple[list[Source], float]:
+    """The sources, and the radius of lamps to be added. By day, where there is a sky, there is one sun."""
     own, out = rng.random(2) < (sampling.own, sampling.outside)
     count = 1 + fields.pick(rng, (0.65, 0.18, 0.1, 0.07))
     found = sources.highlights(small, 4) if own else []
     if found:
         return found, 0.0
+    sky = None if dark else sources.sky(small)
+    count, kelvin = (count, None if dark else sources.LAMPS) if sky is None else (1, sources.SUN)
     if out:
-        return sources.outside(rng, min(count, 2)), 0.0
-    return sources.hung(rng, small, count), fields.log_uniform(rng, 0.003, 0.012)
+        return sources.outside(rng, min(count, 2), kelvin), 0.0
+    return sources.hung(rng, small, count, kelvin, sky), fields.log_uniform(rng, 0.003, 0.012)
 
 
 def _scatter(rng: np.random.Generator, phone: bool) -> dict[str, Any]:

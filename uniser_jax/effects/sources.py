@@ -6,15 +6,19 @@ import cv2
 import numpy as np
 from jaxtyping import Float32
 
-from uniser_jax.effects import fields, light
+from uniser_jax.effects import depth, fields, light
 from uniser_jax.effects.layer import Scene
 
 Rgb = tuple[float, float, float]
+Kelvin = tuple[int, int] | None
+
+LAMPS, SUN = (2_600, 9_000), (4_500, 6_000)  # kelvin: from candle to sky; from low to high
 
 _SEEN_AT = 256  # px, the longer side of the image on which highlights are looked for
 _BRIGHT, _RIM = 0.92, 0.4  # luminance of a highlight; of what still shows a clipped lamp's colour
 _LARGEST = 0.12  # of the frame; what is larger is sky
 _NIGHT = 0.07  # a dark photograph's median luminance
+_SKY = 0.05  # of a photograph, from which on the sun is in it or near
 _CLIPPED, _CORE = 0.985, 0.05  # what is clipped; the share of a light by day where all channels are, unlike paper's
 _WEAKEST = 0.12  # share of a light worth drawing
 _LEDS = ((1.0, 0.06, 0.04), (0.1, 1.0, 0.35), (0.15, 0.3, 1.0), (1.0, 0.55, 0.1), (0.9, 0.2, 1.0))
@@ -83,24 +87,39 @@ def highlights(small: Float32[np.ndarray, "h w c"], most: int) -> list[Source]:
     return sorted((each for each in lights if each.share > _WEAKEST), key=lambda each: -each.share)
 
 
-def hung(rng: np.random.Generator, small: Float32[np.ndarray, "h w c"], count: int) -> list[Source]:
-    """Lamps where the photograph (see `reduced`) is brightest, rather above than below; the first is the brightest."""
+def sky(small: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "16 16"] | None:
+    """Where a photograph (see `reduced`) shows the sky; None where it hardly does."""
+    above, _, _ = depth.signs(depth.reduce(small, depth.cell(small.shape[:2])))
+    return fields.shrink(above, (16, 16)) if above.mean() > _SKY else None
+
+
+def hung(
+    rng: np.random.Generator,
+    small: Float32[np.ndarray, "h w c"],
+    count: int,
+    kelvin: Kelvin = None,
+    sky: Float32[np.ndarray, "16 16"] | None = None,
+) -> list[Source]:
+    """Lamps where the photograph (see `reduced`) is brightest, rather above than below, or suns in its sky; the first is the
+    brightest."""
     bright = light.luminance(cv2.resize(small, (16, 16), interpolation=cv2.INTER_AREA))
     weight = (0.01 + np.clip(bright, 0, 1) ** 3) * np.linspace(1, 0.1, 16)[:, None] ** 3  # lights hang, suns stand
+    if sky is not None:
+        weight = weight * sky
     cells = rng.choice(256, count, p=(weight / weight.sum()).ravel())
-    first = lamp_colour(rng)
+    first = lamp_colour(rng, kelvin)
     alike = rng.random() < 0.6  # lamps of one street
     sources: list[Source] = []
     for cell in cells:
         row, column = divmod(int(cell), 16)
         x, y = (column + rng.random()) / 16, (row + rng.random()) / 16
         share = float(rng.uniform(0.15, 1)) if sources else 1.0
-        colour = first if alike or not sources else lamp_colour(rng)
+        colour = first if alike or not sources else lamp_colour(rng, kelvin)
         sources.append(Source(float(x), float(y), share, 0.0, colour))
     return sources
 
 
-def outside(rng: np.random.Generator, count: int) -> list[Source]:
+def outside(rng: np.random.Generator, count: int, kelvin: Kelvin = None) -> list[Source]:
     """Lights that shine in from beyond the frame, most from above."""
     sources: list[Source] = []
     for _ in range(count):
@@ -108,15 +127,15 @@ def outside(rng: np.random.Generator, count: int) -> list[Source]:
         places = ((along, -distance), (-distance, along), (1 + distance, along), (along, 1 + distance))
         x, y = places[fields.pick(rng, (0.5, 0.22, 0.22, 0.06))]
         share = float(rng.uniform(0.3, 1)) if sources else 1.0
-        sources.append(Source(float(x), float(y), share, 0.0, lamp_colour(rng)))
+        sources.append(Source(float(x), float(y), share, 0.0, lamp_colour(rng, kelvin)))
     return sources
 
 
-def lamp_colour(rng: np.random.Generator) -> Rgb:
-    """Of a black body from candle to sky, or now and then of a signal or an advertisement."""
-    if rng.random() < 0.12:
+def lamp_colour(rng: np.random.Generator, kelvin: Kelvin = None) -> Rgb:
+    """Of a black body of such a temperature; of any lamp's, or now and then of a signal or an advertisement."""
+    if kelvin is None and rng.random() < 0.12:
         return fields.any_of(rng, _LEDS)
-    return _hue(light.black_body(float(rng.uniform(2_600, 9_000))))
+    return _hue(light.black_body(float(rng.uniform(*(kelvin or LAMPS)))))
 
 
 def beyond(source: Source, shape: fields.Shape) -> float:
