@@ -176,6 +176,22 @@ def test_every_kind_is_drawn_and_seen() -> None:
     assert np.mean(np.array(changes) > 0.05) > 0.97
 
 
+def test_patches_lie_where_they_are_seen() -> None:
+    """Frost on a plain sky shows nothing: it is drawn again, elsewhere, and what shows most is kept; kinds stay as likely."""
+    photo = PHOTO.copy()
+    photo[:64] = (150, 180, 220)
+    scene, frosted = edit.scene_from_photo(photo), OcclusionSampling(materials=(0, 0, 0, 0, 0, 1))
+    root = np.sqrt(scene.radiance)
+    changes, forms = [], []
+    for seed in range(100):
+        drawn = Occlusion.sample(np.random.default_rng(seed), scene, frosted)
+        changes.append(np.abs(np.sqrt(drawn.render(scene)(scene.radiance, 1.0)) - root).max(-1))
+        forms.append(drawn.form)
+    seen = np.mean([(change > 0.05).mean() > 0.005 for change in changes])
+    assert seen > 0.95  # of single draws 0.73
+    assert 10 < forms.count("box") + forms.count("glyphs") < 40  # of 25 that are asked for
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_logged_recipe_renders_again_bit_for_bit(seed: int) -> None:
     recipe = edit.sample(np.random.default_rng(seed), SCENE, EditSampling(), effects=("occlusion",))

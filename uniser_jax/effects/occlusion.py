@@ -9,6 +9,7 @@ rendered. UniSER (arXiv 2511.14183) covers clean photographs with such patches, 
 """
 
 import dataclasses
+import math
 from typing import ClassVar, Self
 
 import cv2
@@ -29,6 +30,11 @@ FORMS = ("box", "ellipse", "polygon", "stroke", "blob", "glyphs")
 TEXTURES = ("constant", "gradient", "fractal", "photo")
 _COARSEST = 8  # pixels along a cell where a blur is wide
 _INK = 0.35  # share of a line of glyphs that is ink
+_TRIES, _SEEN, _SEEN_AT = (
+    4,
+    0.015,
+    64,
+)  # draws until the root of light changes so much, seen at a side of so many pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +140,7 @@ class Occlusion:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, scene: Scene, sampling: OcclusionSampling = OcclusionSampling()) -> Self:
-        """Alpha from 0.2 to 1, blur from 0.6 to 3 % of the side."""
+        """Alpha from 0.2 to 1, blur from 0.6 to 3 % of the side; drawn again, but of its kind, where nobody would see it."""
         material, form, texture = (
             names[fields.pick(rng, weights)]
             for names, weights in (
@@ -144,20 +150,33 @@ class Occlusion:
             )
         )
         least = {"opaque": 1.0, "frosted": 0.7, "tint": 0.5}.get(material, 0.2)
-        return cls(
-            material=material,
-            alpha=float(rng.uniform(least, 1.0)),
-            texture=texture,
-            first=_colour(rng),
-            second=_colour(rng),
-            filter=_colour(rng),
-            blur=fields.log_uniform(rng, 0.006, 0.03),
-            form=form,
-            count=int(rng.integers(1, sampling.most + 1)),
-            area=fields.log_uniform(rng, *sampling.area),
-            softness=float(rng.uniform(0, sampling.softness)) * (rng.random() < 0.5),
-            seed=int(rng.integers(2**31)),
+        n = max(1, round(fields.side(scene.radiance.shape[:2]) / _SEEN_AT))
+        small = scene._replace(radiance=np.ascontiguousarray(scene.radiance[::n, ::n]))
+        tries: list[tuple[float, Self]] = []
+        while len(tries) < _TRIES and (not tries or tries[-1][0] < _SEEN):
+            drawn = cls(
+                material=material,
+                alpha=float(rng.uniform(least, 1.0)),
+                texture=texture,
+                first=_colour(rng),
+                second=_colour(rng),
+                filter=_colour(rng),
+                blur=fields.log_uniform(rng, 0.006, 0.03),
+                form=form,
+                count=int(rng.integers(1, sampling.most + 1)),
+                area=fields.log_uniform(rng, *sampling.area),
+                softness=float(rng.uniform(0, sampling.softness)) * (rng.random() < 0.5),
+                seed=int(rng.integers(2**31)),
+            )
+            tries.append((drawn._change(small), drawn))
+        return max(tries, key=lambda each: each[0])[1]
+
+    def _change(self, scene: Scene) -> float:
+        """Of the root of light, root mean square over the frame."""
+        before, after = (
+            np.sqrt(np.clip(light, 0, 1)) for light in (scene.radiance, self.render(scene)(scene.radiance, 1.0))
         )
+        return float(cv2.norm(before, after) / math.sqrt(before.size))
 
     def render(self, scene: Scene) -> PatchLayer:
         """The layer on one photograph."""
