@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from uniser_jax.effects import edit, heldout, mixture, rain
+from uniser_jax.effects import edit, fields, heldout, mixture, rain
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.gallery import square
 from uniser_jax.effects.heldout import HELD_OUT
@@ -150,8 +150,11 @@ def test_the_same_look_at_any_size(effect: str) -> None:
     small = Scene(cv2.resize(large.radiance, (SIZE, SIZE), interpolation=cv2.INTER_AREA))
     for seed in SEEDS:
         changes = []
+        parameters = drawn(effect, seed, small)
+        if effect == "watermark":
+            parameters = dataclasses.replace(parameters, outlined=False)  # no outline is thinner than a pixel
         for scene in (small, large):
-            change = drawn(effect, seed, small).render(scene)(scene.radiance, 1.0) - scene.radiance
+            change = parameters.render(scene)(scene.radiance, 1.0) - scene.radiance
             changes.append(cv2.resize(change, (32, 32), interpolation=cv2.INTER_AREA))
         assert np.abs(changes[0] - changes[1]).mean() < 0.35 * np.abs(changes[1]).mean() + 0.002
 
@@ -263,6 +266,27 @@ def test_a_watermark_is_an_exact_blend_with_its_ink(layout: str) -> None:
     assert g.max() > 0.8
     thin = dataclasses.replace(mark, outlined=True).glyphs((SIZE, SIZE))
     assert thin.any()
+
+
+def test_ink_is_far_from_what_lies_under_it() -> None:
+    """Of black and white: no white letters on paper, however bright or dark the rest of the photograph."""
+    paper = np.full((SIZE, SIZE, 3), 0.9, np.float32)
+    paper[: 3 * SIZE // 4] = 0.02
+    for seed in range(30):
+        mark = drawn("watermark", seed, Scene(paper))
+        assert mark.ink == (mark.layout != "corner")  # corners are white, the middle is dark
+        change = np.abs(np.sqrt(mark.render(Scene(paper))(paper, 1.0)) - np.sqrt(paper)).max()
+        assert change > 0.05
+
+
+def test_stains_are_seen_where_anything_is_bright() -> None:
+    photo = np.full((SIZE, SIZE, 3), 0.01, np.float32)
+    photo[: SIZE // 3] = 0.5
+    for seed in range(12):
+        seen = drawn("stain", seed, Scene(photo)).render(Scene(photo))(photo, 1.0)
+        assert fields.root_change(photo, seen) > 0.02
+    black = Scene(np.zeros((SIZE, SIZE, 3), np.float32))
+    assert drawn("stain", 0, black).count  # nothing shows there: the last draw stands
 
 
 def test_a_disc_blur_keeps_light_and_even_fields() -> None:

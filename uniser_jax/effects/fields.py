@@ -129,3 +129,9 @@ def blur_reduced(image: np.ndarray, sigma: float, factor: int) -> np.ndarray:
         return image
     width = 2 * int(np.ceil(2.5 * left)) + 1
     return cv2.GaussianBlur(image, (width, width), left, borderType=cv2.BORDER_REPLICATE)
+
+
+def root_change(before: np.ndarray, after: np.ndarray) -> float:
+    """How much two views of a scene differ: of the root of light, white at 1, the root mean square over pixels and channels."""
+    one, other = (np.sqrt(np.clip(view, 0, 1)) for view in (before, after))
+    return float(cv2.norm(one, other)) / math.sqrt(one.size)

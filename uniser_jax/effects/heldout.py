@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from uniser_jax.effects import fields
-from uniser_jax.effects.layer import LinearLayer, Scene, mean_light
+from uniser_jax.effects import fields, light
+from uniser_jax.effects.layer import LinearLayer, Scene
 from uniser_jax.effects.rain import Rain, Raindrops
 from uniser_jax.effects.scattering import Plane
 from uniser_jax.effects.smudge import Smudge, Stain
@@ -32,7 +32,7 @@ class Watermark:
       extent: width of the line, as a fraction of the image side.
       angle: of the line, radians.
       opacity: a of (1).
-      ink: P of (1), linear gray.
+      ink: P of (1), linear gray: the farther of black and white from what lies under the letters.
       outlined: whether only the outline of the letters is inked.
       place: of the middle of the line (or of one of the tiles), as fractions of width and height.
     """
@@ -49,23 +49,25 @@ class Watermark:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, scene: Scene) -> Self:
-        """White, gray, or black on a bright photograph."""
-        black = 0.3 if mean_light(scene.radiance) > 0.25 else 0.0
+        """White, or black where the light under the letters is bright."""
         layout = str(rng.choice(LAYOUTS))
         code = "".join(rng.choice(list("ABCDEFGHKLMNPRSTUVWXYZ0123456789"), 8))
         extents = {"tiled": (0.18, 0.4), "single": (0.5, 0.85), "corner": (0.3, 0.5)}
-        return cls(
+        mark = cls(
             text=str(rng.choice([*_WORDS, f"© {code}", code])),
             layout=layout,
             extent=float(rng.uniform(*extents[layout])),
             angle=0.0 if layout == "corner" else float(rng.uniform(-0.8, 0.8)),
             opacity=float(rng.uniform(0.3, 0.7)),
-            ink=float(rng.choice([1.0, rng.uniform(0.3, 1), 0.0], p=[0.8 - black, 0.2, black])),
+            ink=1.0,
             outlined=bool(rng.random() < 0.25),
             place=(0.72, 0.93)
             if layout == "corner"
             else (float(rng.uniform(0.45, 0.55)), float(rng.uniform(0.35, 0.65))),
         )
+        letters = mark.glyphs(scene.radiance.shape[:2])
+        under = np.average(light.luminance(np.minimum(scene.radiance, 1)), weights=letters + 1e-6)
+        return dataclasses.replace(mark, ink=float(under < 0.5))
 
     def render(self, scene: Scene) -> LinearLayer:
         """The layer on one photograph."""

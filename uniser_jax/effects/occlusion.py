@@ -9,7 +9,6 @@ rendered. UniSER (arXiv 2511.14183) covers clean photographs with such patches, 
 """
 
 import dataclasses
-import math
 from typing import ClassVar, Self
 
 import cv2
@@ -168,15 +167,9 @@ class Occlusion:
                 softness=float(rng.uniform(0, sampling.softness)) * (rng.random() < 0.5),
                 seed=int(rng.integers(2**31)),
             )
-            tries.append((drawn._change(small), drawn))
+            seen = drawn.render(small)(small.radiance, 1.0)
+            tries.append((fields.root_change(small.radiance, seen), drawn))
         return max(tries, key=lambda each: each[0])[1]
-
-    def _change(self, scene: Scene) -> float:
-        """Of the root of light, root mean square over the frame."""
-        before, after = (
-            np.sqrt(np.clip(light, 0, 1)) for light in (scene.radiance, self.render(scene)(scene.radiance, 1.0))
-        )
-        return float(cv2.norm(before, after) / math.sqrt(before.size))
 
     def render(self, scene: Scene) -> PatchLayer:
         """The layer on one photograph."""

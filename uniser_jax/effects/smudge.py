@@ -18,6 +18,7 @@ from uniser_jax.effects.scattering import Blot, Image, Plane, ScatteringLayer, d
 
 KINDS = ("smear", "fingerprint")
 _RIDGES = 13.0  # between the middle of a fingerprint and its side: 0.5 mm each
+_TRIES, _SEEN = 8, 0.02  # draws of a stain until it changes the root of light so much: on what is dark few do
 _GLARE_SIDE = 160  # pixels at which streaks of light are computed
 
 
@@ -187,6 +188,15 @@ class Stain:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, scene: Scene) -> Self:
+        """Drawn again where nobody would see it."""
+        for _ in range(_TRIES):
+            stain = cls._draw(rng)
+            if fields.root_change(scene.radiance, stain.render(scene)(scene.radiance, 1.0)) > _SEEN:
+                break
+        return stain
+
+    @classmethod
+    def _draw(cls, rng: np.random.Generator) -> Self:
         """Mostly brown, as coffee, tea and mud are; sometimes any colour."""
         absorption = np.sort(rng.uniform(0.05, 1, 3)) if rng.random() < 0.75 else rng.uniform(0.05, 1, 3)
         t = np.exp(-fields.log_uniform(rng, 2, 6) * absorption)
