@@ -32,10 +32,7 @@ _WHOLE = 256  # px; larger photographs get a flare of half their resolution
 _PEAK, _STEEP = 30.0, 2.2  # P and b of (4)
 _BRIGHTEST = 8.0
 _SUN = 4  # times the veil of a lamp at night
-_VISIBLE, _SHARE = (
-    0.08,
-    0.02,
-)  # change of the root of light, of white 1, that so many pixels shall have at full strength
+_VISIBLE, _SHARE = 0.08, 0.02  # change of the root of light that such a share of pixels shall have at full strength
 _MOST, _LOOKED_AT = 20.0, 32  # k of (5); it is looked for on every so manyth of the side
 _PHONE_KINDS, _LENS_KINDS = (0.1, 0.1, 0.75, 0.05), (0.3, 0.25, 0.15, 0.3)  # weights of pupil.KINDS
 

@@ -29,11 +29,7 @@ FORMS = ("box", "ellipse", "polygon", "stroke", "blob", "glyphs")
 TEXTURES = ("constant", "gradient", "fractal", "photo")
 _COARSEST = 8  # pixels along a cell where a blur is wide
 _INK = 0.35  # share of a line of glyphs that is ink
-_TRIES, _SEEN, _SEEN_AT = (
-    4,
-    0.015,
-    64,
-)  # draws until the root of light changes so much, seen at a side of so many pixels
+_TRIES, _SEEN, _SEEN_AT = 4, 0.015, 64  # draws until the root of light changes so much, looked at with such a side
 
 
 @dataclasses.dataclass(frozen=True)
