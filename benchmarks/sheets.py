@@ -17,7 +17,7 @@ from uniser_jax.data.photos import samples
 from uniser_jax.effects import edit, gallery, haze, light, masks, shadow
 from uniser_jax.effects.edit import EditSampling, Rendering
 from uniser_jax.effects.heldout import HELD_OUT
-from uniser_jax.effects.layer import Scene, visible_change
+from uniser_jax.effects.layer import Scene, change, visible_change
 from uniser_jax.effects.mixture import Families, Mixture
 from uniser_jax.effects.occlusion import MATERIALS
 
@@ -100,9 +100,10 @@ def _masks(side: int, seed: int) -> gallery.Image:
     for row, index in enumerate(_SHOWN):
         scene = edit.scene_from_photo(gallery.square(samples()[index], side))
         layer = shadow.Shadow.sample(np.random.default_rng((seed, row)), scene, cast).render(scene)
-        changed = visible_change(scene.radiance, layer(scene.radiance, 1.0))
+        views = scene.radiance, layer(scene.radiance, 1.0)
+        changed, most = visible_change(*views), change(*views)
         rngs = [np.random.default_rng((seed, row, column)) for column in range(len(kinds))]
-        drawn = [masks.draw(rng, changed.shape, kind, changed) for rng, kind in zip(rngs, kinds, strict=True)]
+        drawn = [masks.draw(rng, changed.shape, kind, most) for rng, kind in zip(rngs, kinds, strict=True)]
         rows.append([np.repeat((255 * each).astype(np.uint8)[..., None], 3, -1) for each in (changed, *drawn)])
     return gallery.grid(rows, ["changed", *kinds])
 

@@ -477,7 +477,7 @@ def test_see_applies_layers_in_order() -> None:
 
 def test_a_mask_of_the_true_effect_is_where_its_removal_shows_in_the_mixture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under dense haze a shadow does not show."""
-    monkeypatch.setattr(masks, "draw", lambda rng, shape, kind, where: where)
+    monkeypatch.setattr(masks, "draw", lambda rng, shape, kind, where: np.minimum(20 * where, 1))
     hidden = np.where(np.arange(SIZE)[:, None, None] < SIZE // 2, np.float32(0.999), 0) * np.ones(
         (1, SIZE, 3), np.float32
     )
@@ -491,6 +491,17 @@ def test_a_mask_of_the_true_effect_is_where_its_removal_shows_in_the_mixture(mon
     mask = rendering.mask()
     assert mask[: SIZE // 2 - 2].max() < 10
     assert mask[SIZE // 2 + 2 :].mean() > 150  # what is black stays so
+
+
+@pytest.mark.parametrize("effect", ["reflection", "haze"])
+def test_masks_of_what_lies_over_the_whole_frame_are_where_it_is_seen_most(effect: str) -> None:
+    """A pane darkens, and a haze veils, all of a photograph; people mark what stands out."""
+    shares = []
+    for seed in range(40):
+        recipe = recipe_of(seed, f"remove {effect}", (effect,), mask="support", alpha=1.0)
+        shares.append((Rendering(SCENE, recipe).mask() > 127).mean())
+    assert np.mean(np.array(shares) > 0.97) < 0.3
+    assert 0.05 < np.median(shares) < 0.9
 
 
 @pytest.mark.parametrize("name", [*sheets.KINDS, "heldout"])

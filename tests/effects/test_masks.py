@@ -70,6 +70,22 @@ def test_a_marked_effect_is_covered_and_little_else(peak: float) -> None:
     assert len({mask.tobytes() for mask in marked}) == len(marked)
 
 
+def test_under_a_veil_what_stands_out_is_marked() -> None:
+    """Of a change of 15 levels everywhere, more than anybody overlooks, and of 100 in a disc: the disc."""
+    support = np.float32(0.06) + disc((128, 128), 0.4)
+    core, far = disc((128, 128)) > 0.7, cv2.dilate(disc((128, 128)), np.ones((31, 31))) == 0
+    marked = [masks.draw(np.random.default_rng(seed), (128, 128), "support", support) for seed in SEEDS]
+    assert np.mean([mask[core].mean() for mask in marked]) > 0.97
+    assert np.mean([mask[far].mean() for mask in marked]) < 0.03
+
+
+def test_who_encloses_two_parts_draws_around_each() -> None:
+    small = np.maximum(disc((128, 128), 2.0) - 1.6, 0)
+    support, between = np.maximum(small, small[::-1, ::-1]), np.s_[30:42, 86:98]  # in a box around both
+    marked = [masks.draw(np.random.default_rng(seed), (128, 128), "support", support) for seed in SEEDS]
+    assert np.mean([mask[between].mean() for mask in marked]) < 0.01
+
+
 def test_an_absent_effect_is_not_marked() -> None:
     nothing = np.zeros((64, 64), np.float32)
     for seed in SEEDS:

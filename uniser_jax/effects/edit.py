@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from uniser_jax.effects import fields, light, masks
-from uniser_jax.effects.layer import Layer, Scene, between, see, visible_change
+from uniser_jax.effects.layer import Layer, Scene, between, change, see
 from uniser_jax.effects.mixture import FAMILIES, Families, Mixture
 from uniser_jax.effects.mixture import sample as sample_mixture
 from uniser_jax.effects.sensor import QUALITY, READ, SHOT, Sensor
@@ -272,7 +272,7 @@ class Rendering:
             strengths = self.recipe.strengths
             without = [0.0 if ask else s for ask, s in zip(asked, strengths, strict=True)]
             views = (see(self.radiance, self.layers, each) for each in (strengths, without))
-            where = visible_change(*views) if any(asked) else np.ones(shape, np.float32)
+            where = change(*views) if any(asked) else np.ones(shape, np.float32)
         drawn = masks.draw(np.random.default_rng(self.recipe.mask_seed), shape, self.recipe.mask, where)
         return cv2.convertScaleAbs(drawn, alpha=255 * self.recipe.alpha)
 

@@ -134,18 +134,21 @@ def see(
     return radiance
 
 
+def change(before: Float32[np.ndarray, "h w c"], after: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "a b"]:
+    """How much two views of a scene differ, in units of white's square root, 0.02 is about 5 of 255 levels.
+
+    The channel that changes most, seen at up to about 128 px: masks are soft.
+    """
+    n = max(1, round(max(before.shape[:2]) / _SUPPORT_SIDE))
+    one, other = (np.sqrt(np.clip(depth.reduce(radiance, n), 0, 1)) for radiance in (before, after))
+    return np.maximum.reduce(cv2.split(cv2.absdiff(other, one)))
+
+
 def visible_change(
     before: Float32[np.ndarray, "h w c"], after: Float32[np.ndarray, "h w c"]
 ) -> Float32[np.ndarray, "h w"]:
-    """Where two views of a scene differ, in [0, 1].
-
-    A change of 0.05 of white's square root, about 12 of 255 levels, counts as full. Seen at up to about 128 px: masks are soft.
-    """
-    shape = before.shape[:2]
-    n = max(1, round(max(shape) / _SUPPORT_SIDE))
-    one, other = (np.sqrt(np.clip(depth.reduce(radiance, n), 0, 1)) for radiance in (before, after))
-    changed = np.maximum.reduce(cv2.split(cv2.absdiff(other, one)))
-    return cv2.resize(np.minimum(changed * np.float32(20), 1), shape[::-1])
+    """Where two views of a scene differ, in [0, 1]: a `change` of 0.05, about 12 of 255 levels, counts as full."""
+    return cv2.resize(np.minimum(change(before, after) * np.float32(20), 1), before.shape[1::-1])
 
 
 def mean_light(radiance: Float32[np.ndarray, "h w c"]) -> float:

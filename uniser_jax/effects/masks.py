@@ -16,6 +16,8 @@ from uniser_jax.effects import fields
 DRAWN = ("box", "ellipse", "polygon", "stroke")
 KINDS = ("all", *DRAWN, "support")
 _SIDE = 160  # pixels of the longer side, about, at which a mask is drawn
+_UNSEEN = 0.02  # a change of white's square root, about 5 of 255 levels
+_LARGER = 0.2  # of the largest part; who encloses passes over smaller ones
 _SHIFT = 4  # OpenCV draws at fractions of a pixel, given in sixteenths
 
 Form = UInt8[np.ndarray, "h w"]
@@ -26,7 +28,7 @@ def draw(
     rng: np.random.Generator,
     shape: tuple[int, int],
     kind: str,
-    support: Float32[np.ndarray, "h w"] | None = None,
+    support: Float32[np.ndarray, "a b"] | None = None,
     count: int | None = None,
 ) -> Float32[np.ndarray, "h w"]:
     """Draws a soft mask in [0, 1].
@@ -35,7 +37,7 @@ def draw(
       rng: source of form and place.
       shape: (h, w) in pixels.
       kind: one of KINDS.
-      support: where the effect is, in [0, 1], for kind `support`.
+      support: how much the effect changes, see `layer.change`, at any size, for kind `support`.
       count: of forms; by default 1 to 3.
 
     Raises:
@@ -126,24 +128,39 @@ def _stroke(rng: np.random.Generator, mask: Form, size: float) -> None:
 
 
 def _marked(rng: np.random.Generator, support: Float32[np.ndarray, "h w"], size: float) -> Form:
-    """What a person marks who sees an effect: painted over with a coarse hand, or enclosed as a whole."""
-    level = rng.uniform(0.1, 0.5) * max(float(support.max()), 1e-3)
+    """What a person marks who sees an effect, where it is seen most: painted over with a coarse hand, or enclosed as a whole.
+
+    Seen most is against nearly the most of it, and not below _UNSEEN: a veil over all of the frame is marked where it is
+    thick. What nobody would see is marked by its most, since somebody asked for it.
+    """
+    level = max(rng.uniform(0.15, 0.5) * fields.quantile(support, 0.98), _UNSEEN)
+    level = min(level, 0.5 * float(support.max()))
     seen = (support > level).astype(np.uint8)
     manner = fields.pick(rng, (0.6, 0.1, 0.15, 0.15))
-    if manner == 0:  # the outline strays by up to a few percent of the side, small parts are passed over
-        coarse = fields.blur(seen.astype(np.float32), rng.uniform(0.01, 0.04) * size)
-        stray = cv2.resize(rng.uniform(0.1, 0.6, (7, 7)).astype(np.float32), seen.shape[::-1])
-        painted = (coarse > stray).astype(np.uint8)
-        return painted if painted.any() else seen
-    points = cv2.findNonZero(seen)
-    if manner == 1 or points is None:
+    if manner == 1 or not seen.any():
         return seen
-    if manner == 2:
-        cv2.fillConvexPoly(seen, cv2.convexHull(points), 1)
-    else:
-        left, top, width, height = cv2.boundingRect(points)
-        seen[top : top + height, left : left + width] = 1
-    return seen
+    # the outline strays by up to a few percent of the side, small parts are passed over
+    coarse = fields.blur(seen.astype(np.float32), rng.uniform(0.01, 0.04) * size)
+    stray = cv2.resize(rng.uniform(0.2, 0.65, (7, 7)).astype(np.float32), seen.shape[::-1])
+    painted = (coarse > stray).astype(np.uint8)
+    painted = painted if painted.any() else seen
+    return painted if manner == 0 else _enclosed(painted, boxed=manner == 3)
+
+
+def _enclosed(painted: Form, boxed: bool) -> Form:
+    """A lasso or a box around each of its larger parts."""
+    outlines = cv2.findContours(painted, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]
+    areas = [cv2.contourArea(outline) for outline in outlines]
+    enclosed = painted.copy()
+    for outline, area in zip(outlines, areas, strict=True):
+        if area < _LARGER * max(areas):
+            continue
+        if boxed:
+            left, top, width, height = cv2.boundingRect(outline)
+            enclosed[top : top + height, left : left + width] = 1
+        else:
+            cv2.fillConvexPoly(enclosed, cv2.convexHull(outline), 1)
+    return enclosed
 
 
 def _rounded(corners: Points) -> Points:
