@@ -204,9 +204,19 @@ def test_nothing_falls_on_the_sky_unless_it_may_be_a_wall() -> None:
     np.testing.assert_array_equal(seen[:, SIZE // 2 + 2 :], everywhere[:, SIZE // 2 + 2 :])
     paper = Scene(np.ones((SIZE, SIZE, 3), np.float32))
     np.testing.assert_array_equal(shadow.render(paper).coverage, everywhere)
-    drawn = [Shadow.sample(np.random.default_rng(seed), landscape) for seed in range(40)]
+    drawn = [Shadow.sample(np.random.default_rng(seed), paper) for seed in range(40)]
     assert all(shadow.on_sky for shadow in drawn if shadow.kelvin_sky < 4_000)  # indoors
     assert 0 < sum(not shadow.on_sky for shadow in drawn) < 40
+
+
+def test_a_landscape_is_lit_by_the_sun_and_its_sky_stays_clear() -> None:
+    sky, ground = np.float32([0.5, 0.7, 1.0]), np.float32([0.1, 0.12, 0.08])
+    landscape = Scene(np.repeat(np.stack([sky, ground]), SIZE // 2, 0)[:, None].repeat(SIZE, 1))
+    drawn = [Shadow.sample(np.random.default_rng(seed), landscape) for seed in range(60)]
+    assert not any(shadow.on_sky or len(shadow.lights) > 1 or shadow.kelvin_sky < 6_000 for shadow in drawn)
+    assert not {"hand", "blinds", "window"} & {shape for shadow in drawn for shape in shadow.shapes}
+    room = Shadow.sample(np.random.default_rng(0), landscape, ShadowSampling(indoors=1.0))
+    assert room.on_sky  # who asks for nothing else gets it
 
 
 def test_under_a_wide_sky_casters_are_placed_where_there_is_ground() -> None:

@@ -43,7 +43,7 @@ _INDOORS = ("hand", "blinds", "window")  # too small, or too near, for a landsca
 _FROM_BELOW = ("photographer", "hand")  # whoever holds the camera has the sun behind
 _RELIEF_SIDE = 128  # relief is smooth
 _SKY = 0.02  # share of a frame; less is none
-_OPEN = 0.1  # share of sky from which on a photograph shows a landscape
+_OPEN = 0.1  # share of sky from which on a photograph shows a landscape: no room, and no white wall
 _COARSE = 1.2  # a matte is drawn at half size where its narrowest penumbra (sigma, pixels) is wider, and so on
 
 
@@ -59,10 +59,11 @@ class ShadowSampling:
       walls: edges of walls and roofs.
       objects: things with straight sides, poles, blobs.
       relief: the side of things that is turned from the light.
-      indoors: share of lamps and windows instead of sun and sky.
+      indoors: share of lamps and windows instead of sun and sky; on photographs that show a landscape only if it is 1.
       several: share of shadows of two different casters.
       bend: share of shadows that bend over the scene.
-      on_sky: share of shadows in daylight that fall on what may be sky, too, for it may be a white wall. Indoors all do.
+      on_sky: share of shadows in daylight that fall on what may be sky, too, for it may be a white wall; in a
+        landscape only if it is 1. Indoors all do.
       penumbra: least and greatest sigma at the contact, fractions of the image side.
 
     Raises:
@@ -193,9 +194,12 @@ class Shadow:
         """Mostly sun and sky, sometimes lamps indoors."""
         small = _glance(scene)
         sky = _sky(small)
-        shares = sampling.indoors, sampling.several, sampling.bend, sampling.on_sky
-        indoors, several, bends, on_sky = rng.random(4) < shares
-        misplaced = _OUTDOORS if indoors else _INDOORS if sky.mean() > _OPEN else ()
+        landscape = sky.mean() > _OPEN
+        in_rooms, on_walls = (
+            share if share == 1 or not landscape else 0 for share in (sampling.indoors, sampling.on_sky)
+        )
+        indoors, several, bends, on_sky = rng.random(4) < (in_rooms, sampling.several, sampling.bend, on_walls)
+        misplaced = _OUTDOORS if indoors else _INDOORS if landscape else ()
         shapes = tuple(sampling.draw_shape(rng, misplaced) for _ in range(2 if several else 1))
         lit_from_behind = any(shape in _FROM_BELOW for shape in shapes)
         angle = rng.normal(-np.pi / 2, 0.6) if lit_from_behind else rng.uniform(0, 2 * np.pi)
