@@ -25,6 +25,7 @@ SIZE = 64
 PHOTO = square(skimage.data.astronaut(), SIZE)
 OTHER = square(skimage.data.coffee(), SIZE)
 SCENE = edit.scene_from_photo(PHOTO, OTHER, 2.0)
+SLOPE = np.broadcast_to(np.linspace(1, 0, SIZE, dtype=np.float32)[:, None], (SIZE, SIZE))  # a depth: the ground
 SEEDS = range(6)
 
 
@@ -36,7 +37,8 @@ def recipe_of(seed: int, task: str = "remove effects", effects=EFFECTS[:4], **ch
     sampling = EditSampling(
         noise=changes.pop("noise", 1.0), tone=changes.pop("tone", 0.0), jpeg=changes.pop("jpeg", 0.0)
     )
-    drawn = edit.sample(np.random.default_rng(seed), SCENE, sampling, effects=tuple(effects), task=task)
+    scene = changes.pop("scene", SCENE)
+    drawn = edit.sample(np.random.default_rng(seed), scene, sampling, effects=tuple(effects), task=task)
     return dataclasses.replace(drawn, **changes)
 
 
@@ -293,11 +295,15 @@ RARE = {  # what few draws hold: which effects, and whether these do
 def test_rare_recipes_under_strokes_and_other_cameras_equal_it_too(held: str, noise: float) -> None:
     """With a tone curve, exposure and balance, and with noise, of which a removal takes its share."""
     names, holds = RARE[held]
-    drawn = (recipe_of(seed, effects=names, noise=noise, tone=1.0, mask="stroke", alpha=1.0) for seed in range(2_000))
+    scene = SCENE._replace(depth=SLOPE) if held == "relief" else SCENE
+    drawn = (
+        recipe_of(seed, effects=names, scene=scene, noise=noise, tone=1.0, mask="stroke", alpha=1.0)
+        for seed in range(2_000)
+    )
     recipe = next(each for each in drawn if holds(*(values for _, values in each.effects)))
     assert recipe.sensor.exposure
     assert bool(recipe.sensor.shot) == bool(noise)
-    rendering = Rendering(SCENE, recipe)
+    rendering = Rendering(scene, recipe)
     form = rendering.mask().astype(np.float64) / 255
     assert (form == 0).any()
     assert (form == 1).any()

@@ -58,7 +58,7 @@ class ShadowSampling:
       fences: railings, blinds, windows.
       walls: edges of walls and roofs.
       objects: things with straight sides, poles, blobs.
-      relief: the side of things that is turned from the light.
+      relief: the side of things that is turned from the light; where no depth is given, only if nothing else has weight.
       indoors: share of lamps and windows instead of sun and sky; on photographs that show a landscape only if it is 1.
       several: share of shadows of two different casters.
       bend: share of shadows that bend over the scene.
@@ -200,6 +200,8 @@ class Shadow:
         )
         indoors, several, bends, on_sky = rng.random(4) < (in_rooms, sampling.several, sampling.bend, on_walls)
         misplaced = _OUTDOORS if indoors else _INDOORS if landscape else ()
+        if scene.depth is None:
+            misplaced += ("relief",)  # brightness knows no outlines: such shading would be stains
         shapes = tuple(sampling.draw_shape(rng, misplaced) for _ in range(2 if several else 1))
         lit_from_behind = any(shape in _FROM_BELOW for shape in shapes)
         angle = rng.normal(-np.pi / 2, 0.6) if lit_from_behind else rng.uniform(0, 2 * np.pi)
@@ -376,11 +378,11 @@ def _turned(plane: Float32[np.ndarray, "h w"], turn: float) -> Float32[np.ndarra
 def _attached(
     relief: Float32[np.ndarray, "a b"], rng: np.random.Generator, angle: float, shape: tuple[int, int]
 ) -> Float32[np.ndarray, "h w"]:
-    """Equation (5): large forms from noise, smaller ones from the relief; the terminator is soft."""
+    """Equation (5): forms of the relief, made uneven by a little noise; the terminator is soft."""
     own = fields.fractal_noise(rng, relief.shape, rng.uniform(0.4, 0.9), 2, 0.4)
     own = mattes.blur(own, 0.025 * fields.side(relief.shape))  # else its slope would have the steps of its lattice
     broad = mattes.blur(relief, rng.uniform(0.006, 0.02) * fields.side(relief.shape) + 0.7)
-    height = rng.uniform(0.06, 0.14) * broad + rng.uniform(0.15, 0.5) * own
+    height = rng.uniform(0.06, 0.14) * broad + rng.uniform(0.02, 0.08) * own
     slope = np.float32(np.cos(angle)) * cv2.Sobel(height, cv2.CV_32F, 1, 0) + np.float32(np.sin(angle)) * cv2.Sobel(
         height, cv2.CV_32F, 0, 1
     )
