@@ -141,11 +141,45 @@ def test_draws_take_light_and_differ() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_recipe_of_any_caster_renders_again_bit_for_bit(shape: str) -> None:
     drawn = edit.sample(np.random.default_rng(1), SCENE, EditSampling(), effects=("shadow",))
-    values = dataclasses.asdict(shadow_of(shape, 2, bend=0.01)) | {"lights": (*SUN, (3_000.0, 0.1, 0.5))}
+    values = dataclasses.asdict(shadow_of(shape, 2, bend=0.01, glass=(0.1, 0.5, 0.3))) | {
+        "lights": (*SUN, (3_000.0, 0.1, 0.5))
+    }
     recipe = dataclasses.replace(drawn, effects=(("shadow", values),))
     again = Recipe.from_json(json.dumps(json.loads(recipe.to_json())))
     for one, two in zip(Rendering(SCENE, recipe).edit(), Rendering(SCENE, again).edit(), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def test_glass_colours_what_it_lets_through_and_its_rim_is_darker() -> None:
+    """Well within, what is left is k of (3) and t of the rest; nowhere darker than behind something opaque."""
+    clear, t = (0.4, 0.7, 0.1), np.array([0.4, 0.7, 0.1])
+    opaque = shadow_of("polygon", 5, size=0.9, bend=0.0, penumbra=0.003, widening=1.0)
+    dark = opaque.render(SCENE).transmission
+    light_through = dataclasses.replace(opaque, glass=clear).render(SCENE).transmission
+    within, k = cv2.erode(opaque.render(SCENE).coverage[0], np.ones((11, 11))) > 0.999, left_in_full_shadow(opaque)
+    np.testing.assert_allclose(light_through[within], np.broadcast_to(k + (1 - k) * t, (within.sum(), 3)), atol=0.02)
+    assert (light_through >= dark - 1e-6).all()
+    m = opaque.render(SCENE).coverage[0, ..., None]
+    flat, rim = 1 - m * (1 - k) * (1 - t), (m[..., 0] > 0.5) & (m[..., 0] < 0.98)
+    assert (light_through <= flat + 1e-6).all()
+    assert ((flat - light_through)[rim].mean(0) > 0.05 * t).all()
+    np.testing.assert_array_equal(dataclasses.replace(opaque, glass=(0.0, 0.0, 0.0)).render(SCENE).transmission, dark)
+
+
+def test_some_bottles_are_of_glass_and_nothing_else_is() -> None:
+    sampling = ShadowSampling(objects=3.0, glass=0.5)
+    drawn = [Shadow.sample(np.random.default_rng(seed), SCENE, sampling) for seed in range(200)]
+    clear = [shadow for shadow in drawn if any(shadow.glass)]
+    assert {shape for shadow in clear for shape in shadow.shapes} == {"bottle", "polygon"}
+    able = [shadow for shadow in drawn if set(shadow.shapes) <= {"bottle", "polygon"}]
+    assert len(clear) / len(able) == pytest.approx(0.5, abs=0.15)
+    assert all(0 < channel < 1 for shadow in clear for channel in shadow.glass)
+
+
+def test_recipes_from_before_glass_still_load() -> None:
+    values = dataclasses.asdict(shadow_of("pole"))
+    del values["glass"]
+    assert Shadow(**values).glass == (0, 0, 0)
 
 
 def test_lamps_cast_shadows_apart_and_half_shadows_between() -> None:
@@ -237,7 +271,7 @@ def test_lamps_cast_no_trees_and_landscapes_see_no_hands() -> None:
     weights = {"people": 0.3, "trees": 0.3, "fences": 0.3, "objects": 0.1}
     for indoors, scene, never in (
         (1.0, SCENE, {"tree", "dapples", "photographer", "pole", "edge"}),
-        (0.0, landscape, {"hand", "blinds", "window"}),
+        (0.0, landscape, {"hand", "bottle", "blinds", "window"}),
     ):
         sampling = ShadowSampling(**weights, walls=0, dapples=0, relief=0, indoors=indoors, several=0.5)
         drawn = [Shadow.sample(np.random.default_rng(seed), scene, sampling) for seed in range(120)]

@@ -1,4 +1,4 @@
-"""What casts shadows: people, hands, trees, poles, fences, blinds, windows, walls, as polygons on the ground.
+"""What casts shadows: people, hands, trees, poles, bottles, fences, blinds, windows, walls, as polygons on the ground.
 
 Forms are built upright in units of their own height: x across, y from the contact (0) along the shadow (1). `Ground` lays
 them into the frame as a low sun lays a shadow on level ground: turned, sheared, and in perspective. Frame coordinates are
@@ -271,6 +271,23 @@ def polygon(rng: np.random.Generator, size: float, angle: float) -> Cast:
     return Ground.at(rng, rng.normal(0, 0.2, 2) - 0.5 * size * heading, angle, size).lay(forms)
 
 
+def bottle(rng: np.random.Generator, size: float, angle: float) -> Cast:
+    """A bottle or a jar, standing, or held with its neck down."""
+    wide, neck = rng.uniform(0.11, 0.2), rng.uniform(0.035, 0.08)
+    shoulder, top = rng.uniform(0.5, 0.75), rng.uniform(0.78, 0.9)
+    slope = np.linspace(0, np.pi, 8)
+    round_ = np.stack(
+        [neck + (wide - neck) * (0.5 + 0.5 * np.cos(slope)), shoulder + (top - shoulder) * slope / np.pi], 1
+    )
+    lip = neck + rng.uniform(0.0, 0.015)
+    side = np.concatenate([[[wide - 0.03, 0], [wide, 0.03]], round_, [[neck, 0.95], [lip, 0.95], [lip, 1.0]]])
+    outline = np.concatenate([side, side[::-1] * [-1, 1]])
+    if rng.random() < 0.4:
+        outline = [0, 1] + outline * [1, -1]
+    heading = np.array([np.cos(angle), np.sin(angle)])
+    return Ground.at(rng, rng.normal(0, 0.2, 2) - 0.5 * size * heading, angle, size).lay([outline])
+
+
 def railing(rng: np.random.Generator, size: float, angle: float) -> Cast:
     """Posts between two rails, pickets, or a mesh, across the whole frame."""
     count, wide = int(rng.integers(9, 36)), rng.uniform(0.12, 0.5)
@@ -363,6 +380,7 @@ FORMS: dict[str, Callable[[np.random.Generator, float, float], Cast]] = {
     "tree": tree,
     "pole": pole,
     "polygon": polygon,
+    "bottle": bottle,
     "railing": railing,
     "blinds": blinds,
     "window": window,

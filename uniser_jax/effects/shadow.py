@@ -9,7 +9,8 @@
   (6) dappled: 1 - m = product over layers of leaves (1 - leaves * disc)     each gap a pinhole, each spot the sun's image
   (7) m = 0 in the sky, where there is nothing to fall on
   (8) 1 - m = product over casters (1 - m_j)         exact for (5); of two penumbrae the mean over how they may cross
-  (9) J is what surfaces send back; lamps hung into the scene shine by themselves, and are seen whole
+  (9) what lets light through, t of it: d_i (1 - t), and at the rim d_i (1 - t + q t)       glass is seen edge-on there
+ (10) J is what surfaces send back; lamps hung into the scene shine by themselves, and are seen whole
 
 Linear in coverage because an area light is a sum of point lights, and never brighter than J. Colours of ratios do not depend
 on J. Skylight is 0.1-0.25 of daylight under a clear sky, 0.3-0.6 under thin cloud; ranges of what is drawn were set beside
@@ -18,6 +19,7 @@ real pairs, see docs/effects/shadow.md. Sources: Planck's law; Barrow & Tenenbau
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 import cv2
@@ -35,12 +37,15 @@ GROUPS = {  # of casters, which draws weigh
     "dapples": ("dapples",),
     "fences": ("railing", "blinds", "window"),
     "walls": ("edge",),
-    "objects": ("polygon", "pole", "blob"),
+    "objects": ("polygon", "pole", "blob", "bottle"),
     "relief": ("relief",),
 }
 _OUTDOORS = ("tree", "dapples", "photographer", "pole", "edge")  # no lamp of a room casts them
-_INDOORS = ("hand", "blinds", "window")  # too small, or too near, for a landscape
+_INDOORS = ("hand", "bottle", "blinds", "window")  # too small, or too near, for a landscape
 _FROM_BELOW = ("photographer", "hand")  # whoever holds the camera has the sun behind
+_CLEAR = ("bottle", "polygon")  # what may be of glass, or of plastic
+_GLASS = ((0.4, 0.7, 0.5), (0.5, 0.3, 0.12), (0.7, 0.74, 0.69))  # t of bottles: green, amber, clear
+_RIM, _RIM_WIDTH = 0.7, 0.015  # q of (9); sigma as a fraction of the image side
 _RELIEF_SIDE = 128  # relief is smooth
 _SKY = 0.02  # share of a frame; less is none
 _OPEN = 0.1  # share of sky from which on a photograph shows a landscape: no room, and no white wall
@@ -57,13 +62,14 @@ class ShadowSampling:
       dapples: light through a canopy.
       fences: railings, blinds, windows.
       walls: edges of walls and roofs.
-      objects: things with straight sides, poles, blobs.
+      objects: things with straight sides, poles, blobs, bottles.
       relief: the side of things that is turned from the light; where no depth is given, only if nothing else has weight.
       indoors: share of lamps and windows instead of sun and sky; on photographs that show a landscape only if it is 1.
       several: share of shadows of two different casters.
       bend: share of shadows that bend over the scene.
       on_sky: share of shadows in daylight that fall on what may be sky, too, for it may be a white wall; in a
         landscape only if it is 1. Indoors all do.
+      glass: share of bottles and of things with straight sides that let light through.
       penumbra: least and greatest sigma at the contact, fractions of the image side.
 
     Raises:
@@ -81,17 +87,18 @@ class ShadowSampling:
     several: float = 0.2
     bend: float = 0.4
     on_sky: float = 0.2
+    glass: float = 0.25
     penumbra: tuple[float, ...] = (0.002, 0.013)
 
     def __post_init__(self) -> None:
         check_weights("shadow weights", [getattr(self, group) for group in GROUPS])
-        for name in ("indoors", "several", "bend", "on_sky"):
+        for name in ("indoors", "several", "bend", "on_sky", "glass"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"shadow.{name} = {getattr(self, name)}: expected in [0, 1]")
         if len(self.penumbra) != 2 or not 0 < self.penumbra[0] <= self.penumbra[1] <= 1:
             raise ValueError(f"shadow.penumbra = {self.penumbra}: expected (least, greatest), above 0 and at most 1")
 
-    def draw_shape(self, rng: np.random.Generator, misplaced: tuple[str, ...] = ()) -> str:
+    def draw_shape(self, rng: np.random.Generator, misplaced: Sequence[str] = ()) -> str:
         """One of SHAPES, but for misplaced ones if weights leave another."""
         weights = [getattr(self, group) for group in GROUPS]
         for _ in range(64):
@@ -106,7 +113,7 @@ class ShadowLayer:
     """Equation (1) at any strength: each light's matte takes that light's share.
 
     Args:
-      coverage: m_i.
+      coverage: m_i; of glass the rims, too.
       loss: d_i.
       spared: what of the scene shines by itself: a shadow takes light from surfaces only.
     """
@@ -164,6 +171,7 @@ class Shadow:
       bend: how far relief displaces the shadow, as a fraction of the image side.
       on_sky: whether it falls on what may be sky, too.
       seed: of the caster's form and place.
+      glass: t of (9), linear RGB; 0 is opaque.
 
     Raises:
       ValueError: for an unknown shape, or none.
@@ -183,6 +191,7 @@ class Shadow:
     bend: float
     on_sky: bool
     seed: int
+    glass: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
         unknown = [shape for shape in self.shapes if shape not in SHAPES]
@@ -199,9 +208,9 @@ class Shadow:
             share if share == 1 or not landscape else 0 for share in (sampling.indoors, sampling.on_sky)
         )
         indoors, several, bends, on_sky = rng.random(4) < (in_rooms, sampling.several, sampling.bend, on_walls)
-        misplaced = _OUTDOORS if indoors else _INDOORS if landscape else ()
+        misplaced = list(_OUTDOORS if indoors else _INDOORS if landscape else ())
         if scene.depth is None:
-            misplaced += ("relief",)  # brightness knows no outlines: such shading would be stains
+            misplaced.append("relief")  # brightness knows no outlines: such shading would be stains
         shapes = tuple(sampling.draw_shape(rng, misplaced) for _ in range(2 if several else 1))
         lit_from_behind = any(shape in _FROM_BELOW for shape in shapes)
         angle = rng.normal(-np.pi / 2, 0.6) if lit_from_behind else rng.uniform(0, 2 * np.pi)
@@ -217,6 +226,8 @@ class Shadow:
             on_sky=bool(indoors or on_sky),
             seed=int(rng.integers(2**31)),
         )
+        if set(shapes) <= set(_CLEAR) and rng.random() < sampling.glass:
+            drawn = dataclasses.replace(drawn, glass=_glass(rng))
         if "relief" in shapes:  # it lies on whatever is there
             return drawn
         seen = np.sqrt(np.clip(light.luminance(small), 0, 1)) + 1e-3
@@ -242,6 +253,10 @@ class Shadow:
             sky = _sky(small)
             if sky.any():  # nearly all of what may be sky is: (7) is steeper than the guided field
                 whole *= np.minimum(depth.follow_light(np.float32(1.2) - 2 * sky, small, scene.radiance), 1)
+        if any(self.glass):
+            through = np.array(self.glass, np.float32)
+            loss = np.concatenate([loss * (1 - through), _RIM * loss * through])
+            whole = np.concatenate([whole, [_rim(matte) for matte in whole]])
         return ShadowLayer(whole, loss)
 
     def losses(self) -> Float32[np.ndarray, "n c"]:
@@ -353,6 +368,20 @@ def _lamps(rng: np.random.Generator) -> dict:
         "kelvin_sky": float(kelvin * np.exp(rng.normal(0.1, 0.2))),
         "tint": tuple(float(gain) for gain in rng.normal(0, 0.1, 2)),
     }
+
+
+def _glass(rng: np.random.Generator) -> tuple[float, float, float]:
+    """Of a bottle, thin or thick (t to a power: Bouguer 1729), or of coloured plastic."""
+    plastic = rng.random() < 0.2
+    base = rng.uniform(0.1, 0.8, 3) if plastic else np.array(fields.any_of(rng, _GLASS)) ** rng.uniform(0.8, 2.0)
+    red, green, blue = base.tolist()
+    return red, green, blue
+
+
+def _rim(matte: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
+    """The matte near its edge, 0 well within: the edge is where a blur of the matte is a half."""
+    wide = mattes.blur(matte, _RIM_WIDTH * fields.side(matte.shape))
+    return matte * np.minimum(2 - 2 * wide, 1)
 
 
 def _blob(rng: np.random.Generator, shape: tuple[int, int], size: float) -> Float32[np.ndarray, "h w"]:
