@@ -25,6 +25,7 @@ from uniser_jax.effects import fields, light
 from uniser_jax.effects.compiled import compiled
 from uniser_jax.effects.layer import Scene
 from uniser_jax.effects.pane import PaneLayer, fresnel, normal, parallax, several
+from uniser_jax.effects.sources import by_night
 
 Image = Float32[np.ndarray, "h w c"]
 Plane = Float32[np.ndarray, "h w"]
@@ -33,6 +34,7 @@ OCCLUDERS = ("none", "person", "curtain", "dark")
 _GRID = 64  # cells along a side of what is smooth (angles) or only measured (light)
 _VISIBLE, _OVERWHELMING = 0.08, 0.25  # changes of the square root of light, of 5 % and of half of the pixels
 _MOST = 1.0  # of the transmitted light, in the mean
+_BY_NIGHT, _BY_DAY = 2.5, 0.5  # how much more often a room is dark
 _GRAZING = 0.17  # cosine of 80 degrees
 _ANGLES = 256  # at which glass is computed; lines between them are off by 2e-5 at most
 
@@ -48,7 +50,8 @@ class ReflectionSampling:
       double: share of double panes.
       ghost: share of single panes thick enough to show both faces.
       tinted: share of coloured glass.
-      night: share of dark rooms with a few lamps.
+      night: share of dark rooms with a few lamps; half of it behind photographs by day, 2.5 times it behind those by night;
+        1 is always.
       occluded: share partly blocked, by the photographer, a curtain, or something dark.
 
     Raises:
@@ -96,12 +99,13 @@ class Reflection:
       centre: of what is seen of it, x and y in [-1, 1].
       turn: angles of Q: pan, tilt and roll, radians.
       lamps: how many shine in a dark room; 0 is day.
-      lamp_light: their radiance, white of the room is 1.
+      lamp_light: their radiance, white of the photograph is 1, whatever the gain of the room.
       lamp_kelvin: their colour.
       occluder: one of OCCLUDERS.
       cover: share of light that the occluder blocks.
       cloth: its own radiance.
       seed: of the forms of lamps and occluder.
+      dim: light of the room, against what the energy asks for; below 1 where it is dark.
     """
 
     effect: ClassVar[str] = "reflection"
@@ -127,18 +131,22 @@ class Reflection:
     cover: float
     cloth: float
     seed: int
+    dim: float = 1.0
 
     @classmethod
     def sample(
         cls, rng: np.random.Generator, scene: Scene, sampling: ReflectionSampling = ReflectionSampling()
     ) -> Self:
         """Ranges: Kee et al. 2025 (most are sharp); panes of 3 to 10 mm, gaps of 12 to 20, 1 to 3 m away, (4) of `pane`."""
+        dark = sampling.night
+        if dark < 1:
+            dark *= _BY_NIGHT if by_night(_glance(scene)) else _BY_DAY
         yaw, pitch = float(rng.uniform(-1.05, 1.05)), float(rng.uniform(-0.35, 0.35))
         double, thick, tinted, night, occluded, sharp = rng.random(6) < (
             sampling.double,
             sampling.ghost,
             sampling.tinted,
-            sampling.night,
+            dark,
             sampling.occluded,
             sampling.sharp,
         )
@@ -171,6 +179,7 @@ class Reflection:
             cover=float(rng.uniform(0.6, 1)),
             cloth=float(rng.uniform(0, 0.08)),
             seed=int(rng.integers(2**31)),
+            dim=fields.log_uniform(rng, 0.05, 0.3) if night else 1.0,
         )
 
     def render(self, scene: Scene) -> PaneLayer:
@@ -178,7 +187,7 @@ class Reflection:
         shape = scene.radiance.shape[:2]
         grid = tuple(min(_GRID, n) for n in shape)
         near, far, transmission = self.glazing(shape, grid)
-        seen, margin = self._reflected(scene)
+        seen, margin, lamps = self._reflected(scene)
         inside = seen[margin : margin + shape[0], margin : margin + shape[1]]
         some = inside[:: max(1, shape[0] // (4 * _GRID))]  # rows: enough for means over cells
         reflected = cv2.resize(some, grid[::-1], interpolation=cv2.INTER_AREA)
@@ -187,6 +196,8 @@ class Reflection:
         near, far = near * tone, far * tone
         behind = cv2.resize(scene.radiance, grid[::-1]) * transmission
         gain = np.float32(self._gain(light.luminance(reflected * (near + far)), light.luminance(behind)))
+        if lamps is not None:  # they shine as they do: it is the room that the gain is of
+            _shine(seen, lamps, (self.lamp_light / gain * light.black_body(self.lamp_kelvin)).astype(np.float32))
         wide = shape[1], grid[0]  # the loop over pixels enlarges downwards itself
         near, far, through = (
             cv2.resize(field, wide).reshape(grid[0], -1) for field in (gain * near, gain * far, transmission)
@@ -218,17 +229,18 @@ class Reflection:
         root = np.sqrt(np.clip(behind, 0, 1)).ravel()
         light_of = np.maximum(reflected.ravel(), 1e-9)
         total = float(light_of.mean())
-        if total <= 2e-9:
-            return 0.0
-        if self.lamps:  # they clip whatever the gain: it is the room that must be seen
-            total = float(np.minimum(light_of, fields.quantile(light_of, 0.95)).mean())
+        if total <= 2e-9:  # nothing but lamps
+            return 1.0
         visible = fields.quantile((2 * root + _VISIBLE) * _VISIBLE / light_of, 0.05)
         overwhelming = fields.quantile((2 * root + _OVERWHELMING) * _OVERWHELMING / light_of, 0.5)
         mean = max(float(behind.mean()), 1e-4) / total
-        return min(max(min(self.energy, _MOST) * mean, visible), overwhelming)
+        return min(max(min(self.energy, _MOST) * self.dim * mean, visible), overwhelming)
 
-    def _reflected(self, scene: Scene) -> tuple[Image, int]:
-        """S with a margin of so many pixels, wide enough for its second image; drawn smaller where it is out of focus."""
+    def _reflected(self, scene: Scene) -> tuple[Image, int, Plane | None]:
+        """S with a margin of so many pixels, wide enough for its second image; drawn smaller where it is out of focus.
+
+        The lamps of a dark room, if any, apart, in the same frame.
+        """
         shape = scene.radiance.shape[:2]
         side = fields.side(shape)
         sigma, step = self.defocus * side, self.ghost * side
@@ -241,12 +253,16 @@ class Reflection:
         view = self._view(other.shape[:2], tuple(n / factor for n in shape), margin / factor)
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         seen = cv2.warpPerspective(other, view, size[::-1], flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+        lamps = None
         if self.lamps or self.occluder != "none":
-            self._dress(seen, margin // factor, side / factor)
-        seen = fields.blur_reduced(seen, sigma, factor)
-        if factor > 1:
-            seen = cv2.resize(seen, (size[1] * factor, size[0] * factor))
-        return seen, margin
+            lamps = self._dress(seen, margin // factor, side / factor)
+
+        def spread(plane: np.ndarray) -> np.ndarray:
+            """Out of focus, at full size."""
+            soft = fields.blur_reduced(plane, sigma, factor)
+            return cv2.resize(soft, (size[1] * factor, size[0] * factor)) if factor > 1 else soft
+
+        return spread(seen), margin, None if lamps is None else spread(lamps)
 
     def _view(self, source: tuple[int, ...], frame: tuple[float, ...], margin: float) -> Float64[np.ndarray, "3 3"]:
         """Equation (6): from pixels of the frame and its margin to those of the reflected photograph, which fits at zoom 1."""
@@ -259,8 +275,8 @@ class Reflection:
         onto = _shift(middle[1], middle[0]) @ np.diag([-scale if self.mirrored else scale, scale, 1])
         return onto @ turned @ _shift(*((1 - n) / 2 - margin for n in frame[::-1]))
 
-    def _dress(self, seen: Image, margin: int, side: float) -> None:
-        """Lamps, and the occluder over all, in place."""
+    def _dress(self, seen: Image, margin: int, side: float) -> Plane | None:
+        """The occluder, in place, and what of the lamps it leaves."""
         rng = np.random.default_rng(self.seed)
         shape = seen.shape[0] - 2 * margin, seen.shape[1] - 2 * margin
         lamps = np.zeros(shape, np.uint8)
@@ -268,8 +284,9 @@ class Reflection:
             _light_room(rng, lamps, side, self.lamps)
         blocked = np.zeros(shape, np.uint8) if self.occluder == "none" else _FORMS[self.occluder](rng, shape, side)
         lamps, blocked = (cv2.copyMakeBorder(plane, *4 * (margin,), cv2.BORDER_REPLICATE) for plane in (lamps, blocked))
-        shine = (self.lamp_light * light.black_body(self.lamp_kelvin)).astype(np.float32)
-        _dressed(seen, lamps, shine, blocked, self.cover, self.cloth)
+        lit = np.empty(lamps.shape, np.float32)
+        _dressed(seen, lamps, blocked, self.cover, self.cloth, lit)
+        return lit if self.lamps else None
 
 
 @compiled
@@ -297,19 +314,29 @@ def _over_frame(
 def _dressed(
     seen: Image,
     lamps: UInt8[np.ndarray, "h w"],
-    shine: Float32[np.ndarray, "c"],
     blocked: UInt8[np.ndarray, "h w"],
     cover: float,
     cloth: float,
+    lit: Plane,
 ) -> None:
-    """x + lamps, then the occluder over it; in place."""
+    """The occluder over x, in place, and over the lamps."""
     part, hide, own = np.float32(1 / 255), np.float32(cover / 255), np.float32(cloth)
     for i in range(seen.shape[0]):
         for j in range(seen.shape[1]):
-            m, lit = hide * blocked[i, j], part * lamps[i, j]
+            m = hide * blocked[i, j]
+            lit[i, j] = part * lamps[i, j] * (np.float32(1) - m)
             for c in range(3):
-                x = seen[i, j, c] + lit * shine[c]
-                seen[i, j, c] = x + m * (own - x)
+                seen[i, j, c] += m * (own - seen[i, j, c])
+
+
+@compiled
+def _shine(seen: Image, lamps: Plane, shine: Float32[np.ndarray, "c"]) -> None:
+    """x + lamps, in place."""
+    for i in range(seen.shape[0]):
+        for j in range(seen.shape[1]):
+            if lamps[i, j] > 0:
+                for c in range(3):
+                    seen[i, j, c] += lamps[i, j] * shine[c]
 
 
 def _light_room(rng: np.random.Generator, plane: UInt8[np.ndarray, "h w"], side: float, count: int) -> None:
@@ -377,6 +404,12 @@ def _dark(rng: np.random.Generator, shape: tuple[int, int], side: float) -> UInt
 
 
 _FORMS = {"person": _person, "curtain": _curtain, "dark": _dark}
+
+
+def _glance(scene: Scene) -> Image:
+    """A few pixels of the photograph, about 64 a side."""
+    step = max(1, min(scene.radiance.shape[:2]) // 64)
+    return scene.radiance[::step, ::step]
 
 
 def _glass(rng: np.random.Generator, tinted: bool) -> tuple[float, float, float]:
