@@ -17,6 +17,7 @@ from uniser_jax.effects import casters, fields, mattes
 from uniser_jax.effects.compiled import compiled
 
 _TILE, _TILES = 512, 3
+_GLANCE = 48  # pixels; of a smaller image only the mean is of use
 _DISCS = (3, 8, 16)  # radii in pixels of a tile
 
 
@@ -26,7 +27,9 @@ def dapples(rng: np.random.Generator, shape: tuple[int, int]) -> Float32[np.ndar
     zoom, disc = rng.uniform(0.7, 2.2), int(rng.integers(0, 2))
     finer = max(
         1, round(_TILE / (2 * zoom * min(shape)))
-    )  # a small image sees each leaf in few pixels: average, do not skip
+    )  # a small image sees each leaf in few pixels: average, not skip
+    if min(shape) < _GLANCE:
+        finer = min(finer, 3)
     drawn = (shape[0] * finer, shape[1] * finer)
     through: Any = np.ones(drawn, np.float32)
     for layer in range(count):

@@ -407,8 +407,8 @@ _FORMS = {"person": _person, "curtain": _curtain, "dark": _dark}
 
 
 def _glance(scene: Scene) -> Image:
-    """A few pixels of the photograph, about 64 a side."""
-    step = max(1, min(scene.radiance.shape[:2]) // 64)
+    """A few pixels of the photograph, about 36 a side."""
+    step = max(1, min(scene.radiance.shape[:2]) // 36)
     return scene.radiance[::step, ::step]
 
 
