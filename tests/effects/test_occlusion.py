@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from uniser_jax.effects import edit, fields
+from uniser_jax.effects import edit, fields, occlusion
 from uniser_jax.effects.edit import EditSampling, Recipe, Rendering
 from uniser_jax.effects.gallery import square
 from uniser_jax.effects.layer import Scene
@@ -126,6 +126,19 @@ def test_forms_cover_the_area_asked_for(form: str, area: float) -> None:
     assert least * area < np.mean(covered) < 1.3 * area
     if form == "blob":
         np.testing.assert_allclose(covered, area, atol=0.04)
+
+
+def test_polygons_have_corners_at_uneven_angles(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(occlusion, "_fill", lambda canvas, outline: drawn.append(outline))
+    monkeypatch.setattr(occlusion, "_place", lambda rng, canvas: 0)
+    for seed in range(20):
+        occlusion._polygon(np.random.default_rng(seed), None, 1.0)
+    for outline in drawn:
+        angle = np.sort(np.arctan2(*outline.T))
+        steps = np.diff([*angle, angle[0] + 2 * np.pi]) * len(angle) / (2 * np.pi)
+        assert steps.min() > 0.25
+        assert steps.std() > 0.05
 
 
 @pytest.mark.parametrize("softness", [0.0, 0.04])

@@ -273,9 +273,9 @@ def _ellipse(rng: np.random.Generator, canvas: Canvas, area: float) -> None:
 
 def _polygon(rng: np.random.Generator, canvas: Canvas, area: float) -> None:
     """Corners at sorted angles, scaled to the area by the shoelace formula."""
-    angle = (np.arange(int(rng.integers(3, 9))) + rng.uniform(-0.35, 0.35)) * 2 * np.pi
-    angle = angle / len(angle) + rng.uniform(0, 2 * np.pi)
-    outline = rng.uniform(0.4, 1, len(angle))[:, None] * np.stack([np.cos(angle), np.sin(angle)], -1)
+    n = int(rng.integers(3, 9))
+    angle = 2 * np.pi * ((np.arange(n) + rng.uniform(-0.35, 0.35, n)) / n + rng.random())
+    outline = rng.uniform(0.4, 1, n)[:, None] * np.stack([np.cos(angle), np.sin(angle)], -1)
     x, y = outline.T
     own = abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
     _fill(canvas, _place(rng, canvas) + outline * np.sqrt(area / own))
