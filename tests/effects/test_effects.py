@@ -418,6 +418,14 @@ def test_black_bodies_run_from_red_to_blue() -> None:
     assert cold[0] < 1 < cold[2]
 
 
+@pytest.mark.parametrize(("kelvin", "red", "blue"), [(2_700, 2.23, 0.22), (3_200, 1.81, 0.36), (9_000, 0.86, 1.29)])
+def test_black_bodies_have_the_colours_of_the_standard_observer(kelvin: float, red: float, blue: float) -> None:
+    """Red and blue over green, white at 6,500 K. Three wavelengths in place of a spectrum make 2,700 K 1.73 and 0.36."""
+    np.testing.assert_allclose(light.black_body(kelvin), (red, 1, blue), atol=0.006)
+    assert light.black_body(1_600)[2] == np.float32(0.02)  # out of gamut
+    np.testing.assert_allclose(light._xyz(2_856)[[0, 2]] / light._xyz(2_856)[1], (1.0985, 0.3558), rtol=0.006)  # CIE A
+
+
 def test_picks_are_as_likely_as_their_weights() -> None:
     rng, weights = np.random.default_rng(0), (0.0, 3.0, 1.0, 0.0, 2.0)
     counts = np.bincount([fields.pick(rng, weights) for _ in range(6_000)], minlength=5)
