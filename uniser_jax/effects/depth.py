@@ -22,6 +22,10 @@ SIDE = 96  # at most, of the grid of a square photograph; above 48 for all but t
 _RED, _GREEN, _BLUE = np.float32(0.2126), np.float32(0.7152), np.float32(0.0722)
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _PALE = 0.75  # more of a frame is no pale sky
+_SPAN = np.float32(1e-3)  # of depths; one of less is the same everywhere, as where sky fills the frame
+
+
+Signs = tuple[Field, Field, Field]  # see `signs`
 
 
 class Sketch(NamedTuple):
@@ -153,19 +157,22 @@ def _along_depth(slope: kernels.Plane, start: kernels.Plane, depth: kernels.Plan
     return out
 
 
-def sketch(rng: np.random.Generator, small: Float32[np.ndarray, "h w c"], horizon: float) -> Sketch:
+def sketch(
+    rng: np.random.Generator, small: Float32[np.ndarray, "h w c"], horizon: float, found: Signs | None = None
+) -> Sketch:
     """A plausible depth: ground under a sky, a slope, or an alley; things that stand in it; what the photograph gives away.
 
     Args:
       rng: source of the scene.
       small: the photograph, linear, on its grid.
       horizon: where the horizon is, if the photograph shows no sky.
+      found: the `signs` of it, where they are known already.
     """
     noise = fields.fractal_noise(rng, small.shape[:2], 0.5, 4)
     count = int(rng.integers(0, 5))
     scene, tilt, standing = rng.random(8), 0.05 * rng.standard_normal(), rng.random((count, 4))
     outlines = rng.random((count, 24), np.float32) + 0.5 * rng.random((count, 24), np.float32)
-    return Sketch(*_sketched(*signs(small), noise, scene, tilt, standing, outlines, horizon))
+    return Sketch(*_sketched(*(found or signs(small)), noise, scene, tilt, standing, outlines, horizon))
 
 
 @compiled
@@ -203,8 +210,11 @@ def _sketched(
         _stand(d, detail, feet[k], standing[k, 1:], outlines[k])
     if seen:
         d = np.maximum(d, above * d.max())
-    low = d.min()
-    return (d - low) / max(d.max() - low, np.float32(1e-6)), horizon
+    low, high = d.min(), d.max()
+    if high - low < _SPAN:
+        d[:] = _ONE
+        return d, horizon
+    return (d - low) / (high - low), horizon
 
 
 @compiled
@@ -230,7 +240,7 @@ def _stand(
 
 
 @compiled
-def signs(small: Float32[np.ndarray, "h w c"]) -> tuple[Field, Field, Field]:
+def signs(small: Float32[np.ndarray, "h w c"]) -> Signs:
     """What a photograph itself says of depth.
 
     Args:
