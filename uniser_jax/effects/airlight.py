@@ -5,7 +5,7 @@
 (3) p = ((1 - g)^2 / (1 + g^2 - 2 g cos(angle)))^1.5         Henyey & Greenstein 1941, 1 towards the sun; g = 0.8
     cos(angle) = u . v / (|u| |v|)                           u, v: rays (x, y, 1) to pixel and sun, about the middle
 (4) K: three Gaussians, sum 1                                in place of the point spread of air (Narasimhan & Nayar 2003)
-(5) k = 1 / (1 + (r / r0)^2), near and wide                  light falls off as the square
+(5) k = 1 / (1 + (r / r0)^2), near and wide                  light falls off as the square: 2.5 radii of the glass, and 0.3
 
 Nothing shines that has no source: the sky L, the sun, bright places of the photograph, lamps. L carries the medium's albedo.
 """
@@ -24,21 +24,27 @@ Lamp = tuple[float, float, float, float, float]  # x, y, kelvin, power, size; pl
 _ASYMMETRY = 0.8  # g of (3)
 _GLOW = ((0.5, 0.03), (0.3, 0.08), (0.2, 0.2))  # of (4): weights, and sigmas as fractions of the image side
 _SOURCE = 0.9  # light above which a pixel is a source
+_ONE, _HALF = np.float32(1), np.float32(0.5)
+SHOWN = 0.02  # share of the frame from which on a photograph shows its sky
 _SHOULDER = np.float32(2)  # how much less of the night's light comes from what was bright by day, as the sky
 FIELD_OF_VIEW = 1.0  # of an image side, twice the tangent of half the angle: 53 degrees
 
 
 def veil(
-    small: Float32[np.ndarray, "h w c"], luminance: float, kelvin: float, tint: float, sky: float
+    small: Float32[np.ndarray, "h w c"], above: Field, luminance: float, kelvin: float, tint: float, sky: float
 ) -> Float32[np.ndarray, "c"]:
-    """Equation (1): its arguments are those of haze.Haze; `small` is the photograph on its grid."""
+    """Equation (1): its arguments are those of haze.Haze; `small` is the photograph on its grid, `above` where sky may be."""
     colour = light.black_body(kelvin) * np.array([1, 2**tint, 1], np.float32)
-    above = depth.signs(small)[0] if sky else np.zeros(1, np.float32)
-    if above.sum() > 0.02 * above.size:
-        own = np.array(cv2.mean(np.minimum(small, 1), (above > 0.5).astype(np.uint8))[:3], np.float32)
-        own = np.clip(own / max(float(own @ light.LUMINANCE), 1e-3), 0.6, 1.6)
+    if sky and above.mean() > SHOWN:
+        own = own_sky(small, above)
+        own = np.clip(own / max(float(own @ light.LUMINANCE), 1e-3), 0.6, 1.3)  # the horizon is paler than the zenith
         colour = (1 - sky) * colour / float(colour @ light.LUMINANCE) + sky * own
     return (luminance * colour / float(colour @ light.LUMINANCE)).astype(np.float32)
+
+
+def own_sky(small: Float32[np.ndarray, "h w c"], above: Field) -> Float32[np.ndarray, "c"]:
+    """Mean light of the sky of a photograph, white at 1; `above`: see depth.signs."""
+    return np.array(cv2.mean(np.minimum(small, 1), (above > 0.5).astype(np.uint8))[:3], np.float32)
 
 
 def field(
@@ -60,11 +66,9 @@ def field(
     if sun:
         x, y, strength = sun
         lit *= (1 + np.float32(strength) * _phase(_cosine((h, w), x, y)))[..., None]
-    for x, y, kelvin, power, size in lamps:
-        r2 = _squared_distance((h, w), x, y)
-        halo = np.float32(0.4 * power) / (1 + r2 / np.float32((6 * size + 0.02) ** 2))
-        halo += np.float32(0.06 * power) / (1 + r2 / np.float32(0.3**2))
-        lit += halo[..., None] * light.black_body(kelvin)
+    if lamps:
+        near = [_lamplight(lamp, 2.5 * lamp[-1] + 0.004, 1.0) for lamp in lamps]
+        _shine(lit, np.array(near + [_lamplight(lamp, 0.3, 0.015) for lamp in lamps]))
     if shines:
         for weight, sigma in _GLOW:
             lit += np.float32(glow * weight) * fields.blur(sources, sigma * fields.side((h, w)))
@@ -75,10 +79,9 @@ def night(radiance: Float32[np.ndarray, "h w c"], dark: float, lamps: tuple[Lamp
     """What the night adds to the scene by day, mostly less than nothing: darkness, and the light that lamps cast."""
     h, w = (max(2, round(n / depth.cell(radiance.shape[:2]))) for n in radiance.shape[:2])
     lit = np.broadcast_to(np.float32(dark) * light.black_body(9_000), (h, w, 3)).copy()
-    for x, y, kelvin, power, size in lamps:
-        near = np.float32(0.25 * power) / (1 + _squared_distance((h, w), x, y) / np.float32((0.1 + 8 * size) ** 2))
-        lit += near[..., None] * light.black_body(kelvin)
-    return _relit(radiance, fields.widen(lit, radiance.shape))
+    if lamps:
+        _shine(lit, np.array([_lamplight(lamp, 0.1 + 8 * lamp[-1], 0.25) for lamp in lamps]))
+    return _relit(np.ascontiguousarray(radiance), fields.widen(lit, radiance.shape))
 
 
 def glass(shape: tuple[int, ...], lamp: Lamp) -> Shine:
@@ -94,6 +97,34 @@ def glass(shape: tuple[int, ...], lamp: Lamp) -> Shine:
     return Shine(top, left, (np.float32(4 * power) * disc.astype(np.float32))[..., None] * light.black_body(kelvin))
 
 
+def _lamplight(lamp: Lamp, reach: float, share: float) -> Float32[np.ndarray, "6"]:
+    """A lamp as `_shine` takes it: x, y, r0 of (5), and a share of its light."""
+    x, y, kelvin, power, _ = lamp
+    red, green, blue = (share * power * light.black_body(kelvin)).tolist()
+    return np.array((x, y, reach, red, green, blue), np.float32)
+
+
+@compiled
+def _shine(lit: kernels.Image, lamps: Float32[np.ndarray, "n 6"]) -> None:
+    """Adds (5) of each lamp; lengths are in image sides."""
+    h, w = lit.shape[:2]
+    near = np.empty(w, np.float32)
+    for n in range(len(lamps)):
+        x, y, fall = (
+            lamps[n, 0] * np.float32(w),
+            lamps[n, 1] * np.float32(h),
+            _ONE / (lamps[n, 2] ** 2 * np.float32(h * w)),
+        )
+        for i in range(h):
+            row, down = lit[i].reshape(-1), (np.float32(i) + _HALF - y) ** 2
+            for j in range(w):
+                near[j] = _ONE / (_ONE + fall * ((np.float32(j) + _HALF - x) ** 2 + down))
+            for j in range(w):
+                row[3 * j] += near[j] * lamps[n, 3]
+                row[3 * j + 1] += near[j] * lamps[n, 4]
+                row[3 * j + 2] += near[j] * lamps[n, 5]
+
+
 @compiled
 def _relit(radiance: kernels.Image, lit: kernels.Image) -> kernels.Image:
     """The scene in another light, less the scene.
@@ -102,28 +133,22 @@ def _relit(radiance: kernels.Image, lit: kernels.Image) -> kernels.Image:
     sky would do more, and leave a rim of day along every roof.
     """
     h, w = radiance.shape[:2]
-    out = np.empty((h, w, 3), np.float32)
+    out, left, lights = np.empty((h, 3 * w), np.float32), np.empty(3 * w, np.float32), lit.reshape(len(lit), 3 * w)
     for i in range(h):
         k, below, a = kernels.between_rows(i, h, len(lit))
+        scene, seen, here, next_here = radiance[i].reshape(-1), out[i], lights[k], lights[below]
         for j in range(w):
-            y = min(
-                (radiance[i, j, 0] + np.float32(2) * radiance[i, j, 1] + radiance[i, j, 2]) / np.float32(4),
-                np.float32(1),
-            )
-            left = np.float32(1) / (np.float32(1) + _SHOULDER * y)
-            for c in range(3):
-                value = radiance[i, j, c]
-                gain = left * (lit[k, j, c] + a * (lit[below, j, c] - lit[k, j, c]))
-                out[i, j, c] = min(value, np.float32(1)) * gain - value
-    return out
-
-
-def _squared_distance(shape: tuple[int, int], x: float, y: float) -> Field:
-    """From a place given in fractions of the image, in image sides."""
-    h, w = shape
-    across = (np.arange(w, dtype=np.float32) + 0.5 - np.float32(x * w)) / np.float32(fields.side(shape))
-    down = (np.arange(h, dtype=np.float32) + 0.5 - np.float32(y * h)) / np.float32(fields.side(shape))
-    return across[None] ** 2 + down[:, None] ** 2
+            y = (scene[3 * j] + np.float32(2) * scene[3 * j + 1] + scene[3 * j + 2]) * np.float32(0.25)
+            y = y if y < _ONE else _ONE  # not min: this vectorises
+            share = _ONE / (_ONE + _SHOULDER * y)
+            left[3 * j] = share
+            left[3 * j + 1] = share
+            left[3 * j + 2] = share
+        for n in range(3 * w):
+            value = scene[n]
+            held = value if value < _ONE else _ONE
+            seen[n] = held * (left[n] * (here[n] + a * (next_here[n] - here[n]))) - value
+    return out.reshape(h, w, 3)
 
 
 def _cosine(shape: tuple[int, int], x: float, y: float) -> Field:

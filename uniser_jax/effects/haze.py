@@ -12,21 +12,26 @@ target; only the medium is removed.
 """
 
 import dataclasses
+import math
 from typing import ClassVar, NamedTuple, Self
 
 import cv2
 import numpy as np
 from jaxtyping import Float32
 
-from uniser_jax.effects import airlight, depth, fields, haze_presets, light
+from uniser_jax.effects import airlight, depth, fields, haze_presets, kernels, light
 from uniser_jax.effects.airlight import Lamp
+from uniser_jax.effects.compiled import compiled
 from uniser_jax.effects.fields import Field
 from uniser_jax.effects.haze_presets import UniserLayer
-from uniser_jax.effects.layer import Scene, Shine, mean_light
+from uniser_jax.effects.layer import Scene, Shine
 from uniser_jax.effects.medium import MediumLayer
 from uniser_jax.errors import check_weights
 
 KINDS = ("fog", "haze", "smoke", "dust", "night")
+_NIGHT = 0.07  # luminance of a dark place in a photograph, as in `sources`
+_NIGHTS = 4  # how much more often a photograph of a night is one of haze by night
+_INDOORS, _SMOKY = 0.4, 2  # how much more often fog, haze and dust are drawn where no sky is seen, and smoke
 _PLUME = 96  # side of the grid that plumes are drawn on; they have no sharper edges
 
 Range = tuple[float, float]
@@ -64,18 +69,18 @@ _RANGES = {
         height=(0.3, 3),
         angstrom=(0.4, 1.5),
         luminance=(0.4, 0.95),
-        kelvin=(5_500, 12_000),
+        kelvin=(5_000, 8_500),
         mix=(0, 0.25),
         sharpness=(0, 0.2),
         forward=(0.2, 0.5),
     ),
-    "smoke": _Ranges(  # finer still; patches that hide near and far alike
+    "smoke": _Ranges(  # finer still, white, bluish or brown; patches that hide near and far alike
         optical_depth=(1.5, 6),
         depth_power=(0, 0.6),
         height=(0.5, 3),
         angstrom=(0.4, 1.6),
         luminance=(0.2, 0.85),
-        kelvin=(6_000, 14_000),
+        kelvin=(4_200, 9_000),
         mix=(0.4, 0.9),
         sharpness=(0, 0.8),
         forward=(0.2, 0.5),
@@ -214,7 +219,8 @@ class Haze:
         """Visibilities from kilometres to a dense tail (as in RESIDE, NH-HAZE, Dense-HAZE); every draw can be seen."""
         if rng.random() < sampling.uniser:
             return cls._sample_uniser(rng, sampling)
-        kind = KINDS[fields.pick(rng, sampling.weights())]
+        look = _Look.at(scene)
+        kind = KINDS[fields.pick(rng, look.weights(sampling))]
         ranges = _RANGES[kind]
         dense, falls, coloured, sunny, glows, scatters, patchy = (
             rng.random(7) < (sampling.dense, 0.5, sampling.sky, sampling.sun, sampling.glow, sampling.scatter, 0.5)
@@ -226,15 +232,17 @@ class Haze:
         reach = (
             (high, max(high, sampling.dense_depth)) if dense and power > 0.5 and not night else (low, high)
         )  # or all is lost
+        optical_depth = fields.log_uniform(rng, *reach)
+        luminance = rng.uniform(*ranges.luminance)
         return cls(
             kind=kind,
             seed=int(rng.integers(2**31)),
-            optical_depth=fields.log_uniform(rng, *reach),
+            optical_depth=optical_depth,
             depth_power=power,
             height=fields.log_uniform(rng, *ranges.height) if falls else 0.0,
             horizon=rng.uniform(0.15, 0.6),
             angstrom=rng.uniform(*ranges.angstrom),
-            luminance=rng.uniform(*ranges.luminance),
+            luminance=luminance if night else look.veil(rng, kind, luminance, coloured),
             kelvin=1 / rng.uniform(1 / cold, 1 / warm),  # even in mired, as eyes are
             tint=rng.normal(0, 0.04),
             sky=rng.uniform(0.3, 1) if coloured and kind in ("fog", "haze") else 0.0,
@@ -244,10 +252,10 @@ class Haze:
             sharpness=rng.uniform(*ranges.sharpness),
             forward=rng.uniform(*ranges.forward) if scatters or night else 0.0,
             spread=fields.log_uniform(rng, 0.006, 0.025),
-            sun=_sample_sun(rng) if sunny and not night else (),
+            sun=_sample_sun(rng, look.above, optical_depth) if sunny and not night else (),
             glow=rng.uniform(0.3, 1) if glows or night else 0.0,
             lamps=_sample_lamps(rng) if night else (),
-            dark=_sample_dark(rng, scene) if night else 1.0,
+            dark=_sample_dark(rng, look.mean) if night else 1.0,
         )
 
     @classmethod
@@ -272,9 +280,10 @@ class Haze:
             return self._render_uniser(rng, scene, small)
         if self.kind not in KINDS:
             raise ValueError(f"haze kind {self.kind!r} is unknown; known: {', '.join(KINDS)}, uniser")
-        tau = self._optical_depth(rng, scene, small)
+        found = depth.signs(small)
+        tau = self._optical_depth(rng, scene, small, found)
         spectrum = (light.WAVELENGTHS / light.WAVELENGTHS[1]) ** -self.angstrom  # (5)
-        veil = airlight.veil(small, self.luminance, self.kelvin, self.tint, self.sky)
+        veil = airlight.veil(small, found[0], self.luminance, self.kelvin, self.tint, self.sky)
         night = self.night(scene)
         if night is not None:  # what glows is what shines by night
             small = small + depth.reduce(night.light, depth.cell(scene.radiance.shape[:2]))
@@ -302,11 +311,11 @@ class Haze:
         return haze_presets.render(self.preset, d, self.seed, self.mix)
 
     def _optical_depth(
-        self, rng: np.random.Generator, scene: Scene, small: Float32[np.ndarray, "h w c"]
+        self, rng: np.random.Generator, scene: Scene, small: Float32[np.ndarray, "h w c"], found: depth.Signs
     ) -> Float32[np.ndarray, "H W"]:
         """Equation (2): the path on the grid, then at full size along the edges of the photograph, or of its depth."""
         if scene.depth is None:
-            d, horizon = depth.sketch(rng, small, self.horizon)
+            d, horizon = depth.sketch(rng, small, self.horizon, found)
         else:
             d, horizon = depth.reduce(scene.depth, depth.cell(scene.depth.shape)), self.horizon
         path = np.float32(self.optical_depth) * self._path(d, horizon)
@@ -330,22 +339,123 @@ class Haze:
         return path * (1 - cv2.exp(-q)) / q
 
     def _plume(self, rng: np.random.Generator, shape: tuple[int, int]) -> Field:
-        """The plume of (4): noise, carried along the curl of another noise, then cut at a height that leaves `coverage`."""
+        """The plume of (4): noise, carried along the curl of another noise, then cut at a height that leaves `coverage`.
+
+        Noise lies along its lattice, so that is turned; and drawn finer, for the frame must fit into it.
+        """
         size = min(_PLUME, fields.side(shape))  # of a grid of its own
         h, w = (max(2, round(n * size / fields.side(shape))) for n in shape)
-        noise = fields.fractal_noise(rng, (h, w), self.scale, 6, 0.6)
+        angle = rng.uniform(0, np.pi / 2)
+        right, down = (f(angle) / (math.cos(angle) + math.sin(angle)) for f in (math.cos, math.sin))
+        noise = fields.fractal_noise(rng, (h, w), self.scale * math.hypot(right, down), 6, 0.6)
         stream = fields.fractal_noise(rng, (h, w), 0.6 * self.scale, 4, 0.35)
-        reach = 0.03 * self.scale**2 * size**2 / 8  # the curl is per pixel, and 8 the gain of the derivative
-        x = np.arange(w, dtype=np.float32)[None] + cv2.Sobel(stream, cv2.CV_32F, 0, 1, scale=reach)
-        y = np.arange(h, dtype=np.float32)[:, None] - cv2.Sobel(stream, cv2.CV_32F, 1, 0, scale=reach)
+        reach = 0.015 * self.scale**2 * size**2  # the curl is per pixel, and 2 the gain of the difference
+        x, y = _carried(stream, np.float32(reach), np.float32(right), np.float32(down))
         noise = cv2.remap(noise, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
         cut = fields.quantile(noise[::4, ::4], 1 - self.coverage)
         half = 0.5 * (1 - self.sharpness) + 0.04
-        return fields.smoothstep(noise, cut - 0.5 * half, cut + half) * (np.float32(0.4) + np.float32(0.6) * noise)
+        return _cut_out(noise, np.float32(cut - 0.5 * half), np.float32(1.5 * half))
 
 
-def _sample_sun(rng: np.random.Generator) -> tuple[float, ...]:
-    return float(rng.uniform(-0.3, 1.3)), float(rng.uniform(-0.3, 0.45)), float(np.exp(rng.uniform(-1, 0.5)))
+@compiled
+def _carried(stream: Field, reach: np.float32, right: np.float32, down: np.float32) -> tuple[Field, Field]:
+    """Where what each pixel shows comes from: moved along the curl of a stream, turned about the middle, and brought nearer."""
+    h, w = stream.shape
+    x, y = np.empty((h, w), np.float32), np.empty((h, w), np.float32)
+    middle, centre = np.float32(0.5 * (w - 1)), np.float32(0.5 * (h - 1))
+    for i in range(h):
+        above, below = stream[max(i - 1, 0)], stream[min(i + 1, h - 1)]
+        for j in range(w):
+            across = np.float32(j) - middle + reach * (below[j] - above[j])
+            along = np.float32(i) - centre - reach * (stream[i, min(j + 1, w - 1)] - stream[i, max(j - 1, 0)])
+            x[i, j] = middle + right * across - down * along
+            y[i, j] = centre + down * across + right * along
+    return x, y
+
+
+@compiled
+def _cut_out(noise: Field, low: np.float32, width: np.float32) -> Field:
+    """Noise above a height, its edge a cubic of this width, thicker where it is higher."""
+    out = np.empty(noise.shape, np.float32)
+    for i in range(noise.shape[0]):
+        for j in range(noise.shape[1]):
+            u = min(max((noise[i, j] - low) / width, np.float32(0)), np.float32(1))
+            out[i, j] = u * u * (np.float32(3) - np.float32(2) * u) * (np.float32(0.4) + np.float32(0.6) * noise[i, j])
+    return out
+
+
+class _Look(NamedTuple):
+    """What a photograph is like; luminances are linear, white at 1.
+
+    Args:
+      dark: share of it that is as dark as a night.
+      mean: luminance.
+      sky: mean luminance of its sky; 0 where it shows none.
+      above: where sky may be, on a grid.
+      luminance: on that grid.
+    """
+
+    dark: float
+    mean: float
+    sky: float
+    above: Field
+    luminance: Field
+
+    @classmethod
+    def at(cls, scene: Scene) -> Self:
+        """A few pixels of a photograph, about 24 a side."""
+        step = max(1, min(scene.radiance.shape[:2]) // 24)
+        small = np.ascontiguousarray(scene.radiance[step // 2 :: step, step // 2 :: step])
+        above = depth.signs(small)[0]
+        return cls(*_looked(small, above), above, light.luminance(small))
+
+    def weights(self, sampling: HazeSampling) -> tuple[float, ...]:
+        """Of the kinds: haze of a night is for a photograph of one, and where no sky is seen smoke is likelier than fog."""
+        fog, haze, smoke, dust, night = sampling.weights()
+        if self.dark > 0.5:
+            night *= _NIGHTS
+        if not self.sky:
+            fog, haze, smoke, dust = _INDOORS * fog, _INDOORS * haze, _SMOKY * smoke, _INDOORS * dust
+        return fog, haze, smoke, dust, night
+
+    def veil(self, rng: np.random.Generator, kind: str, luminance: float, coloured: bool) -> float:
+        """L by day, of one drawn freely: no more than the light that falls on the scene allows.
+
+        In fog and haze the horizon is the airlight (Koschmieder 1924): no sky is brighter. A deep blue one is darker than its
+        own horizon.
+        """
+        bright = min(1.0, fields.quantile(self.luminance, 0.95))
+        luminance = min(luminance, max(1.5 * bright, 0.05))
+        if kind not in ("fog", "haze") or not self.sky:
+            return luminance
+        return max(self.sky, 0.6 * bright) * rng.uniform(0.85, 1.1) if coloured else max(luminance, self.sky)
+
+
+@compiled
+def _looked(small: kernels.Image, above: Field) -> tuple[float, float, float]:
+    """`dark`, `mean` and `sky` of a look."""
+    dark, total, sky, shown, share = 0, 0.0, 0.0, 0, 0.0
+    for i in range(small.shape[0]):
+        for j in range(small.shape[1]):
+            y = 0.0
+            for c in range(3):
+                y += light.LUMINANCE[c] * min(small[i, j, c], np.float32(1))
+            dark += y < _NIGHT
+            total += y
+            share += above[i, j]
+            if above[i, j] > np.float32(0.5):
+                sky += y
+                shown += 1
+    return dark / above.size, total / above.size, sky / shown if shown and share > airlight.SHOWN * above.size else 0.0
+
+
+def _sample_sun(rng: np.random.Generator, above: Field, optical_depth: float) -> tuple[float, ...]:
+    """In the sky or out of frame; the denser the medium, the wider and weaker what is left of its aureole."""
+    x, y, strength = float(rng.uniform(-0.3, 1.3)), float(rng.uniform(-0.3, 0.45)), np.exp(rng.uniform(-1, 0.5))
+    h, w = above.shape
+    if 0 <= x < 1 and 0 <= y < 1 and above[int(y * h), int(x * w)] < 0.5:
+        y = -0.2
+    return x, y, float(strength * np.exp(-optical_depth / 4))
 
 
 def _sample_lamps(rng: np.random.Generator) -> tuple[Lamp, ...]:
@@ -363,6 +473,6 @@ def _sample_lamps(rng: np.random.Generator) -> tuple[Lamp, ...]:
     )
 
 
-def _sample_dark(rng: np.random.Generator, scene: Scene) -> float:
+def _sample_dark(rng: np.random.Generator, mean: float) -> float:
     """The gain that takes a photograph to the light of a night, 1 if it was taken in one."""
-    return float(min(1.0, fields.log_uniform(rng, 0.003, 0.05) / max(mean_light(scene.radiance), 1e-3)))
+    return float(min(1.0, fields.log_uniform(rng, 0.003, 0.05) / max(mean, 1e-3)))
