@@ -1,5 +1,6 @@
 """What is saved is what comes back, or the damage is named."""
 
+import asyncio
 import functools
 import gc
 import json
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from orbax.checkpoint._src.path import temporary_paths
 
 from tests import processes
 from uniser_jax import config as schema
@@ -306,6 +308,20 @@ def test_what_a_killed_save_left_goes_when_training_goes_on(run: pathlib.Path) -
     with Checkpoints(run, training=True) as checkpoints:
         assert checkpoints.save(10, state_at(10), CONFIG, force=True)
         assert not half.exists()
+
+
+def test_what_was_left_is_gone_when_a_run_ends_that_saved_nothing(run: pathlib.Path, monkeypatch) -> None:
+    half, cleanup = run / "checkpoints/8.orbax-checkpoint-tmp", temporary_paths.cleanup_temporary_paths
+    shutil.copytree(run / "checkpoints/6", half)
+
+    async def late(*given, **options) -> None:
+        await asyncio.sleep(0.5)
+        await cleanup(*given, **options)
+
+    monkeypatch.setattr(temporary_paths, "cleanup_temporary_paths", late)
+    with pytest.raises(ValueError, match="no such base"), Checkpoints(run, training=True):
+        raise ValueError("no such base")
+    assert not half.exists()
 
 
 def test_a_write_that_fails_later_is_no_mistake_of_the_caller(run: pathlib.Path, monkeypatch) -> None:

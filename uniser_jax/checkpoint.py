@@ -374,6 +374,12 @@ class _Manager(ocp.CheckpointManager):
             )
             return None
 
+    def close(self) -> None:
+        """Waits for the removal of what is half-written, too, which only a save waits for: Python's end would break it off."""
+        with contextlib.suppress(OSError):  # a save says it
+            self._maybe_await_cleanup_tmp_directory()
+        super().close()
+
 
 def write_base(
     workdir: str | pathlib.Path, items: Mapping[str, Any], slices: Iterable[Slice], record: Mapping[str, Any]
