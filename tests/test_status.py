@@ -83,6 +83,44 @@ def test_a_manifest_that_cannot_be_read_is_passed_over_and_the_checkpoint_asked(
     assert status.finished(run)
 
 
+def test_how_a_run_ended_is_told_until_it_goes_on(tmp_path) -> None:
+    run = make_run(tmp_path / "run")
+    for failed, state in ((False, "stopped"), (True, "failed")):
+        status.end(run, failed)
+        assert (status.ended(run), status.read(run, NOW).state) == (state, state)
+    assert status.table([status.read(run, NOW)]).splitlines()[1].split()[7] == "-"  # no time is left
+    (run / "ended").write_bytes(b"\xff")  # damaged
+    assert status.read(run, NOW).state == "running"
+    status.begin(run)
+    assert status.read(run, NOW).state == "running"
+    status.end(make_run(tmp_path / "whole", checkpoint=100), failed=True)
+    assert status.read(tmp_path / "whole", NOW).state == "finished"
+    (tmp_path / "early").mkdir()
+    status.end(tmp_path / "early", failed=True)  # before it wrote a manifest
+    assert status.read(tmp_path / "early").state == "failed"
+    assert status.runs_in(tmp_path) == [tmp_path / "early", run, tmp_path / "whole"]
+    status.end(tmp_path / "missing", failed=True)
+    assert not (tmp_path / "missing").exists()
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path, capsys) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").touch()
+    record = tmp_path / "base/checkpoints/0/record"
+    record.mkdir(parents=True)
+    (record / "metadata").write_text(json.dumps({"base": {"params": {}}}))
+    told = {"photos": "no run in '{}': expected a run folder, or", "base": "'{}' is a converted base, for config.model"}
+    for name, text in told.items():
+        assert status.main([str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("uniser status: " + text.format(tmp_path / name))
+        assert error.count("\n") == 1
+    (tmp_path / "sweep.jsonl").write_text('{"run": "photos"}\n')  # a sweep lists it
+    assert status.runs_in(tmp_path / "photos") == [tmp_path / "photos"]
+    (tmp_path / "started/checkpoints").mkdir(parents=True)  # by nobody's launcher, and compiles
+    assert status.read(status.runs_in(tmp_path / "started")[0]).state == "new"
+
+
 def test_long_logs_are_read_from_their_end(tmp_path) -> None:
     run = make_run(tmp_path / "run", lines=20_000)
     assert status.read(run, NOW).step == 200_000

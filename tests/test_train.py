@@ -139,8 +139,16 @@ def test_a_run_starts_with_the_average_of_another_and_needs_it_no_more(
 )
 def test_a_run_that_cannot_be_started_with_is_one_line(run: pathlib.Path, tmp_path, of, settings, message) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        train.train(config_of(*settings, f"--config.init_from={run.with_name(of)}"), tmp_path)
+        train.train(config_of(*settings, f"--config.init_from={run.with_name(of)}"), tmp_path / "new")
     assert "\n" not in str(caught.value)
+    assert (tmp_path / "new").exists() == (of == "whole")  # a folder is made last
+    assert status.ended(tmp_path / "new") == ("failed" if of == "whole" else None)
+
+
+def test_a_base_that_is_not_there_is_one_line_and_leaves_no_folder(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="nowhere' is no converted base"):
+        train.train(config_of("--config.model.base=nowhere"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
@@ -248,8 +256,10 @@ def test_a_run_that_is_stopped_or_killed_ends_as_an_uninterrupted_one(
     if sent == signal.SIGTERM:
         assert process.returncode == 0, error.decode()
         assert b"asked to stop: saved step" in error or has_checkpoint(tmp_path)
+        assert status.read(tmp_path).state in ("stopped", "finished")
     else:
         assert process.returncode == -signal.SIGKILL
+        assert status.read(tmp_path).state in ("running", "finished")  # nobody was left to say
     train.train(config_of(), tmp_path)
     assert digests_of(tmp_path) == digests_of(run)
     lines = [
@@ -290,7 +300,7 @@ def test_a_continued_run_says_what_changed(run: pathlib.Path, tmp_path: pathlib.
         train.train(config_of("--config.optim.lr=0.5", "--config.edit.mixture.strength_min=0.5"), tmp_path / "again")
     assert "config.optim.lr was 0.002 in the checkpoint, now it is 0.5" in caplog.text
     assert "config.edit.mixture.strength_min was 0.25" in caplog.text
-    assert "config.steps" not in caplog.text
+    assert "config.steps was" not in caplog.text
     assert "the photographs changed since the checkpoint" in caplog.text
     assert "the code changed" not in caplog.text
 
@@ -352,10 +362,17 @@ def test_a_disk_without_locks_is_no_obstacle(tmp_path: pathlib.Path, monkeypatch
 
 
 def test_a_folder_that_cannot_be_written_ends_a_run_in_one_line(tmp_path, capsys) -> None:
-    (tmp_path / "file").touch()
-    code, error = ends_in(tmp_path / "file", capsys)
+    code, error = ends_in(pathlib.Path("/proc/run"), capsys)
     assert code == 1
-    assert str(tmp_path / "file") in error
+    assert "/proc/run" in error
+
+
+@pytest.mark.parametrize("inside", ["", "run"])
+def test_a_file_is_no_folder(inside: str, tmp_path, capsys) -> None:
+    (tmp_path / "plain.jpg").touch()
+    code, error = ends_in(tmp_path / "plain.jpg" / inside, capsys)
+    assert code == 2
+    assert error.endswith(f": {tmp_path}/plain.jpg is a file: name a folder")
 
 
 def ends_in(workdir: pathlib.Path, capsys: pytest.CaptureFixture, *overrides: str) -> tuple[int, str]:
@@ -390,11 +407,15 @@ def test_batches_of_several_aspects_compile_once_each_and_neither_that_nor_a_tra
     assert (tmp_path / "samples/step_000009.png").exists()  # held-out examples are square
 
 
-def test_a_finished_run_is_left_alone(run: pathlib.Path) -> None:
-    before = (run / "metrics.jsonl").read_text()
-    state = train.train(config_of(), run)
-    assert int(state.step) == 6
-    assert (run / "metrics.jsonl").read_text() == before
+def test_a_finished_run_is_left_alone(run: pathlib.Path, tmp_path, caplog) -> None:
+    shutil.copytree(run, tmp_path / "again")
+    for steps in (6, 5):
+        state = train.train(config_of(f"--config.steps={steps}"), tmp_path / "again")
+        assert int(state.step) == 6
+        assert caplog.messages.count("step 6 is reached already; give more --config.steps") == 1
+        assert status.ended(tmp_path / "again") is None
+        caplog.clear()
+    assert (tmp_path / "again/metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
 
 
 def test_a_changed_model_is_refused_in_one_line(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -469,6 +490,7 @@ def test_a_run_that_diverged_is_not_finished_by_restarts(tmp_path: pathlib.Path,
     assert code == 3
     assert re.fullmatch(r"5 updates in a row up to step 5 were not finite; .*; what was saved before is kept", error)
     assert status.newest_checkpoint(tmp_path) == 4
+    assert status.read(tmp_path).state == "failed"
 
 
 def test_an_interrupted_run_saves_and_continues(tmp_path: pathlib.Path) -> None:
@@ -484,6 +506,7 @@ def test_an_interrupted_run_saves_and_continues(tmp_path: pathlib.Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 130, error.decode()
+    assert status.read(tmp_path).state == "stopped"
     assert b"the same command continues" in error
     assert b"Traceback" not in error
     with Checkpoints(tmp_path) as checkpoints:
@@ -492,6 +515,8 @@ def test_an_interrupted_run_saves_and_continues(tmp_path: pathlib.Path) -> None:
     assert saved >= 1
     state = train.train(config_of(f"--config.steps={saved + 2}"), tmp_path)
     assert int(state.step) == saved + 2
+    assert status.read(tmp_path).state == "finished"
+    assert status.ended(tmp_path) is None
 
 
 def test_every_key_of_the_schema_is_read(run: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

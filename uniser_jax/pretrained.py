@@ -82,14 +82,25 @@ def read_average(config: ConfigDict, shapes: Any, digests: Mapping[str, str]) ->
     Raises:
       ValueError: if there is no such run, or it does not fit the model, what its numbers mean there, or its base.
     """
-    if not has_checkpoint(config.init_from):
-        raise ValueError(f"config.init_from = {config.init_from!r}: expected the folder of a run with a checkpoint")
+    check_sources(config)
     with Checkpoints(config.init_from) as checkpoints:
         record = checkpoints.record()
         check_meaning(record, config)
         check_frozen(record, config, digests, config.init_from)
         logging.info("starts with the averaged parameters of %s, step %d", config.init_from, checkpoints.latest())
         return checkpoints.weights(shapes)
+
+
+def check_sources(config: ConfigDict) -> None:
+    """Checks that what a new run starts with is there.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    if config.init_from and not has_checkpoint(config.init_from):
+        raise ValueError(f"config.init_from = {config.init_from!r}: expected the folder of a run with a checkpoint")
+    if config.model.base and not config.init_from:
+        _check_base(config.model.base)
 
 
 def check_meaning(record: Mapping[str, Any], config: ConfigDict) -> None:
@@ -198,12 +209,16 @@ def open_base(base: str | pathlib.Path) -> Checkpoints:
     Raises:
       ValueError: if there is none.
     """
+    _check_base(base)
+    return Checkpoints(base)
+
+
+def _check_base(base: str | pathlib.Path) -> None:
     if not has_checkpoint(base):
         raise ValueError(
             f"config.model.base = {str(base)!r} is no converted base; python -m convert.from_diffusers makes one,"
             " and --base=FOLDER names one of a trained run that was moved"
         )
-    return Checkpoints(base)
 
 
 def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -14,7 +14,8 @@ from typing import Any
 from absl import logging
 
 MANIFEST = "run.json"
-_OF_A_RUN = (MANIFEST, "logs")  # a converted base has checkpoints, too
+_ENDED = "ended"  # `stopped` or `failed`; a run that goes on, is finished or was killed has none
+_OF_A_RUN = (MANIFEST, "logs", _ENDED)  # a converted base has checkpoints, too
 _TAIL = 1 << 16  # bytes at the end of metrics.jsonl that surely hold a whole line
 
 
@@ -24,8 +25,8 @@ class Status:
 
     Args:
       run: its folder.
-      state: `finished`: the newest checkpoint holds the last step. `running`: it spoke lately. `silent`: it did not; it
-        died, was stopped, or hangs. `new`: nothing was logged yet.
+      state: `finished`: the newest checkpoint holds the last step. `stopped`, `failed`: so it ended before. `running`: it
+        spoke lately. `silent`: it did not; it was killed, or hangs. `new`: nothing was logged yet.
       step: the newest logged step.
       steps: how many the run will have.
       loss: the newest logged one.
@@ -80,7 +81,37 @@ def read(run: str | os.PathLike, now: float | None = None) -> Status:
         age=age,
         restarts=manifest.get("restarts"),
     )
-    return dataclasses.replace(status, state=_state(status, config))
+    return dataclasses.replace(status, state=_state(status, config, ended(folder)))
+
+
+def begin(run: str | os.PathLike) -> None:
+    """Takes away what `end` has left: the run goes on."""
+    (pathlib.Path(run) / _ENDED).unlink(missing_ok=True)
+
+
+def end(run: str | os.PathLike, failed: bool) -> None:
+    """Leaves word that a run ended before its last step; a disk that takes none is no reason to fail."""
+    with contextlib.suppress(OSError):
+        (pathlib.Path(run) / _ENDED).write_text("failed\n" if failed else "stopped\n")
+
+
+def ended(run: str | os.PathLike) -> str | None:
+    """How a run ended before its last step, `stopped` or `failed`; None if it did not, or nobody was left to say so."""
+    with contextlib.suppress(OSError, ValueError):
+        word = (pathlib.Path(run) / _ENDED).read_text().strip()
+        return word if word in ("stopped", "failed") else None
+    return None
+
+
+def check_folder(run: str | os.PathLike) -> None:
+    """Checks that a run folder can be there.
+
+    Raises:
+      ValueError: if it, or a folder it lies in, is a file.
+    """
+    files = [path for path in (pathlib.Path(run), *pathlib.Path(run).parents) if path.is_file()]
+    if files:
+        raise ValueError(f"--workdir={run}: {files[0]} is a file: name a folder")
 
 
 def runs_in(folder: str | os.PathLike) -> list[pathlib.Path]:
@@ -89,7 +120,7 @@ def runs_in(folder: str | os.PathLike) -> list[pathlib.Path]:
     Those that a sweep lists or whose launcher left logs, but that never started, are among them.
 
     Raises:
-      ValueError: if there is no such folder.
+      ValueError: if there is no such folder, nothing of a run in it, or a converted base.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -97,7 +128,14 @@ def runs_in(folder: str | os.PathLike) -> list[pathlib.Path]:
     if (folder / MANIFEST).exists():
         return [folder]
     inside = {path.parent for name in _OF_A_RUN for path in folder.glob(f"*/{name}")} | _planned(folder)
-    return sorted(inside) or [folder]
+    if inside:
+        return sorted(inside)
+    if "base" in read_record(folder):
+        raise ValueError(f"{str(folder)!r} is a converted base, for config.model.base, and no run")
+    of_a_run = any((folder / name).exists() for name in (*_OF_A_RUN, "checkpoints"))
+    if not of_a_run and folder not in _planned(folder.parent):
+        raise ValueError(f"no run in {str(folder)!r}: expected a run folder, or a folder of runs")
+    return [folder]
 
 
 def finished(run: str | os.PathLike, steps: int | None = None) -> bool:
@@ -211,9 +249,11 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def _state(status: Status, config: dict[str, Any]) -> str:
+def _state(status: Status, config: dict[str, Any], ended: str | None) -> str:
     if status.steps is not None and (status.checkpoint or 0) >= status.steps:
         return "finished"
+    if ended:
+        return ended
     if status.age is None:
         return "new"
     # A slow run is not silent: it writes a line every `log_every` steps.

@@ -24,9 +24,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from uniser_jax import config as schema
-from uniser_jax import flops, hosts, locks, manifest, optim, pretrained, xla
+from uniser_jax import flops, hosts, locks, manifest, optim, pretrained, status, xla
 from uniser_jax import mesh as meshes
-from uniser_jax.checkpoint import Checkpoints
+from uniser_jax.checkpoint import Checkpoints, has_checkpoint
 from uniser_jax.data import pairs
 from uniser_jax.data.buckets import Buckets
 from uniser_jax.data.photos import open_photos, split
@@ -67,7 +67,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         raise ValueError(f"--workdir={workdir}: expected a folder; mount the bucket and name a folder in it")
     hosts.agree({"config": schema.to_json(config), "code": manifest.code()})
     schema.validate(config)
+    status.check_folder(workdir)
     workdir = pathlib.Path(workdir)
+    if not has_checkpoint(workdir):  # before a folder is made for a run that cannot start
+        pretrained.check_sources(config)
     process, processes = jax.process_index(), jax.process_count()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
@@ -94,6 +97,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     with _alone(workdir), jax.set_mesh(mesh), Checkpoints(workdir, *saving, facts, training=True) as checkpoints:
         state, base, record = start_or_continue(config, network, optimizer, mesh, shapes, checkpoints, facts)
         start = int(state.step)
+        if start >= config.steps:
+            logging.warning("step %d is reached already; give more --config.steps", start)
         step = make_step(config, network, optimizer, shapes)
         grid = SampleGrid(config, network, held_out, latents, base)
         held_out_loss = HeldOutLoss(config, network, held_out, mesh, latents, base)
@@ -206,7 +211,21 @@ def _alone(workdir: pathlib.Path) -> Iterator[None]:
         if hosts.anywhere(not taken):
             raise ValueError(f"another run trains in {workdir} on this host: wait for it, or give another --workdir")
         hosts.share(workdir)
+        with _recorded(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+            yield
+
+
+@contextlib.contextmanager
+def _recorded(workdir: pathlib.Path) -> Iterator[None]:
+    """Leaves word of how a run ended before its last step; one that is killed leaves none."""
+    status.begin(workdir)
+    try:
         yield
+    except BaseException as error:
+        status.end(workdir, failed=not isinstance(error, KeyboardInterrupt))
+        raise
+    if not status.finished(workdir):
+        status.end(workdir, failed=False)
 
 
 @contextlib.contextmanager
