@@ -64,11 +64,12 @@ def field(
         return veil
     lit = np.broadcast_to(veil, (h, w, 3)).copy()
     if sun:
-        x, y, strength = sun
-        lit *= (1 + np.float32(strength) * _phase(_cosine((h, w), x, y)))[..., None]
+        tangent = FIELD_OF_VIEW / fields.side((h, w))  # of a pixel
+        right, below = (tangent * (place - 0.5) * n for place, n in zip(sun, (w, h), strict=False))
+        _shine_far(lit, right, below, tangent, sun[2])
     if lamps:
-        near = [_lamplight(lamp, 2.5 * lamp[-1] + 0.004, 1.0) for lamp in lamps]
-        _shine(lit, np.array(near + [_lamplight(lamp, 0.3, 0.015) for lamp in lamps]))
+        halos = [_lamplight(lamp, 2.5 * lamp[-1] + 0.004, 1.0) for lamp in lamps]
+        _shine(lit, np.array(halos + [_lamplight(lamp, 0.3, 0.015) for lamp in lamps]))
     if shines:
         for weight, sigma in _GLOW:
             lit += np.float32(glow * weight) * fields.blur(sources, sigma * fields.side((h, w)))
@@ -151,19 +152,22 @@ def _relit(radiance: kernels.Image, lit: kernels.Image) -> kernels.Image:
     return out.reshape(h, w, 3)
 
 
-def _cosine(shape: tuple[int, int], x: float, y: float) -> Field:
-    """Of the angle of (3) between the ray through each pixel and that to a place in fractions of the image, even outside it."""
-    h, w = shape
-    tangent = FIELD_OF_VIEW / fields.side(shape)  # of a pixel
-    across, down = (np.float32(tangent) * (np.arange(n, dtype=np.float32) + np.float32(0.5 - n / 2)) for n in (w, h))
-    right, below = tangent * (x - 0.5) * w, tangent * (y - 0.5) * h
-    length = np.float32(np.sqrt(1 + right**2 + below**2))
-    along = (1 + np.float32(right) * across)[None] + (np.float32(below) * down)[:, None]
-    return along / (length * np.sqrt((1 + across**2)[None] + (down**2)[:, None]))
-
-
-def _phase(cosine: Field) -> Field:
-    """Equation (3)."""
-    g = np.float32(_ASYMMETRY)
-    ratio = (1 - g) ** 2 / (1 + g * g - 2 * g * cosine)
-    return ratio * np.sqrt(ratio)
+@compiled
+def _shine_far(lit: kernels.Image, right: float, below: float, tangent: float, strength: float) -> None:
+    """Multiplies by what the sun adds, equation (3): its ray (right, below, 1), even outside the frame; a pixel's tangent."""
+    h, w = lit.shape[:2]
+    g, along = np.float32(_ASYMMETRY), np.float32(tangent)
+    x, y, most = np.float32(right), np.float32(below), np.float32(strength) * (_ONE - g) ** 3
+    turn = np.float32(2) * g / np.sqrt(_ONE + x * x + y * y)
+    gain = np.empty(w, np.float32)
+    for i in range(h):
+        down, row = along * (np.float32(i) + np.float32(0.5 - h / 2)), lit[i].reshape(-1)
+        for j in range(w):
+            across = along * (np.float32(j) + np.float32(0.5 - w / 2))
+            cosine = (_ONE + x * across + y * down) / np.sqrt(_ONE + across * across + down * down)
+            rest = _ONE + g * g - turn * cosine
+            gain[j] = _ONE + most / (rest * np.sqrt(rest))
+        for j in range(w):
+            row[3 * j] *= gain[j]
+            row[3 * j + 1] *= gain[j]
+            row[3 * j + 2] *= gain[j]

@@ -30,7 +30,7 @@ from uniser_jax.errors import check_weights
 
 KINDS = ("fog", "haze", "smoke", "dust", "night")
 _NIGHT = 0.07  # luminance of a dark place in a photograph, as in `sources`
-_NIGHTS = 4  # how much more often a photograph of a night is one of haze by night
+_NIGHTS = 3  # how much more often a photograph of a night is one of haze by night
 _INDOORS, _SMOKY = 0.4, 2  # how much more often fog, haze and dust are drawn where no sky is seen, and smoke
 _PLUME = 96  # side of the grid that plumes are drawn on; they have no sharper edges
 
@@ -80,7 +80,7 @@ _RANGES = {
         height=(0.5, 3),
         angstrom=(0.4, 1.6),
         luminance=(0.2, 0.85),
-        kelvin=(4_200, 9_000),
+        kelvin=(4_500, 9_000),
         mix=(0.4, 0.9),
         sharpness=(0, 0.8),
         forward=(0.2, 0.5),
@@ -102,7 +102,7 @@ _RANGES = {
         height=(0.3, 3),
         angstrom=(0, 0.8),
         luminance=(0.004, 0.06),
-        kelvin=(2_500, 9_000),
+        kelvin=(2_800, 9_000),
         mix=(0, 0.4),
         sharpness=(0, 0.3),
         forward=(0.4, 0.75),
@@ -460,12 +460,12 @@ def _sample_sun(rng: np.random.Generator, above: Field, optical_depth: float) ->
 
 def _sample_lamps(rng: np.random.Generator) -> tuple[Lamp, ...]:
     """One to eight, more often few, mostly of one sort, in the upper two thirds."""
-    usual = 1 / rng.uniform(1 / 5_500, 1 / 1_900)
+    usual = 1 / rng.uniform(1 / 5_500, 1 / 2_200)
     return tuple(
         (
             float(rng.uniform(0.03, 0.97)),
             float(rng.uniform(0.05, 0.6)),
-            float(usual if rng.random() < 0.7 else rng.uniform(1_900, 9_000)),
+            float(usual if rng.random() < 0.7 else rng.uniform(2_200, 9_000)),
             float(np.exp(rng.uniform(-1, 0.7))),
             fields.log_uniform(rng, 0.003, 0.012),
         )
