@@ -42,13 +42,17 @@ def _main(argv: Sequence[str] | None) -> int:
         return 0
     workdir = pathlib.Path(arguments.workdir)
     with lock(workdir, gpus) as descriptor:
-        return Supervisor(
+        code = Supervisor(
             make,
             finished=lambda: status.finished(workdir, steps),
             progress=lambda: status.newest_checkpoint(workdir) or 0,
             policy=Policy(restarts=arguments.restarts, grace=arguments.grace),
             keep=(descriptor,),
         ).run()
+        # What the trainer cannot tell: it was killed, or never began. A mistake is none of an earlier run, or one under way.
+        if code and not (code == job.MISTAKE and (workdir / status.MANIFEST).exists()):
+            status.end(workdir, failed=code != job.STOPPED)
+        return code
 
 
 def read(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -58,12 +62,15 @@ def read(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
       ValueError: for a mistake.
     """
     arguments, overrides = job.parse(options(), argv)
-    if arguments.processes < 1:
-        raise ValueError(f"--processes={arguments.processes}: expected at least 1")
+    job.at_least_one(arguments, "processes", "fake-devices", "gpus")
     if arguments.processes > 1 and not (arguments.fake_devices or arguments.gpus):
         raise ValueError(
             "several processes must not fight for the same devices: give --gpus=M or --fake-devices=M each"
         )
+    each, devices = arguments.gpus or arguments.fake_devices, None
+    if each and "UNISER_PROCESSES" not in os.environ:  # else other hosts have more
+        devices = job.Devices("gpu" if arguments.gpus else "cpu", arguments.processes * each)
+    job.check(arguments, overrides, devices, shared=False)
     return arguments, overrides
 
 

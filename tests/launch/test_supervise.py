@@ -14,6 +14,7 @@ import pytest
 
 from launch import job, local, slurm
 from launch.supervise import Policy, Process, Supervisor
+from uniser_jax import status
 
 ROOT = pathlib.Path(__file__).parents[2]
 ENDLESS = "while true; do sleep 0.05; done"
@@ -305,6 +306,28 @@ def test_mistakes_are_one_line(options, message, tmp_path, capsys) -> None:
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "earlier", "left"),
+    [(0, True, None), (1, True, "failed"), (2, False, "failed"), (2, True, None), (75, True, "stopped")],
+)
+def test_a_launcher_tells_what_the_trainer_cannot(code, earlier, left, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(local.Supervisor, "run", lambda _: code)
+    if earlier:  # or under way: a mistake is none of its
+        finished_run(tmp_path, steps=3)
+    assert local.main(["--config=configs/tiny.py", f"--workdir={tmp_path}"]) == code
+    assert status.ended(tmp_path) == left
+
+
+def test_a_batch_that_does_not_spread_starts_nothing(tmp_path, capsys, monkeypatch) -> None:
+    command = ["--config=configs/tiny.py", f"--workdir={tmp_path}/run", "--fake-devices=4", "--processes=2"]
+    command += ["--config.batch_size=12", "--dry-run"]
+    assert local.main(command) == 2
+    assert "slice * data * fsdp = 8 devices" in capsys.readouterr().err
+    monkeypatch.setenv("UNISER_PROCESSES", "4")  # this host is one of several
+    assert local.main(command) == 0
+    assert not (tmp_path / "run").exists()
 
 
 def test_gpus_are_those_that_are_shown(tmp_path, capsys, monkeypatch) -> None:
