@@ -4,6 +4,8 @@ import dataclasses
 import math
 import re
 
+from launch.job import Devices
+
 # generation: GKE's node label, XPK's and gcloud's prefix, cores that the prefix counts per chip, gcloud's runtime version
 _TPUS = {
     "v4": ("tpu-v4-podslice", "v4", 2, "tpu-ubuntu2204-base"),
@@ -39,6 +41,10 @@ class Accelerator:
     chips: int
     device_type: str | None
     runtime: str | None
+
+    def devices(self, slices: int = 1) -> Devices:
+        """Those of so many slices, or of all nodes."""
+        return Devices("tpu" if self.topology else "gpu", self.hosts * self.chips * slices, slices)
 
 
 def tpu(name: str) -> Accelerator:

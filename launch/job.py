@@ -10,7 +10,11 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
+
+from ml_collections import ConfigDict
+
+from uniser_jax import status
 
 STOPPED = 75  # EX_TEMPFAIL: stopped before the last step; the same command continues
 MISTAKE = 2  # of the caller's
@@ -49,6 +53,14 @@ class Command:
             raise ValueError(f"{self.argv[0]} is not installed here; --dry-run shows what it would be asked") from None
 
 
+class Devices(NamedTuple):
+    """What a launcher knows of the devices of all hosts: tpu, gpu or cpu, how many, and in how many slices."""
+
+    platform: str
+    count: int
+    slices: int = 1
+
+
 class _Parser(argparse.ArgumentParser):
     """Raises ValueError where argparse would print the usage and exit: also a sweep parses, for all its runs."""
 
@@ -65,8 +77,8 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
         allow_abbrev=False,  # --con must not become --config
         epilog="What is not named here goes to the trainer as it is: --config.optim.lr=3e-4",
     )
-    made.add_argument("--config", required=True, help="as for uniser_jax.train")
-    made.add_argument("--workdir", required=True, help="the run folder, on a disk that all hosts share")
+    made.add_argument("--config", help="as for uniser_jax.train")
+    made.add_argument("--workdir", help="the run folder, on a disk that all hosts share")
     made.add_argument("--name", help="of the job (default: from the run folder)")
     made.add_argument(
         "--restarts", type=int, default=10, help="how often to start again; docs/launch.md says what counts where"
@@ -89,18 +101,59 @@ def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[ar
     return arguments, overrides
 
 
-def check(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Resolves the config here, before machines are asked for, and checks that the run folder can be shared.
+def at_least_one(arguments: argparse.Namespace, *options: str) -> None:
+    """Checks numbers; an option that is not given is none.
+
+    Raises:
+      ValueError: for one below 1.
+    """
+    for option in options:
+        value = getattr(arguments, option.replace("-", "_"))
+        if value is not None and value < 1:
+            raise ValueError(f"--{option}={value}: expected at least 1")
+
+
+def check(
+    arguments: argparse.Namespace, overrides: Sequence[str], devices: Devices | None = None, shared: bool = True
+) -> ConfigDict:
+    """Resolves the config here, before machines are asked for, and returns it.
+
+    Args:
+      arguments: of the launcher.
+      overrides: for the trainer.
+      devices: over which batch, width, heads and tokens must spread, where they are known; none is asked for.
+      shared: whether the run folder must be one that hosts can share.
 
     Raises:
       ValueError: for what the trainer would refuse, or a relative run folder.
     """
+    missing = [f"--{option}" for option in ("config", "workdir") if getattr(arguments, option) is None]
+    if missing:
+        raise ValueError(f"the following arguments are required: {', '.join(missing)}")
     from uniser_jax import config as schema
 
-    schema.read(arguments.config, overrides)
-    if not pathlib.PurePath(arguments.workdir).is_absolute():
+    config = schema.read(arguments.config, overrides)
+    if shared and not pathlib.PurePath(arguments.workdir).is_absolute():
         mount = "mount the bucket and " if "://" in arguments.workdir else ""
         raise ValueError(f"--workdir={arguments.workdir}: {mount}give an absolute path on a disk that all hosts share")
+    status.check_folder(arguments.workdir)
+    if devices:
+        _check_spread(config, devices)
+    return config
+
+
+def _check_spread(config: ConfigDict, devices: Devices) -> None:
+    """Starts no device, nor what does, such as orbax: this process may be about to start those that need them."""
+    from jax.sharding import AbstractMesh
+
+    from uniser_jax import mesh, pretrained, step
+
+    sizes = mesh.sizes_of(config.mesh.to_dict(), devices.count, devices.slices)
+    latents = None
+    if config.model.codec == "latents":
+        parts = status.read_record(config.model.base).get("base", {})  # of a base that is not here FLUX.2's
+        latents = pretrained.latent_shapes(pretrained.vae_config(parts.get("vae", {}).get("config", {})))
+    step.check(config, AbstractMesh(tuple(sizes.values()), tuple(sizes)), latents, devices.platform)
 
 
 def trainer(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[str]:

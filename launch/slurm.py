@@ -61,10 +61,8 @@ def read(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
       ValueError: for a mistake.
     """
     arguments, overrides = job.parse(options(), argv)
-    for option in ("nodes", "gpus", "cpus"):
-        if getattr(arguments, option) < 1:
-            raise ValueError(f"--{option}={getattr(arguments, option)}: expected at least 1")
-    job.check(arguments, overrides)
+    job.at_least_one(arguments, "nodes", "gpus", "cpus")
+    job.check(arguments, overrides, job.Devices("gpu", arguments.nodes * arguments.gpus))
     return arguments, overrides
 
 

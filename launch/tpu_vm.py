@@ -1,7 +1,7 @@
 """Trains on a TPU VM slice through gcloud.
 
     python -m launch.tpu_vm --tpu-name=pod --zone=us-west4-a --config=configs/pixel.py:size=xl --workdir=/mnt/runs/xl
-    python -m launch.tpu_vm --tpu-name=pod --zone=us-west4-a --workdir=/mnt/runs/xl --config=... --stop
+    python -m launch.tpu_vm --tpu-name=pod --zone=us-west4-a --stop
 
 It copies the last commit to all hosts, installs it, and starts a supervisor on each, which outlives the connection and
 starts its process again when any of them dies. What is not committed is refused. It starts on all hosts or on none: a slice
@@ -48,10 +48,10 @@ def _main(argv: Sequence[str] | None) -> int:
     parser.add_argument("--stop", action="store_true", help="stop the run, in time to save, and start nothing")
     parser.set_defaults(grace=25)  # a spot VM has thirty seconds
     arguments, overrides = job.parse(parser, argv)
-    job.check(arguments, overrides)
     if arguments.stop:
         job.run_all([_ssh(arguments, stop(arguments.grace))], arguments.dry_run)
         return 0
+    job.check(arguments, overrides, accelerators.tpu(arguments.create).devices() if arguments.create else None)
     check_committed(arguments.config)
     if arguments.create:
         job.run_all([create(arguments)], arguments.dry_run)

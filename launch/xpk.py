@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     arguments, overrides = read(argv)
+    for key, path in outside(arguments, overrides).items():
+        where = f"lies outside the claim, which is mounted at {arguments.mount}"
+        sys.stderr.write(f"launch.xpk: config.{key} = {path!r} {where}: the image must hold it\n")
     job.run_all(plan(arguments, overrides), arguments.dry_run)
     return 0
 
@@ -38,7 +41,9 @@ def read(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
       ValueError: for a mistake.
     """
     arguments, overrides = job.parse(options(), argv)
-    job.check(arguments, overrides)
+    job.at_least_one(arguments, "slices", "nodes")
+    slices = arguments.slices if arguments.tpu else 1
+    job.check(arguments, overrides, _accelerator(arguments).devices(slices))
     check_disk(arguments)
     plan(arguments, overrides)  # options that do not go together are found on the way
     return arguments, overrides
@@ -77,11 +82,14 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[Comman
     Raises:
       ValueError: for options that do not go together.
     """
-    tpu, gpu = arguments.tpu, arguments.gpu
-    accelerator = accelerators.tpu(tpu) if tpu else accelerators.gpu(gpu, arguments.nodes)
     # Kubernetes starts all pods again, not each by itself: they must begin together.
     command = job.worker(arguments, overrides, "python", restarts=0)
-    return (kubectl_plan if arguments.kubectl else xpk_plan)(arguments, accelerator, command)
+    return (kubectl_plan if arguments.kubectl else xpk_plan)(arguments, _accelerator(arguments), command)
+
+
+def _accelerator(arguments: argparse.Namespace) -> Accelerator:
+    tpu = arguments.tpu
+    return accelerators.tpu(tpu) if tpu else accelerators.gpu(arguments.gpu, arguments.nodes)
 
 
 def check_disk(arguments: argparse.Namespace) -> None:
@@ -95,6 +103,20 @@ def check_disk(arguments: argparse.Namespace) -> None:
         raise ValueError(f"checkpoints would be lost with the pods: mount a shared disk, {option}; or say --no-disk")
     if arguments.claim and not pathlib.PurePath(arguments.workdir).is_relative_to(arguments.mount):
         raise ValueError(f"--workdir={arguments.workdir} lies outside the claim, which is mounted at {arguments.mount}")
+
+
+def outside(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, str]:
+    """The absolute paths in the config, by key, that lie outside the claim, if there is one."""
+    from uniser_jax import config as schema
+
+    values = schema.flat(schema.read(arguments.config, overrides).to_dict()) if arguments.claim else {}
+    named = {key: value.removeprefix("array_record:") for key, value in values.items() if isinstance(value, str)}
+    paths = {key: pathlib.PurePath(value) for key, value in named.items()}
+    return {
+        key: named[key]
+        for key, path in paths.items()
+        if path.is_absolute() and not path.is_relative_to(arguments.mount)
+    }
 
 
 def xpk_plan(arguments: argparse.Namespace, accelerator: Accelerator, command: Sequence[str]) -> list[Command]:

@@ -41,6 +41,13 @@ def test_meshes_that_do_not_fit_are_refused(shape: dict, message: str) -> None:
         meshes.make_mesh(shape)
 
 
+def test_the_arithmetic_of_a_mesh_takes_no_devices() -> None:
+    shape = {"slice": 2, "fsdp": -1, "tensor": 2}
+    assert meshes.sizes_of(shape, 8) == dict(meshes.make_mesh(shape).shape)
+    with pytest.raises(ValueError, match=r"4 slices and mesh.slice = 2; set config.mesh.slice=4"):
+        meshes.sizes_of(shape, 16, slices=4)
+
+
 def test_a_name_without_a_rule_is_an_error() -> None:
     assert meshes.spec("batch", None, "heads") == P(("slice", "data", "fsdp"), None, "tensor")
     with pytest.raises(ValueError, match=r"rule of 'colour' in mesh.RULES is missing; there are batch, tokens"):

@@ -53,6 +53,23 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
       ValueError: for an unknown axis, or when the shape does not use exactly the devices there are.
     """
     devices = jax.devices() if devices is None else devices
+    slices = len({getattr(device, "slice_index", None) for device in devices}) if devices[0].platform == "tpu" else 1
+    sizes = sizes_of(shape, len(devices), slices)
+    # Auto: the compiler propagates shardings between our constraints. jax.make_mesh would default to Explicit.
+    return Mesh(_arranged(tuple(sizes.values()), devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def sizes_of(shape: Mapping[str, int], devices: int, slices: int = 1) -> dict[str, int]:
+    """The size of every axis of a mesh, see `make_mesh`, by arithmetic alone: launchers have no devices.
+
+    Args:
+      shape: sizes by axis.
+      devices: how many there are.
+      slices: of a TPU, that they are.
+
+    Raises:
+      ValueError: as `make_mesh`, or if TPU slices would have to share more than the `slice` axis.
+    """
     unknown = set(shape) - set(AXES)
     if unknown:
         raise ValueError(f"mesh axis {sorted(unknown)[0]!r} is unknown; known: {', '.join(AXES)}")
@@ -61,25 +78,20 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1 or fixed < 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise ValueError(f"mesh {dict(shape)}: expected sizes of at least 1, and -1 at most once")
-    if len(devices) % fixed or (not free and fixed != len(devices)):
-        raise ValueError(f"mesh {dict(shape)} does not fit {len(devices)} devices; set one axis to -1 to fill it")
+    if devices % fixed or (not free and fixed != devices):
+        raise ValueError(f"mesh {dict(shape)} does not fit {devices} devices; set one axis to -1 to fill it")
     if free:
-        sizes[free[0]] = len(devices) // fixed
-    # Auto: the compiler propagates shardings between our constraints. jax.make_mesh would default to Explicit.
-    return Mesh(_arranged(tuple(sizes.values()), devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        sizes[free[0]] = devices // fixed
+    if slices not in (1, sizes["slice"]):
+        raise ValueError(
+            f"these devices are {slices} slices and mesh.slice = {sizes['slice']}; set config.mesh.slice={slices}"
+        )
+    return sizes
 
 
 def _arranged(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
-    """The devices as an array, so that neighbours along an axis are neighbours in the network where it is known.
-
-    Raises:
-      ValueError: if TPU slices would have to share more than the `slice` axis.
-    """
+    """The devices as an array, so that neighbours along an axis are neighbours in the network where it is known."""
     slices = len({getattr(device, "slice_index", None) for device in devices})
-    if devices[0].platform == "tpu" and slices not in (1, sizes[0]):
-        raise ValueError(
-            f"these devices are {slices} slices and mesh.slice = {sizes[0]}; set config.mesh.slice={slices}"
-        )
     if slices > 1 and slices == sizes[0]:
         within, between = (1, *sizes[1:]), (slices, *(1 for _ in sizes[1:]))
         return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
@@ -153,7 +165,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec("batch"))
 
 
-def rows_of(mesh: Mesh) -> int:
+def rows_of(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts a mesh splits the rows of a batch."""
     return _size(mesh, spec("batch")[0])
 
@@ -181,7 +193,7 @@ def batch_part(mesh: Mesh, process: int) -> tuple[tuple[int, ...], int]:
     return tuple(held[process]), len(rows)
 
 
-def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
+def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, accumulate: int) -> None:
     """Checks that every microbatch spreads evenly over the mesh.
 
     Raises:
@@ -195,7 +207,7 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
         )
 
 
-def check_divides(mesh: Mesh, axis: str, **sizes: int) -> None:
+def check_divides(mesh: Mesh | AbstractMesh, axis: str, **sizes: int) -> None:
     """Checks that what one mesh axis splits, by name, spreads evenly over it.
 
     Raises:

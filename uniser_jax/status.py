@@ -239,7 +239,7 @@ def _planned(folder: pathlib.Path) -> set[pathlib.Path]:
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError:  # empty, cut or zeros, as a host leaves it that lost its power
         found = None

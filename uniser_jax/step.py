@@ -95,19 +95,25 @@ def frozen_shapes(config: ConfigDict, network: Network, mesh: jax.sharding.Mesh)
     return jax.tree.map(kept, {"dit": base_shapes(network, mesh)["dit"]})
 
 
-def check(config: ConfigDict, mesh: jax.sharding.Mesh, latents: LatentCodec | None = None) -> None:
+def check(
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+    latents: LatentCodec | None = None,
+    platform: str = "",
+) -> None:
     """Checks that batch, width, heads, MLP and tokens spread evenly over the mesh, and that its devices have the kernel.
 
     Args:
       config: of the run.
       mesh: what it shall train on.
       latents: of the run, if it has any.
+      platform: of the devices, tpu, gpu or cpu; by default that of those in the mesh, which an abstract one has not.
 
     Raises:
       ValueError: one line with the number, what it must divide by and the fix.
     """
     size, model = preset(config.model.preset), config.model
-    dtype, platform = jnp.dtype(model.compute_dtype), mesh.devices.flat[0].platform
+    dtype, platform = jnp.dtype(model.compute_dtype), platform or mesh.devices.flat[0].platform
     meshes.check_divides(mesh, "fsdp", features=size.width)  # or every chip would hold the whole state
     meshes.check_divides(mesh, "tensor", attention_heads=size.num_attention_heads, MLP_features=size.mlp_width)
     for batch_size, *sides in schema.batch_shapes(config):

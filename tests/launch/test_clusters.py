@@ -18,6 +18,7 @@ SLICE = {
     "health": "HEALTHY",
     "networkEndpoints": [{"ipAddress": f"10.0.0.{index}"} for index in range(4)],
 }
+TWO_SLICES = ["--slices=2", "--config.mesh.slice=2", "--config.batch_size=32"]
 LAUNCHERS = {
     "slurm": (slurm.main, ["--nodes=2", "--gpus=4", "--sbatch=--qos=high"]),
     "xpk": (xpk.main, ["--cluster=c", "--tpu=v5e:4x4", "--image=i", "--storage=runs", "--replace", "--wait"]),
@@ -90,6 +91,15 @@ def test_the_config_is_passed_through_untouched(name, programs, capsys) -> None:
         ("slurm", ["--nodez=2"], "unexpected argument '--nodez=2'"),
         ("slurm", ["--nodes=0"], "at least 1"),
         ("slurm", ["--name=Not_A_Name"], "a letter first"),
+        ("slurm", ["--config.batch_size=12"], "= 8 devices in 1 microbatches; use a multiple of 8"),
+        ("slurm", ["--config.model.attention=splash"], "needs a TPU, these devices are GPUs"),
+        ("xpk", ["--tpu=v5e:16x16"], "= 256 devices in 1 microbatches; use a multiple of 256"),
+        ("xpk", ["--slices=2"], "set config.mesh.slice=2"),
+        ("xpk", ["--slices=0"], "--slices=0: expected at least 1"),
+        ("xpk", ["--config.mesh.data=3"], "does not fit 16 devices"),
+        ("kubectl", ["--config.mesh.data=2", "--config.mesh.tensor=8"], "do not divide over tensor = 8"),
+        ("tpu_vm", ["--create=v5e:8x8"], "= 64 devices in 1 microbatches; use a multiple of 64"),
+        ("tpu_vm", [f"--workdir={__file__}/x"], "is a file: name a folder"),
         ("xpk", ["--tpu=v5litepod-16"], "v5e:4x4"),
         ("xpk", ["--tpu=v5e:3x1"], "do not fill hosts"),
         ("xpk", ["--namespace=n"], "need --kubectl"),
@@ -108,6 +118,34 @@ def test_mistakes_are_one_line_and_nothing_runs(name, extra, message, programs, 
     assert message in error
     assert error.count("\n") == 1
     assert programs.calls() == []
+
+
+def test_tokens_of_a_base_that_is_elsewhere_must_spread(capsys) -> None:
+    klein = ["--config=configs/klein.py:base=/runs/base,photos=/runs/photos", "--workdir=/runs/klein"]
+    pod = ["--kubectl", "--claim=runs", "--tpu=v5e:16x16", "--image=i", "--dry-run", *klein]
+    for spread, batch_size, code in ((1, 128, 2), (1, 256, 0), (2, 128, 0), (32, 128, 2)):
+        settings = [f"--config.mesh.sequence={spread}", f"--config.batch_size={batch_size}"]
+        assert xpk.main([*pod, *settings]) == code
+    assert "16 prompt tokens do not divide over sequence = 32" in capsys.readouterr().err
+
+
+def test_nothing_is_asked_for_what_only_stops(programs) -> None:
+    where = ["--tpu-name=pod", "--zone=z"]
+    assert tpu_vm.main([*where, "--stop"]) == 0
+    assert len(programs.calls()) == 1
+    assert tpu_vm.main(where) == 2
+
+
+def test_paths_outside_the_claim_are_told(capsys) -> None:
+    main, options = LAUNCHERS["kubectl"]
+    paths = ["--config.data.photos=array_record:/data/*.array_record", "--config.data.pairs=/runs/pairs"]
+    assert main([*options, *TRAINER, *paths, "--config.init_from=/runs2/x", "--dry-run"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" = ")[0] for line in lines] == [
+        "launch.xpk: config.data.photos",
+        "launch.xpk: config.init_from",
+    ]
+    assert "'/runs2/x' lies outside the claim, which is mounted at /runs: the image must hold it" in lines[1]
 
 
 @pytest.mark.parametrize(
@@ -429,7 +467,7 @@ def pod(manifest: dict) -> dict:
 
 
 def test_a_jobset_fits_its_schema(capsys) -> None:
-    tpu = manifest_of(capsys, "--tpu=v5e:4x4", "--slices=2", "--claim=runs", "--queue=q")
+    tpu = manifest_of(capsys, "--tpu=v5e:4x4", *TWO_SLICES, "--claim=runs", "--queue=q")
     gpu = manifest_of(capsys, "--gpu=h100:8", "--nodes=2", "--no-disk")
     assert faults(tpu, _JOBSET) == []
     assert faults(gpu, _JOBSET) == []
@@ -441,7 +479,7 @@ def test_a_jobset_fits_its_schema(capsys) -> None:
 
 
 def test_a_jobset_starts_whole_slices_and_tells_each_pod_of_the_others(capsys) -> None:
-    manifest = manifest_of(capsys, "--tpu=v5e:4x4", "--slices=2", "--restarts=5", "--grace=90", "--claim=runs")
+    manifest = manifest_of(capsys, "--tpu=v5e:4x4", *TWO_SLICES, "--restarts=5", "--grace=90", "--claim=runs")
     jobs = manifest["spec"]["replicatedJobs"][0]
     assert (jobs["replicas"], jobs["template"]["spec"]["parallelism"]) == (2, 4)
     assert jobs["template"]["spec"]["backoffLimit"] == 0

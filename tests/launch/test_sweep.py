@@ -127,7 +127,7 @@ def test_a_config_is_planned_and_checked(tmp_path) -> None:
 @pytest.mark.parametrize("launcher", ["slurm", "xpk"])
 def test_jobs_of_a_sweep_share_a_prefix_and_no_name(launcher, tmp_path, capsys) -> None:
     """A job ends what has its name (XPK), or waits for it (Slurm)."""
-    options = ["--cluster=c", "--tpu=v5e:4x4", "--image=i", "--storage=runs"] if launcher == "xpk" else []
+    options = ["--cluster=c", "--tpu=v5e:2x4", "--image=i", "--storage=runs"] if launcher == "xpk" else []
     command = [f"--config={SWEEP}", f"--workdir={tmp_path}", f"--launcher={launcher}", "--dry-run", *options]
     assert sweep.main([*command, "--name=trial"]) == 0
     names = re.findall(r"--name=(\S+)", capsys.readouterr().out)
@@ -176,10 +176,10 @@ def test_a_run_that_lost_its_manifest_stands_for_what_its_checkpoint_tells(tmp_p
         ("slurm", ["--nodes=two"], "argument --nodes: invalid int value: 'two'"),
         ("slurm", ["--nodes=0"], "--nodes=0: expected at least 1"),
         ("slurm", ["--workdir=runs/sweep"], "give an absolute path on a disk that all hosts share"),
-        ("xpk", ["--image=i", "--tpu=v5e:4x4", "--cluster=c"], "mount a shared disk"),
+        ("xpk", ["--image=i", "--tpu=v5e:2x4", "--cluster=c"], "mount a shared disk"),
         ("xpk", ["--image=i", "--gpu=h100", "--kubectl", "--no-disk"], "h100:8"),
-        ("xpk", ["--image=i", "--tpu=v5e:4x4", "--no-disk"], "--cluster is missing"),
-        ("xpk", ["--tpu=v5e:4x4"], "the following arguments are required: --image"),
+        ("xpk", ["--image=i", "--tpu=v5e:2x4", "--no-disk"], "--cluster is missing"),
+        ("xpk", ["--tpu=v5e:2x4"], "the following arguments are required: --image"),
         ("local", ["--processes=2"], "must not fight for the same devices"),
     ],
 )
