@@ -57,7 +57,7 @@ class Devices(NamedTuple):
     """What a launcher knows of the devices of all hosts: tpu, gpu or cpu, how many, and in how many slices."""
 
     platform: str
-    count: int
+    number: int
     slices: int = 1
 
 
@@ -148,7 +148,7 @@ def _check_spread(config: ConfigDict, devices: Devices) -> None:
 
     from uniser_jax import mesh, pretrained, step
 
-    sizes = mesh.sizes_of(config.mesh.to_dict(), devices.count, devices.slices)
+    sizes = mesh.sizes_of(config.mesh.to_dict(), devices.number, devices.slices)
     latents = None
     if config.model.codec == "latents":
         parts = status.read_record(config.model.base).get("base", {})  # of a base that is not here FLUX.2's
