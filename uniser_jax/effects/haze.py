@@ -115,17 +115,17 @@ class HazeSampling:
     """What draws come from.
 
     Args:
-      fog: relative weight of the kind.
+      fog: relative weight of the kind, where the photograph shows sky: elsewhere there is more smoke, and less else.
       haze: the same.
       smoke: the same.
       dust: the same.
-      night: the same.
+      night: the same; more for photographs of nights.
       uniser: share of draws that are one of UniSER's 37 settings instead.
       texture: share of those with a smoke texture.
       dense: share with a denser medium than the range of its kind, where it hides the far more than the near: not by night, and
         seldom in smoke, for all would be lost.
       dense_depth: optical depth that those reach, where it is above that range.
-      sky: share with the colour of the photograph's own sky.
+      sky: share with the colour and the light of the photograph's own sky, of fog and haze.
       sun: share with a sun.
       glow: share in which bright places of the photograph glow.
       scatter: share with light scattered forward.
@@ -184,7 +184,7 @@ class Haze:
       sharpness: of their edges, in [0, 1].
       forward: f of `medium`.
       spread: sigma_0 of `medium`, as a fraction of the image side.
-      sun: (x, y, strength), the place in fractions of the image, possibly outside it; () is none.
+      sun: (x, y, strength), the place in fractions of the image, possibly outside it, the strength at the angle 0; () is none.
       glow: share of the light of bright places that the medium spreads.
       lamps: see airlight.Lamp.
       dark: by night, the gain of what the lamps do not light; 1 by day.
