@@ -349,7 +349,7 @@ def _daylight(rng: np.random.Generator) -> dict:
         "lights": ((float(rng.uniform(4_800, 5_900)), float(1 - share), 0.0),),
         "sky_share": float(share),
         "sky_seen": float(rng.uniform(0.4, 1.0)),
-        "kelvin_sky": float(rng.uniform(6_000, 9_000) if cloud else fields.log_uniform(rng, 6_500, 22_000)),
+        "kelvin_sky": float(rng.uniform(6_000, 9_000) if cloud else fields.log_uniform(rng, 6_500, 12_000)),
         "tint": tuple(float(gain) for gain in rng.normal(0, 0.08, 2)),
     }
 
