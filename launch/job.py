@@ -115,8 +115,8 @@ def at_least_one(arguments: argparse.Namespace, *options: str) -> None:
 
 def check(
     arguments: argparse.Namespace, overrides: Sequence[str], devices: Devices | None = None, shared: bool = True
-) -> ConfigDict:
-    """Resolves the config here, before machines are asked for, and returns it.
+) -> None:
+    """Resolves the config here, before machines are asked for, and checks that it can run there.
 
     Args:
       arguments: of the launcher.
@@ -139,7 +139,6 @@ def check(
     status.check_folder(arguments.workdir)
     if devices:
         _check_spread(config, devices)
-    return config
 
 
 def _check_spread(config: ConfigDict, devices: Devices) -> None:

@@ -131,9 +131,8 @@ def plan(
         own = [f"--config.{key}={value}" for key, value in overrides.items()]
         resolved = schema.read(config, [*shared, *own])
         steps, folder = resolved.steps, workdir / run
-        if record := status.read_record(folder).get("config"):  # a key that was added since has its default
-            before = schema.flat(schema.defaults().to_dict()) | schema.flat(record)
-            _check_alike(before, schema.flat(resolved.to_dict()), folder)
+        if record := status.read_record(folder).get("config"):
+            _check_alike(schema.recorded(record), schema.flat(resolved.to_dict()), folder)
         module, waits = _LAUNCHERS[launcher]
         command = [sys.executable, "-m", f"launch.{launcher}", *waits]
         command += [f"--name={job.made_name(name, folder)}"] if name is not None else []

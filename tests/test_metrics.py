@@ -80,7 +80,10 @@ def events_of(file: pathlib.Path) -> list[event_pb2.Event]:
     return events
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+
+
+@full_disk
 @pytest.mark.parametrize("steps", [2, 1_000])
 def test_a_full_disk_is_an_error_where_it_is_written_to(tmp_path: pathlib.Path, monkeypatch, steps: int) -> None:
     monkeypatch.setattr(record_writer, "open_file", lambda _: open("/dev/full", "wb"))  # noqa: SIM115
@@ -102,7 +105,7 @@ def test_a_full_disk_is_an_error_where_it_is_written_to(tmp_path: pathlib.Path, 
     assert len(lines(tmp_path)) < 1_000  # it is found under way, or at the end
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@full_disk
 def test_what_ends_a_run_is_not_hidden_by_a_full_disk(tmp_path: pathlib.Path, monkeypatch) -> None:
     monkeypatch.setattr(record_writer, "open_file", lambda _: open("/dev/full", "wb"))  # noqa: SIM115
 

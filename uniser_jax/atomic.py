@@ -8,15 +8,16 @@ from typing import IO
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to write; it lies beside `path` until the block ends, and is removed if it fails.
+def opened(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[IO[bytes]]:
+    """A file to write, with these permissions; it lies beside `path` until the block ends, and is removed if it fails.
 
     All is on the disk before it has its name: one that outlives a loss of power must not stand for an empty file.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)  # of a process of this number that was killed
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -379,6 +379,11 @@ def flat(values: dict[str, Any]) -> dict[str, Any]:
     return {key: _tuple(value) for key, value in flatten_dict(values, sep=".").items()}
 
 
+def recorded(values: dict[str, Any]) -> dict[str, Any]:
+    """The config that was saved with a run, flat; a key that was added since has its default."""
+    return flat(defaults().to_dict()) | flat(values)
+
+
 def to_json(config: ConfigDict) -> str:
     """Serialises for the run folder; `from_json` gives an equal config."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True)

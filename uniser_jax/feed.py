@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 _TICK = 0.001  # seconds between two looks at the devices
-_UNDER_WAY = (
-    2  # steps on the devices: one runs, one waits; each more would keep a batch there, and delay a stop by a step
-)
+# Steps on the devices: one runs, one waits; each more would keep a batch there, and delay a stop by a step.
+_UNDER_WAY = 2
 _PATIENCE = 5.0  # seconds for a batch that is being made when the feed ends
 
 

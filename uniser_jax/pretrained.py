@@ -109,8 +109,7 @@ def check_meaning(record: Mapping[str, Any], config: ConfigDict) -> None:
     Raises:
       ValueError: if they would not; names the key and both values.
     """
-    before, now = (schema.flat(each) for each in (schema.defaults().to_dict(), config.to_dict()))
-    before |= schema.flat(record["config"])  # a key that was added since has its default
+    before, now = schema.recorded(record["config"]), schema.flat(config.to_dict())
     adapted = config.lora.rank and before["lora.rank"] == config.lora.rank
     for key in (*_MEANING, *(("lora.alpha",) if adapted else ())):
         if before[key] != now[key]:

@@ -26,10 +26,10 @@ from uniser_jax.effects.fields import Field
 from uniser_jax.effects.haze_presets import UniserLayer
 from uniser_jax.effects.layer import Scene, Shine
 from uniser_jax.effects.medium import MediumLayer
+from uniser_jax.effects.sources import NIGHT
 from uniser_jax.errors import check_weights
 
 KINDS = ("fog", "haze", "smoke", "dust", "night")
-_NIGHT = 0.07  # luminance of a dark place in a photograph, as in `sources`
 _NIGHTS = 3  # how much more often a photograph of a night is one of haze by night
 _INDOORS, _SMOKY = 0.4, 2  # how much more often fog, haze and dust are drawn where no sky is seen, and smoke
 _PLUME = 96  # side of the grid that plumes are drawn on; they have no sharper edges
@@ -440,7 +440,7 @@ def _looked(small: kernels.Image, above: Field) -> tuple[float, float, float]:
             y = 0.0
             for c in range(3):
                 y += light.LUMINANCE[c] * min(small[i, j, c], np.float32(1))
-            dark += y < _NIGHT
+            dark += y < NIGHT
             total += y
             share += above[i, j]
             if above[i, j] > np.float32(0.5):

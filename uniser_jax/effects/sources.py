@@ -17,7 +17,7 @@ LAMPS, SUN = (2_600, 9_000), (4_500, 6_000)  # kelvin: from candle to sky; from 
 _SEEN_AT = 256  # px, the longer side of the image on which highlights are looked for
 _BRIGHT, _RIM = 0.92, 0.4  # luminance of a highlight; of what still shows a clipped lamp's colour
 _LARGEST = 0.12  # of the frame; what is larger is sky
-_NIGHT = 0.07  # a dark photograph's median luminance
+NIGHT = 0.07  # a dark photograph's median luminance
 _SKY = 0.05  # of a photograph, from which on the sun is in it or near
 _CLIPPED, _CORE = 0.985, 0.05  # what is clipped; the share of a light by day where all channels are, unlike paper's
 _WEAKEST = 0.12  # share of a light worth drawing
@@ -51,7 +51,7 @@ def reduced(scene: Scene) -> Float32[np.ndarray, "h w c"]:
 
 def by_night(small: Float32[np.ndarray, "h w c"]) -> bool:
     """Whether most of a photograph (see `reduced`) is dark."""
-    dark = light.luminance(small)[::3, ::3] < _NIGHT
+    dark = light.luminance(small)[::3, ::3] < NIGHT
     return bool(2 * np.count_nonzero(dark) > dark.size)
 
 

@@ -23,6 +23,7 @@ from absl import logging
 from jaxtyping import Shaped, UInt8
 from PIL import Image, PngImagePlugin
 
+from uniser_jax import atomic
 from uniser_jax.data import decoding
 from uniser_jax.errors import reason_of
 from uniser_jax.restore import colour, exif, metadata
@@ -322,23 +323,19 @@ def _to_8(levels: np.ndarray) -> UInt8[np.ndarray, "..."]:
 
 
 def _write_whole(path: pathlib.Path, data: bytes) -> None:
-    """Writes beside the target and moves it there in one step: an interrupted run leaves no half photograph.
+    """An interrupted run leaves no half photograph.
 
     A link stays one, and what it names is written; a file that was there is as private as before.
     """
     target = pathlib.Path(os.path.realpath(path))
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    there = target.exists()
     try:
-        there = target.exists()
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if there else 0o666), "wb") as file:
+        with atomic.opened(target, 0o600 if there else 0o666) as file:
             file.write(data)
-        if there:
-            shutil.copymode(target, partial)
-        os.replace(partial, target)
+            if there:
+                shutil.copymode(target, pathlib.Path(file.name))
     except OSError as error:
         raise RestoreError(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _line(error: Exception) -> str:
