@@ -16,9 +16,9 @@ from uniser_jax import xla
 
 ROOT = pathlib.Path(__file__).parent.parent
 # A third of the time to compile, for programs that run a few times.
-_QUICK = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-)
+_QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+if xla.is_known():
+    _QUICK += " --xla_cpu_use_fusion_emitters=false"
 
 
 def xla_flags(devices: int) -> str:

@@ -12,7 +12,7 @@ from llvmlite import binding
 _ROLLED = "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling=true"
 _OWN_PRODUCTS = "--xla_cpu_experimental_ynn_fusion_type=reduce"
 _CHIPS = ("accel*", "vfio/[0-9]*", "nvidia*", "dxg", "kfd")  # in /dev: TPUs, GPUs, those of WSL2, AMD's
-_KNOWN = "0.10."  # of jaxlib, with that flag: XLA exits over one that it does not know
+_KNOWN = "0.10."  # of jaxlib
 
 
 def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -31,11 +31,16 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
         if "jax" in sys.modules:  # it has read its environment
             sys.modules["jax"].config.update("jax_platforms", "cpu")
     wanted = [_ROLLED]
-    if _multiplies_float32_only() and importlib.metadata.version("jaxlib").startswith(_KNOWN):
+    if _multiplies_float32_only() and is_known():
         wanted.append(_OWN_PRODUCTS)
     flags = environ.get("XLA_FLAGS", "")
     missing = [flag for flag in wanted if flag.partition("=")[0] not in flags]
     environ["XLA_FLAGS"] = " ".join(filter(None, (flags, *missing)))
+
+
+def is_known() -> bool:
+    """Whether the flags of this jaxlib's XLA are those that were tried: it exits over one that it does not know."""
+    return importlib.metadata.version("jaxlib").startswith(_KNOWN)
 
 
 def _has_accelerator(environ: Mapping[str, str], dev: pathlib.Path = pathlib.Path("/dev")) -> bool:

@@ -168,7 +168,11 @@ def test_dots_keeps_of_a_single_block_what_its_gradient_needs_and_no_more() -> N
         equation.params | {"out": equation.outvars} for equation in gradient.eqns if equation.primitive.name == "scan"
     ]
     (forward,) = (each for each in scans if each["length"] == SMALL.num_single_layers and not each["reverse"])
-    kept = [variable.aval.size for variable in forward["out"][forward["num_carry"] :]]
+    of_a_layer = forward["jaxpr"].out_avals
+    stacked = [
+        outer.aval for outer, inner in zip(forward["out"], of_a_layer, strict=True) if outer.aval.ndim > inner.ndim
+    ]
+    kept = [aval.size for aval in stacked]
     each = SMALL.num_single_layers * 2 * (len(given["image_ids"]) + len(given["text_ids"]))  # layers, examples, tokens
     d, m = SMALL.width, SMALL.mlp_width
     # The sum over exponentials, the input, q, k, v, attention, what comes out, and the two sides of the gate.
