@@ -11,7 +11,7 @@ from absl import logging
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from uniser_jax.data import decoding
+from uniser_jax import decoding
 from uniser_jax.data.photos import warn_once
 from uniser_jax.errors import reason_of
 from uniser_jax.types import EFFECTS

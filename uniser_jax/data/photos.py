@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple, Protocol
 from absl import logging
 from PIL import UnidentifiedImageError
 
-from uniser_jax.data.decoding import ORIENTATION, Depth, Pixels, Reduction, decode, decode_depth, opened, upright, whole
+from uniser_jax.decoding import ORIENTATION, Depth, Pixels, Reduction, decode, decode_depth, opened, upright, whole
 from uniser_jax.errors import listed, reason_of
 
 READERS = 32  # threads that read headers: they wait for disks
@@ -67,6 +67,8 @@ class Photos(Protocol):
 
     def __getitem__(self, index: int) -> Pixels:
         """The photograph at its full size; see `reduced`."""
+        if index >= len(self):  # which ends a loop over all
+            raise IndexError(f"photograph {index} of {len(self)}")
         return self.reduced(index, whole).pixels
 
     def reduced(self, index: int, reduction: Reduction) -> Photo:

@@ -40,7 +40,7 @@ _CROP, _REAL = 4, 5  # tell these uses of a seed from others
 _MARGIN = 1.25  # sides of a pair that several views are cut from, over those of a view
 
 # Of colour_matrix: stops of exposure and of each channel, saturation less 1, radians of hue.
-_COLOURS = ((-1, 0.5), *3 * ((-0.5, 0.5),), (-1, 0.3), (-math.pi, math.pi))
+_COLOURS = ((-1, 0.5), *3 * ((-0.5, 0.5),), (-1, 0.3), (-0.5, 0.5))
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 _SWITCH = 2e-4  # seconds for which a thread keeps Python's lock from another; 5e-3 costs two threads a twentieth
@@ -300,7 +300,8 @@ def _interpolation(ratio: float) -> int:
 def colour_matrix(rng: np.random.Generator, amount: float) -> Float64[np.ndarray, "c c"]:
     """Shows the same forms under another light and in other paints: a matrix for linear light.
 
-    At amount 1: exposure from 1 stop down to 1/2 up, white balance within 1/2 stop per channel, any hue, saturation 0 to 1.3.
+    At amount 1: exposure from 1 stop down to 1/2 up, white balance within 1/2 stop per channel, hues
+    turned by up to 1/2 radian (more, and skies are violet), saturation 0 to 1.3.
     """
     drawn = zip(_COLOURS, rng.random(6).tolist(), strict=True)
     exposure, red, green, blue, saturation, hue = (amount * (low + (high - low) * u) for (low, high), u in drawn)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Shaped
 from PIL import ImageCms
 
-from uniser_jax.data.decoding import profile_of
+from uniser_jax.decoding import profile_of
 from uniser_jax.restore import levels
 
 _ROOTS = 2**18  # steps of the inverse of T: four to each of 16 bits at white

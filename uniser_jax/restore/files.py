@@ -23,8 +23,7 @@ from absl import logging
 from jaxtyping import Shaped, UInt8
 from PIL import Image, PngImagePlugin
 
-from uniser_jax import atomic
-from uniser_jax.data import decoding
+from uniser_jax import atomic, decoding
 from uniser_jax.errors import reason_of
 from uniser_jax.restore import colour, exif, metadata
 
