@@ -28,10 +28,10 @@ import numpy as np
 from PIL import Image
 
 from uniser_jax import atomic
-from uniser_jax.data.decoding import Reduction, whole
 from uniser_jax.data.photos import Photo, Photos, folder, samples
 from uniser_jax.data.pipeline import Examples, Recent, batches, random_crop
 from uniser_jax.data.schedule import fixed
+from uniser_jax.decoding import Reduction, whole
 from uniser_jax.effects import pupil
 from uniser_jax.effects.edit import EditSampling, Rendering, asked_for
 from uniser_jax.effects.mixture import Mixture

@@ -16,6 +16,7 @@ LEVELS = {
     "errors": 0,
     "atomic": 0,
     "locks": 0,
+    "decoding": 0,
     "digest": 0,
     "xla": 0,
     "status": 0,

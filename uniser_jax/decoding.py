@@ -2,7 +2,8 @@
 
 Colours are what an embedded profile of RGB says, else sRGB: profiles of gray or CMYK and a PNG's gamma are not looked at.
 
-Files come from strangers: what is too large, cut or no image is an error of one line. A plain JPEG may be decoded smaller.
+Files come from strangers: what is too large, cut or no image is an error of one line, and only pictures are read: Pillow would
+run a program for PostScript. A plain JPEG may be decoded smaller.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from PIL import Image, ImageCms, ImageOps
 
 ORIENTATION = 0x0112  # EXIF
 MAX_PIXELS = 150_000_000  # more is a decompression bomb, not a photograph
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 _MAX_PROFILE = 2**22  # bytes
 # EXIF's eight orientations: mirror left to right, then that many quarter turns counter-clockwise.
 _TURNS = {2: (True, 0), 3: (False, 2), 4: (True, 2), 5: (True, 1), 6: (False, 3), 7: (True, 3), 8: (False, 1)}
@@ -39,7 +41,7 @@ def whole(shape: tuple[int, int]) -> int:
 
 
 def decode(data: bytes, reduction: Reduction = whole) -> Pixels:
-    """Decodes any image file to upright 8-bit RGB; the first frame of several, alpha dropped.
+    """Decodes a JPEG, PNG, WebP, TIFF or BMP file to upright 8-bit RGB; the first frame of several, alpha dropped.
 
     Args:
       data: the file.
@@ -129,7 +131,7 @@ def opened(file: str | IO[bytes]) -> Iterator[Image.Image]:
       OSError, ValueError: then, or while it is used, if it is no readable image, or too large a one.
     """
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} px is more than {MAX_PIXELS // 10**6} megapixels")
             yield image

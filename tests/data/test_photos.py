@@ -13,15 +13,15 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from tests.profiles import GAMMA_2_2, P3, SRGB, SRGB_CURVE, primaries, profile
-from uniser_jax import manifest
-from uniser_jax.data import decoding, photos
-from uniser_jax.data.decoding import decode, decode_depth, whole
+from uniser_jax import decoding, manifest
+from uniser_jax.data import photos
 from uniser_jax.data.photos import open_photos, split
 from uniser_jax.data.pipeline import Examples
 from uniser_jax.data.schedule import fixed
+from uniser_jax.decoding import decode, decode_depth, whole
 from uniser_jax.effects import light
 from uniser_jax.effects.edit import EditSampling
 
@@ -62,6 +62,17 @@ def test_a_folder_is_searched_and_bad_files_are_named_once(folder: pathlib.Path,
     for name in ("empty.jpg (empty)", "text.jpg (not an image)", "pipe.jpg (not a file)", "gone.jpg (missing)"):
         assert name in message
     assert "thin.png (11 x 1 px)" in message or "loop.jpg" in message
+
+
+@pytest.mark.parametrize("format", ["EPS", "PPM", "GIF"])
+def test_only_pictures_are_decoded_whatever_a_file_calls_itself(format: str) -> None:
+    with pytest.raises(UnidentifiedImageError):  # PostScript would be run
+        decode(encoded(format=format))
+
+
+def test_a_loop_over_photographs_ends(folder: pathlib.Path) -> None:
+    opened = open_photos(str(folder))
+    assert len(list(opened)) == len(opened)
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])

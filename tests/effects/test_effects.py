@@ -449,6 +449,23 @@ def test_to_shrink_is_to_average(shape: tuple[int, int]) -> None:
     np.testing.assert_allclose(fields.shrink(image, shape), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("shape", [(200, 200), (100, 400)])
+@pytest.mark.parametrize("scale", [0.1, 0.2])
+def test_noise_is_as_coarse_as_its_lattice_at_any_scale_and_aspect(
+    scale: float, shape: tuple[int, int], axis: int
+) -> None:
+    """Of one octave: values two thirds of a cell apart are correlated by one half, those half a cell apart by more."""
+    noises = [fields.fractal_noise(np.random.default_rng(seed), shape, scale, 1) for seed in range(60)]
+    noises = [np.moveaxis(noise - noise.mean(), axis, 0) for noise in noises]
+
+    def correlation(lag: int) -> float:
+        return np.mean([(noise[lag:] * noise[:-lag]).mean() for noise in noises]) / np.mean(np.square(noises))
+
+    cell = scale * 200
+    assert correlation(round(0.5 * cell)) > 0.6 > correlation(round(0.68 * cell)) > 0.4
+
+
 def test_fields_are_pure_and_in_range() -> None:
     noise = fields.fractal_noise(np.random.default_rng(0), (33, 70))
     np.testing.assert_array_equal(noise, fields.fractal_noise(np.random.default_rng(0), (33, 70)))

@@ -295,9 +295,17 @@ def test_a_photograph_with_lights_gets_no_other() -> None:
         assert flare.sources[0][:2] == pytest.approx((0.605, 0.405), abs=0.01)
 
 
+@pytest.mark.parametrize("phone", [0.0, 0.5, 1.0])
+def test_dark_photographs_are_mostly_those_of_phones_but_not_all(phone: float) -> None:
+    scene = edit.scene_from_photo(np.full((64, 64, 3), 20, np.uint8))
+    sampling = FlareSampling(phone=phone, ghosts=0.0)
+    lenses = [Flare.sample(np.random.default_rng(seed), scene, sampling).blades > 0 for seed in range(80)]
+    assert np.mean(lenses) == pytest.approx({0.0: 1, 0.5: 2 / 7, 1.0: 0}[phone], abs=0.13)
+
+
 def test_by_day_one_sun_stands_in_the_sky() -> None:
     photo = np.full((128, 128, 3), (150, 140, 120), np.uint8)
-    photo[:70, 64:] = (140, 180, 235)
+    photo[:70, 64:] = (190, 215, 245)
     photo[70:] = (235, 225, 200)  # brighter than the sky
     sampling = FlareSampling(own=0.0, outside=0.0)
     for seed in range(40):
@@ -314,7 +322,9 @@ def test_by_day_one_sun_stands_in_the_sky() -> None:
     } == {1}
     wall = edit.scene_from_photo(np.full((128, 128, 3), (150, 140, 120), np.uint8))
     drawn = [Flare.sample(np.random.default_rng(seed), wall, sampling) for seed in range(60)]
-    assert {len(flare.sources) for flare in drawn} > {1, 2}
+    assert {len(flare.sources) for flare in drawn} == {1, 2}
+    distances = [sources.beyond(sources.Source(*flare.sources[0], (1.0, 1.0, 1.0)), (128, 128)) for flare in drawn]
+    assert min(distances) > 0  # what is in the frame is lit, and shines not
     assert not {colour for flare in drawn for colour in flare.colours} & set(sources._LEDS)  # no signals by day
 
 
@@ -442,7 +452,7 @@ def test_a_layer_that_goes_during_a_run_ends_nothing(folder, caplog) -> None:
         flare.render(SCENE)
         assert flare.layer == str(folder / "a.png")
     assert caplog.messages == [
-        f"{folder / 'b.png'}: a flare layer that cannot be read as an image; the next one stands in"
+        f"{folder / 'b.png'}: a flare layer that cannot be read: not a file; the next one stands in"
     ]
 
 

@@ -133,7 +133,7 @@ def test_the_height_profile_is_the_integral_along_the_path(height: float, shape:
     h, w = shape
     d = np.linspace(0.05, 1, h, dtype=np.float32)[:, None].repeat(w, 1)
     path = Haze("fog", 0, height=height)._path(d, 0.5)
-    up = (0.5 - np.linspace(0, 1, h)) * airlight.FIELD_OF_VIEW * h / np.sqrt(h * w)
+    up = (0.5 - (np.arange(h) + 0.5) / h) * airlight.FIELD_OF_VIEW * h / np.sqrt(h * w)
     climb = np.clip(up / np.sqrt(1 + up**2) / height, -2 / d[:, 0], 20 / d[:, 0])
     steps = (np.arange(4_000) + 0.5) / 4_000
     summed = d[:, 0] * np.exp(-steps[None] * d[:, :1] * climb[:, None]).mean(1)
@@ -185,9 +185,11 @@ def test_sky_is_pale_or_deep_blue_and_nothing_else_stands_above_it(above: tuple[
     scene[8:16, 28:36] = 0.01, 0.01, 0.01  # a bird
     found = depth.signs(scene)[0]
     assert np.all(found[:38, :24] == sky)
-    assert depth.signs(np.full((64, 64, 3), above, np.float32))[0].mean() == (sky if above[2] < 0.2 else 0)  # or a wall
+    assert depth.signs(np.full((64, 64, 3), above, np.float32))[0].mean() == sky
+    assert depth.signs(np.full((64, 64, 3), 0.7, np.float32))[0].mean() == 0  # a wall
     assert np.all(found[44:] == 0)
     assert found[12, 32] < 0.5
+    np.testing.assert_array_equal(depth.signs(np.ascontiguousarray(scene[:, ::-1]))[0], found[:, ::-1])
     if above[2] < 0.2 and sky:  # deep blue reaches around it
         assert found[24:38, 28:36].mean() > 0.9
 
@@ -261,6 +263,15 @@ def test_by_night_the_sky_is_hardly_brighter_than_what_was_dark_by_day() -> None
     ratio = night[4, 4] / night[28, 4]
     assert (ratio > 1).all()
     assert (ratio < 0.5 * 8).all()
+
+
+def test_by_night_lamps_light_what_stands_there_and_no_sky() -> None:
+    scene = np.full((64, 64, 3), (0.3, 0.45, 0.8), np.float32)
+    scene[40:] = 0.3  # ground
+    lamps = ((0.5, 0.55, 3_000.0, 0.5, 0.01),)
+    lit = airlight.night(scene, 0.05, lamps) - airlight.night(scene, 0.05, ())
+    assert lit[:30].max() < 1e-6
+    assert lit[50:, 24:40].min() > 5e-4
 
 
 def test_by_night_only_what_shines_by_night_glows() -> None:

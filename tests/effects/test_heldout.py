@@ -216,6 +216,23 @@ def test_a_drop_shows_the_scene_upside_down() -> None:
     assert passed[inside].max() == pytest.approx(1 - (0.33 / 2.33) ** 2, abs=1e-3)  # straight through
 
 
+def test_where_drops_meet_each_shows_what_it_would_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    drops = dataclasses.replace(drawn("raindrops", 0), count=1, trails=0.0)
+    one, other = (
+        dataclasses.replace(drops, seed=seed)._blots(np.random.default_rng(seed), (96, 96))[0] for seed in (1, 2)
+    )
+    one, other = one._replace(x=40.0, y=48.0, radius=20.0), other._replace(x=52.0, y=48.0, radius=20.0)
+
+    def places(*blots) -> tuple[np.ndarray, np.ndarray]:
+        monkeypatch.setattr(type(drops), "_blots", lambda *_: blots)
+        return drops.drops((96, 96))[2:]
+
+    both, alone = places(one, other), places(other)
+    inside = np.hypot(np.arange(96)[None] - 51.5, np.arange(96)[:, None] - 47.5) < 14
+    for shown, expected in zip(both, alone, strict=True):
+        np.testing.assert_array_equal(shown[inside], expected[inside])
+
+
 def test_fresnel_against_the_angles_of_the_textbook() -> None:
     theta = np.linspace(0.01, 0.84, 50)
     out = np.arcsin(1.33 * np.sin(theta))

@@ -243,6 +243,25 @@ def test_the_mirror_flips_and_the_camera_turns() -> None:
     np.testing.assert_allclose(centre[:2] / centre[2], 47.5)
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_pane_shows_nothing_from_beyond_the_photograph(mirrored: bool) -> None:
+    reflection = plain(turn=(-0.28, 0.2, 0.1), zoom=1.01, centre=(0.9, -0.8), mirrored=mirrored)
+    corners = np.array([(x, y, 1) for x in (-0.5, 119.5) for y in (-0.5, 89.5)])
+    seen = corners @ reflection._view((100, 140), (90.0, 120.0), 0.0).T
+    x, y = (seen[:, :2] / seen[:, 2:]).T
+    assert min(x.min(), y.min()) >= -0.5 - 1e-9
+    assert x.max() <= 139.5 + 1e-9
+    assert y.max() <= 99.5 + 1e-9
+
+
+@pytest.mark.parametrize("kelvin", [4_000.0, 9_000.0])
+def test_lamps_have_their_own_colour_whatever_the_room_has(kelvin: float) -> None:
+    hung = {"lamps": 6, "lamp_kelvin": 2_700.0, "kelvin": kelvin}
+    one, other = (plain(lamp_light=brightness, **hung).render(SCENE).emission for brightness in (4.0, 8.0))
+    added = (other - one)[light.luminance(other - one) > 0.1].sum(0)
+    np.testing.assert_allclose(added / added[1], light.black_body(2_700.0), rtol=0.05)
+
+
 @pytest.mark.parametrize(
     "changes", [{}, {"defocus": 0.012}, {"lamps": 5, "lamp_light": 10.0}, {"occluder": "person"}, {"ghost": 0.01}]
 )

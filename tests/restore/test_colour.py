@@ -8,7 +8,7 @@ import skimage.data
 from PIL import Image
 
 from tests.profiles import ADOBE, GAMMA_2_2, P3, SRGB, SRGB_CURVE, primaries, profile
-from uniser_jax.data.decoding import decode
+from uniser_jax.decoding import decode
 from uniser_jax.restore import colour, levels
 from uniser_jax.restore.files import read_photo, write_photo
 from uniser_jax.restore.metadata import Notes, with_chunks

@@ -78,10 +78,13 @@ def field(
 
 def night(radiance: Float32[np.ndarray, "h w c"], dark: float, lamps: tuple[Lamp, ...]) -> Float32[np.ndarray, "h w c"]:
     """What the night adds to the scene by day, mostly less than nothing: darkness, and the light that lamps cast."""
-    h, w = (max(2, round(n / depth.cell(radiance.shape[:2]))) for n in radiance.shape[:2])
-    lit = np.broadcast_to(np.float32(dark) * light.black_body(9_000), (h, w, 3)).copy()
+    small = depth.reduce(radiance, depth.cell(radiance.shape[:2]))
+    lit = np.zeros_like(small)
     if lamps:
         _shine(lit, np.array([_lamplight(lamp, 0.1 + 8 * lamp[-1], 0.25) for lamp in lamps]))
+        above = depth.signs(small)[0][..., None]  # where there is nothing that they light but the medium
+        lit *= np.maximum(1 - 2 * above, 0)  # all of the rim, too, or roofs would glow
+    lit += np.float32(dark) * light.black_body(9_000)
     return _relit(np.ascontiguousarray(radiance), fields.widen(lit, radiance.shape))
 
 
@@ -131,7 +134,7 @@ def _relit(radiance: kernels.Image, lit: kernels.Image) -> kernels.Image:
     """The scene in another light, less the scene.
 
     What is bright by day, most of all the sky, was a source of light itself: by night it is as dark as all else. A mask of the
-    sky would do more, and leave a rim of day along every roof.
+    sky would do more to it, and leave a rim of day along every roof.
     """
     h, w = radiance.shape[:2]
     out, left, lights = np.empty((h, 3 * w), np.float32), np.empty(3 * w, np.float32), lit.reshape(len(lit), 3 * w)

@@ -22,6 +22,7 @@ SIDE = 96  # at most, of the grid of a square photograph; above 48 for all but t
 _RED, _GREEN, _BLUE = np.float32(0.2126), np.float32(0.7152), np.float32(0.0722)
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _PALE = 0.75  # more of a frame is no pale sky
+_RADIUS, _EDGELESS = 0.06, np.float32(4e-3)  # of the guided filter: a share of the side; a variance that is no edge yet
 _SPAN = np.float32(1e-3)  # of depths; one of less is the same everywhere, as where sky fills the frame
 
 
@@ -94,21 +95,11 @@ def follow_light(
       radiance: the photograph, linear; its guide is the square root of luminance, as bright in steps as an eye would see.
       factor: multiplies the result; on the grid too, and enlarged without regard to edges.
     """
-    slope, start = _lines(field, np.sqrt(np.clip(light.luminance(small), 0, 1)), 0.06, 4e-3)
+    guide = np.sqrt(np.clip(light.luminance(small), 0, 1))
+    slope, start = _fitted(field, guide, max(1, round(_RADIUS * fields.side(field.shape))), _EDGELESS)
     factor = np.ones((1, 1), np.float32) if factor is None else factor
     slope, start, factor = (fields.widen(plane, radiance.shape) for plane in (slope, start, factor))
     return _along_light(slope, start, np.ascontiguousarray(radiance), factor)
-
-
-def follow_depth(field: Field, small: Field, depth: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
-    """The same along the edges of a given depth, of which the field is a smooth function: nearly exact."""
-    slope, start = _lines(field, small, 0.02, 1e-5)
-    return _along_depth(fields.widen(slope, depth.shape), fields.widen(start, depth.shape), depth)
-
-
-def _lines(field: Field, guide: Field, radius: float, epsilon: float) -> tuple[Field, Field]:
-    """a and b of (2): radius as a fraction of the image side, epsilon the variance below which the guide has no edge."""
-    return _fitted(field, guide, max(1, round(radius * fields.side(field.shape))), np.float32(epsilon))
 
 
 @compiled
@@ -144,19 +135,6 @@ def _along_light(
     return out
 
 
-@compiled
-def _along_depth(slope: kernels.Plane, start: kernels.Plane, depth: kernels.Plane) -> kernels.Plane:
-    h, w = depth.shape
-    out = np.empty((h, w), np.float32)
-    for i in range(h):
-        k, below, a = kernels.between_rows(i, h, len(slope))
-        slope0, slope1, start0, start1 = slope[k], slope[below], start[k], start[below]
-        for j in range(w):
-            value = (slope0[j] + a * (slope1[j] - slope0[j])) * depth[i, j] + start0[j] + a * (start1[j] - start0[j])
-            out[i, j] = value if value > _ZERO else _ZERO
-    return out
-
-
 def sketch(
     rng: np.random.Generator, small: Float32[np.ndarray, "h w c"], horizon: float, found: Signs | None = None
 ) -> Sketch:
@@ -168,7 +146,7 @@ def sketch(
       horizon: where the horizon is, if the photograph shows no sky.
       found: the `signs` of it, where they are known already.
     """
-    noise = fields.fractal_noise(rng, small.shape[:2], 0.5, 4)
+    noise = fields.fractal_noise(rng, small.shape[:2], 0.25, 4)
     count = int(rng.integers(0, 5))
     scene, tilt, standing = rng.random(8), 0.05 * rng.standard_normal(), rng.random((count, 4))
     outlines = rng.random((count, 24), np.float32) + 0.5 * rng.random((count, 24), np.float32)
@@ -195,9 +173,9 @@ def _sketched(
     left, top = _between(scene[4], 0.3, 0.7), _between(scene[5], 0.3, 0.7)
     rough, cue = np.float32(_between(scene[6], 0.05, 0.3)), np.float32(0.3 * scene[7])
     for i in range(h):
-        y = i / max(h - 1, 1)
+        y = (i + 0.5) / h
         for j in range(w):
-            x = j / max(w - 1, 1)
+            x = (j + 0.5) / w
             if kind < 0.65 or seen:
                 far = camera / (camera + max(y - horizon - tilt * (x - 0.5), 0.0))  # (1)
             elif kind < 0.85:
@@ -235,7 +213,7 @@ def _stand(
         k, after, a = kernels.between_rows(j, w, len(outline))
         edge = top + 0.15 * (outline[k] + a * (outline[after] - outline[k]) - 0.75)
         for i in range(h):
-            if edge < i / max(h - 1, 1) < foot:
+            if edge < (i + 0.5) / h < foot:
                 d[i, j] -= detail[i, j] * max(d[i, j] - near, _ZERO)
 
 
@@ -248,7 +226,7 @@ def signs(small: Float32[np.ndarray, "h w c"]) -> Signs:
 
     Returns:
       Where sky may be, in [0, 1]: bright and not warm, or deep blue; smooth, and nothing else above it, though what is deep
-      blue may reach around things; what is pale and fills nearly all of the frame is a wall, or paper. Brightness less
+      blue may reach around things; what is white and fills nearly all of the frame is a wall, or paper. Brightness less
       saturation, in [-1, 1], a weak sign of distance even in clear air (Zhu, Mai & Shao 2015). Where there is detail, in
       [0, 1]: something may stand there.
     """
@@ -260,23 +238,31 @@ def signs(small: Float32[np.ndarray, "h w c"]) -> Signs:
                 root[c, i, j] = np.sqrt(min(max(small[i, j, c], _ZERO), _ONE))
     reds, greens, blues = grids.box(root[0], 1), grids.box(root[1], 1), grids.box(root[2], 1)
     above, pale, change = np.zeros((h, w), np.float32), np.empty((h, w), np.float32), np.empty((h, w), np.float32)
-    value, deep = np.empty((h, w), np.float32), 0
+    value, reached, white = np.empty((h, w), np.float32), np.empty(w, np.bool_), 0
     for i in range(h):
         for j in range(w):
+            lowest, value[i, j] = min(reds[i, j], greens[i, j], blues[i, j]), max(reds[i, j], greens[i, j], blues[i, j])
+            pale[i, j] = value[i, j] - _ONE + (lowest / max(value[i, j], np.float32(1e-3))) ** 2
+        for j in range(w):
             red, green, blue = reds[i, j], greens[i, j], blues[i, j]
-            value[i, j] = max(red, green, blue)
-            pale[i, j] = value[i, j] - _ONE + (min(red, green, blue) / max(value[i, j], np.float32(1e-3))) ** 2
-            up, left = value[max(i - 1, 0), j], value[i, max(j - 1, 0)]
-            change[i, j] = abs(value[i, j] - up) + abs(value[i, j] - left)
+            before, after = max(j - 1, 0), min(j + 1, w - 1)
+            up = abs(value[i, j] - value[max(i - 1, 0), j])
+            sides = abs(value[i, j] - value[i, before]), abs(value[i, j] - value[i, after])
+            change[i, j] = up + np.float32(0.5) * (sides[0] + sides[1])
+            smooth = up + max(sides[0], sides[1]) < np.float32(0.06)
             pale_sky = value[i, j] > np.float32(0.55) and blue > np.float32(0.9) * red
             deep_sky = blue > max(np.float32(0.18), np.float32(1.4) * red, np.float32(1.06) * green)
             near = above[i - 1, j]  # of what lies above, or, where deep, beside
             if deep_sky:
-                near = max(near, above[i - 1, max(j - 1, 0)], above[i, max(j - 1, 0)])
-            if (pale_sky or deep_sky) and (i == 0 or (near > 0 and change[i, j] < np.float32(0.06))):
+                near = max(near, above[i - 1, before], above[i - 1, after], above[i, before])
+            if (pale_sky or deep_sky) and (i == 0 or (near > 0 and smooth)):
                 above[i, j] = _ONE
-                deep += deep_sky
-    if 2 * deep < above.sum() and above.mean() > _PALE:
+                white += blue < np.float32(1.05) * red
+            reached[j] = deep_sky and smooth
+        for j in range(w - 2, -1, -1):  # the same from the right
+            if reached[j] and above[i, j + 1] > above[i, j]:
+                above[i, j] = _ONE
+    if 2 * white > above.sum() and above.mean() > _PALE:
         above[:] = _ZERO
     detail = np.float32(25) * grids.box(change, 4) - np.float32(0.2)
     # Beside what stands in the sky nothing is smooth: it reaches a cell farther.

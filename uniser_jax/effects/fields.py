@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64
 
 from uniser_jax.effects import grids
 from uniser_jax.effects.compiled import compiled
@@ -46,34 +46,44 @@ def fractal_noise(
     Args:
       rng: source of the lattice values.
       shape: (h, w).
-      scale: size of the largest blobs, as a fraction of the image side.
-      octaves: each halves the size; those finer than a pixel are drawn, for replay at any size, but not added.
+      scale: distance of the coarsest lattice's points, as a fraction of the image side: blobs are as large.
+      octaves: each halves it; those finer than a pixel are drawn, for replay at any size, but not added.
       persistence: amplitude of an octave against the one before.
     """
-    aspect = math.sqrt(shape[1] / shape[0])
-    cells = [scale / 2**octave for octave in range(octaves)]
-    sizes = [tuple(max(2, math.ceil(n / cell) + 2) for n in (1 / aspect, aspect)) for cell in cells]
-    values = rng.random(sum(rows * columns for rows, columns in sizes), np.float32)
-    shown = sum(cell * side(shape) >= 1 for cell in cells)
-    total = _summed(values, np.array(sizes)[:shown], persistence, *shape)
+    frame = np.array(shape) / (scale * side(shape))  # in cells of the coarsest lattice, which is larger by one at least
+    rows, columns = (math.ceil(n) + 1 for n in frame.tolist())
+    values = rng.random(rows * columns * (4**octaves - 1) // 3, np.float32)
+    shown = max(1, sum(scale * side(shape) >= 2**octave for octave in range(octaves)))
+    total = _summed(values, rows, columns, shown, persistence, frame, *shape)
     return total if total.shape == shape else cv2.resize(total, shape[::-1])
 
 
 @compiled
 def _summed(
-    values: Float32[np.ndarray, "n"], sizes: Int64[np.ndarray, "octaves 2"], persistence: float, h: int, w: int
+    values: Float32[np.ndarray, "n"],
+    rows: int,
+    columns: int,
+    octaves: int,
+    persistence: float,
+    frame: Float64[np.ndarray, "2"],
+    h: int,
+    w: int,
 ) -> Field:
     """The octaves, stretched to [0, 1]; the finest has four samples a cell, or as many as pixels: lines will do from there.
 
-    The coarser octaves ride on each finer lattice, so that only the finest is enlarged.
+    The coarser octaves ride on each finer lattice, so that only the finest is enlarged, and of it what the frame shows.
     """
-    total, start, rows, columns = np.zeros((2, 2), np.float32), 0, 2, 2
-    for octave in range(len(sizes)):
-        rows, columns = sizes[octave]
-        lattice = values[start : start + rows * columns].reshape(rows, columns)
-        total = grids.cubic(total, rows, columns) + np.float32(persistence**octave) * lattice
-        start += rows * columns
-    total = grids.cubic(total, min(h, 4 * rows), min(w, 4 * columns))
+    total, start = np.zeros((rows, columns), np.float32), 0
+    for octave in range(octaves):
+        n = 2**octave
+        size = n * rows * n * columns
+        lattice = values[start : start + size].reshape(n * rows, n * columns)
+        total = grids.cubic(total, n * rows, n * columns) + np.float32(persistence**octave) * lattice
+        start += size
+    tall, wide = n * frame[0], n * frame[1]
+    total = grids.cubic_part(
+        total, min(h, math.ceil(4 * tall)), min(w, math.ceil(4 * wide)), 0.5 * n, 0.5 * n, tall, wide
+    )
     low = total.min()
     return (total - low) / max(total.max() - low, np.float32(1e-6))
 

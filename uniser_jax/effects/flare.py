@@ -23,7 +23,7 @@ from jaxtyping import Float32
 from uniser_jax.effects import fields, ghosts, glare, kernels, light, pupil, sources, templates
 from uniser_jax.effects.compiled import compiled
 from uniser_jax.effects.glare import Glare, Grain
-from uniser_jax.effects.layer import Affine, Scene, Shine, Strength, per_pixel
+from uniser_jax.effects.layer import Affine, Scene, Shine, Strength, per_channel, per_pixel
 from uniser_jax.effects.sources import Rgb, Source
 
 Image = Float32[np.ndarray, "h w c"]
@@ -44,7 +44,8 @@ class FlareSampling:
     Args:
       own: share of photographs with highlights whose flare comes from these.
       outside: share of the other flares whose sources lie out of frame.
-      phone: share of flares of a small lens with finger marks: steep, with thin rays; 2.5 times that in dark photographs.
+      phone: share of flares of a small lens with finger marks: steep, with thin rays; in dark photographs at 2.5 times
+        the odds.
       phone_level: lowest and highest veil of these in the dark, linear, white at 1; four times that in daylight.
       lens_level: of the others.
       ghosts: share with ghosts.
@@ -58,7 +59,7 @@ class FlareSampling:
     """
 
     own: float = 0.7
-    outside: float = 0.4
+    outside: float = 0.2
     phone: float = 0.5
     phone_level: tuple[float, ...] = (0.015, 0.1)
     lens_level: tuple[float, ...] = (0.05, 0.4)
@@ -113,7 +114,7 @@ class FlareLayer:
 
     def at(self, strength: Strength) -> Affine:
         """The same as an affine map."""
-        s = strength[..., None] if isinstance(strength, np.ndarray) else np.float32(strength)
+        s = per_channel(strength)
         return Affine(self.transmission, s * self.emission)
 
 
@@ -209,7 +210,8 @@ class Flare:
         small = sources.reduced(scene)
         dark = sources.by_night(small)
         lights, lamp = _lights(rng, small, dark, sampling)
-        phone = rng.random() < sampling.phone * (2.5 if dark else 1)
+        odds = 2.5 if dark else 1
+        phone = rng.random() * (1 + (odds - 1) * sampling.phone) < odds * sampling.phone
         bounds = sampling.phone_level if phone else sampling.lens_level
         level = fields.log_uniform(rng, *bounds) * (1 if dark or not phone else _SUN)
         body = _scatter(rng, phone) | _streaks(rng, sampling.streaks * (0.5 if phone else 1.0))
@@ -324,7 +326,7 @@ class Flare:
 
 
 def _lights(rng: np.random.Generator, small: Image, dark: bool, sampling: FlareSampling) -> tuple[list[Source], float]:
-    """The sources, and the radius of lamps to be added. By day, where there is a sky, there is one sun."""
+    """The sources, and the radius of lamps to be added. By day there is one sun, seen where the sky is bright enough for it."""
     own, out = rng.random(2) < (sampling.own, sampling.outside)
     count = 1 + fields.pick(rng, (0.65, 0.18, 0.1, 0.07))
     found = sources.highlights(small, 4) if own else []
@@ -332,9 +334,10 @@ def _lights(rng: np.random.Generator, small: Image, dark: bool, sampling: FlareS
         return found, 0.0
     sky = None if dark else sources.sky(small)
     count, kelvin = (count, None if dark else sources.LAMPS) if sky is None else (1, sources.SUN)
-    if out:
+    places = sources.night_air(small) if dark else sources.by_sun(small, sky)
+    if out or places is None:  # by day what is in the frame is lit, and shines not
         return sources.outside(rng, min(count, 2), kelvin), 0.0
-    return sources.hung(rng, small, count, kelvin, sky), fields.log_uniform(rng, 0.003, 0.012)
+    return sources.hung(rng, places, count, kelvin), fields.log_uniform(rng, 0.003, 0.012)
 
 
 def _scatter(rng: np.random.Generator, phone: bool) -> dict[str, Any]:

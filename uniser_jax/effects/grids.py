@@ -16,18 +16,25 @@ _A = -0.75  # of the cubic kernel, as OpenCV has it
 @compiled
 def cubic(plane: Plane, h: int, w: int) -> Plane:
     """cv2.resize with INTER_CUBIC."""
-    return _rows(np.ascontiguousarray(_rows(np.ascontiguousarray(plane.T), w).T), h)
+    return cubic_part(plane, h, w, 0.0, 0.0, plane.shape[0], plane.shape[1])
 
 
 @compiled
-def _rows(plane: Plane, h: int) -> Plane:
-    """`cubic` along columns only, so that loops run along rows."""
+def cubic_part(plane: Plane, h: int, w: int, top: float, left: float, rows: float, columns: float) -> Plane:
+    """The same of a part of so many rows and columns; it may begin and end between two."""
+    wide = _rows(np.ascontiguousarray(plane.T), w, left, columns)
+    return _rows(np.ascontiguousarray(wide.T), h, top, rows)
+
+
+@compiled
+def _rows(plane: Plane, h: int, start: float, length: float) -> Plane:
+    """`cubic_part` along columns only, so that loops run along rows."""
     n, w = plane.shape
-    if n == h:
+    if n == h and start == 0 and length == n:
         return plane
     out = np.empty((h, w), np.float32)
     for i in range(h):
-        y = (i + 0.5) * n / h - 0.5
+        y = start + (i + 0.5) * length / h - 0.5
         k = int(np.floor(y))
         t = y - k
         s = 1 - t

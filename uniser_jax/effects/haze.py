@@ -247,7 +247,7 @@ class Haze:
             tint=rng.normal(0, 0.04),
             sky=rng.uniform(0.3, 1) if coloured and kind in ("fog", "haze") else 0.0,
             mix=rng.uniform(*ranges.mix) if patchy or kind == "smoke" else 0.0,
-            scale=rng.uniform(0.25, 0.9),
+            scale=rng.uniform(0.15, 0.45),
             coverage=rng.uniform(0.2, 0.9),
             sharpness=rng.uniform(*ranges.sharpness),
             forward=rng.uniform(*ranges.forward) if scatters or night else 0.0,
@@ -313,19 +313,18 @@ class Haze:
     def _optical_depth(
         self, rng: np.random.Generator, scene: Scene, small: Float32[np.ndarray, "h w c"], found: depth.Signs
     ) -> Float32[np.ndarray, "H W"]:
-        """Equation (2): the path on the grid, then at full size along the edges of the photograph, or of its depth."""
+        """Equation (2), at full size; without a given depth on the grid, then along the edges of the photograph."""
         if scene.depth is None:
             d, horizon = depth.sketch(rng, small, self.horizon, found)
         else:
-            d, horizon = depth.reduce(scene.depth, depth.cell(scene.depth.shape)), self.horizon
+            d, horizon = scene.depth, self.horizon
         path = np.float32(self.optical_depth) * self._path(d, horizon)
         density = None
         if self.mix:
             density = 1 - np.float32(self.mix) * (1 - self._plume(rng, scene.radiance.shape[:2]))  # (4)
         if scene.depth is None:
             return depth.follow_light(path, small, scene.radiance, density)
-        tau = depth.follow_depth(path, d, scene.depth)
-        return tau if density is None else tau * cv2.resize(density, tau.shape[::-1])
+        return path if density is None else path * cv2.resize(density, path.shape[::-1])
 
     def _path(self, d: Field, horizon: float) -> Field:
         """Equation (3); tan(elevation) is the height above the horizon in image sides, times the field of view of one."""
@@ -333,7 +332,7 @@ class Haze:
         if not self.height:
             return path
         tall = airlight.FIELD_OF_VIEW * len(d) / fields.side(d.shape)
-        up = (horizon - np.linspace(0, 1, len(d), dtype=np.float32))[:, None] * np.float32(tall)
+        up = (horizon - (np.arange(len(d), dtype=np.float32) + np.float32(0.5)) / len(d))[:, None] * np.float32(tall)
         q = np.clip(d * (up / np.sqrt(1 + up * up)) / np.float32(self.height), -2, 20)  # a valley is at most so deep
         q = np.where(np.abs(q) < 1e-3, np.float32(1e-3), q)
         return path * (1 - cv2.exp(-q)) / q
@@ -349,7 +348,7 @@ class Haze:
         right, down = (f(angle) / (math.cos(angle) + math.sin(angle)) for f in (math.cos, math.sin))
         noise = fields.fractal_noise(rng, (h, w), self.scale * math.hypot(right, down), 6, 0.6)
         stream = fields.fractal_noise(rng, (h, w), 0.6 * self.scale, 4, 0.35)
-        reach = 0.015 * self.scale**2 * size**2  # the curl is per pixel, and 2 the gain of the difference
+        reach = 0.06 * self.scale**2 * size**2  # the curl is per pixel, and 2 the gain of the difference
         x, y = _carried(stream, np.float32(reach), np.float32(right), np.float32(down))
         noise = cv2.remap(noise, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
         cut = fields.quantile(noise[::4, ::4], 1 - self.coverage)

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from uniser_jax.effects import fields, light
-from uniser_jax.effects.layer import Affine, Strength
+from uniser_jax.effects.layer import Affine, Strength, per_channel
 
 Colour = tuple[int, int, int]
 
@@ -106,7 +106,7 @@ class UniserLayer:
 
     def at(self, strength: Strength) -> Affine:
         """Equation (4)."""
-        s = strength[..., None] if isinstance(strength, np.ndarray) else np.float32(strength)
+        s = per_channel(strength)
         tau = -s * self.optical_depth
         veil = self.airlight * (1 - cv2.exp(np.float32(self.eta) * tau))
         return Affine(cv2.exp(tau), veil)

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from uniser_jax.effects import depth, kernels, light
+from uniser_jax.effects import depth, kernels
 
 _SUPPORT_SIDE = 128
 
@@ -115,7 +115,7 @@ class LinearLayer:
 
     def at(self, strength: Strength) -> Affine:
         """Equation (3)."""
-        s = _per_channel(strength)
+        s = per_channel(strength)
         return Affine(1 - s * (1 - self.transmission), s * self.emission)
 
 
@@ -151,11 +151,6 @@ def visible_change(
     return cv2.resize(np.minimum(change(before, after) * np.float32(20), 1), before.shape[1::-1])
 
 
-def mean_light(radiance: Float32[np.ndarray, "h w c"]) -> float:
-    """Mean luminance of what the file can hold."""
-    return float(cv2.mean(np.minimum(radiance, 1))[:3] @ light.LUMINANCE)
-
-
 def per_pixel(strength: Strength) -> Float32[np.ndarray, "h w"]:
     """A strength as kernels take it: contiguous, or 1 x 1 for one number."""
     return (
@@ -165,5 +160,6 @@ def per_pixel(strength: Strength) -> Float32[np.ndarray, "h w"]:
     )
 
 
-def _per_channel(strength: Strength) -> Any:
+def per_channel(strength: Strength) -> Any:
+    """A strength as maps [h w c] take it."""
     return strength[..., None] if isinstance(strength, np.ndarray) else np.float32(strength)

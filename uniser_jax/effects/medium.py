@@ -17,7 +17,7 @@ from jaxtyping import Float32
 
 from uniser_jax.effects import depth, fields, kernels
 from uniser_jax.effects.compiled import compiled
-from uniser_jax.effects.layer import Affine, Shine, Strength, per_pixel
+from uniser_jax.effects.layer import Affine, Shine, Strength, per_channel, per_pixel
 
 _NARROW, _WIDE = 0.25, 4.0  # optical depths between which (4) is followed, on a stack of two blurs
 _ONE, _LOG2E = np.float32(1), np.float32(1.4426950408889634)
@@ -64,7 +64,7 @@ class MediumLayer:
 
     def at(self, strength: Strength) -> Affine:
         """Equation (2) where the scene is flat, so that G * J = J: pointwise."""
-        s = strength[..., None] if isinstance(strength, np.ndarray) else np.float32(strength)
+        s = per_channel(strength)
         reaches = np.exp(-np.float32(1 - self.forward) * s * self.optical_depth[..., None] * self.spectrum)
         return Affine(reaches, cv2.resize(self.veil(), self.optical_depth.shape[::-1]) * (1 - reaches))
 

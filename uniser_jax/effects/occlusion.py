@@ -211,7 +211,7 @@ class Occlusion:
             angle = rng.uniform(0, 2 * np.pi)
             share = 0.5 + 0.35 * (np.cos(angle) * x + np.sin(angle) * y)
         else:
-            share = fields.fractal_noise(rng, (-(-h // 4), -(-w // 4)), rng.uniform(0.05, 0.5), 5, 0.6)
+            share = fields.fractal_noise(rng, (-(-h // 4), -(-w // 4)), rng.uniform(0.05, 0.3), 5, 0.6)
         mixed = first + np.clip(share, 0, 1).astype(np.float32)[..., None] * (second - first)
         return cv2.resize(mixed, (w, h))
 
@@ -251,7 +251,7 @@ def _crop(rng: np.random.Generator, photo: Image, shape: tuple[int, int]) -> Ima
 def _blob(rng: np.random.Generator, size: tuple[int, ...], area: float) -> Canvas:
     """What of a fractal lies above the level that leaves this area."""
     small = max(2, -(-size[0] // 2)), max(2, -(-size[1] // 2))
-    noise = fields.fractal_noise(rng, small, rng.uniform(0.2, 0.6), 6, rng.uniform(0.35, 0.6))
+    noise = fields.fractal_noise(rng, small, rng.uniform(0.15, 0.3), 6, rng.uniform(0.35, 0.6))
     place = int((1 - area) * (noise.size - 1))
     level = np.partition(noise, place, None)[place]
     noise = cv2.resize(noise, size[::-1])

@@ -15,7 +15,7 @@ from jaxtyping import Float32
 
 from uniser_jax.effects import kernels
 from uniser_jax.effects.compiled import compiled
-from uniser_jax.effects.layer import Affine, Strength, per_pixel
+from uniser_jax.effects.layer import Affine, Strength, per_channel, per_pixel
 
 Image = Float32[np.ndarray, "h w c"]
 Plane = Float32[np.ndarray, "h w"]
@@ -58,7 +58,7 @@ class PaneLayer:
 
     def at(self, strength: Strength) -> Affine:
         """(1) as images."""
-        s = strength[..., None] if isinstance(strength, np.ndarray) else np.float32(strength)
+        s = per_channel(strength)
         return Affine(1 - s * (1 - self.transmission), s * self.emission)
 
     @property

@@ -180,7 +180,8 @@ class Raindrops:
         """Coverage a, Fresnel's F, and the place (x, y) in pixels that each pixel inside a drop shows: (4) and (5)."""
         h, w = shape
         focal = fields.side(shape) / (2 * np.tan(self.field_of_view / 2))
-        y, x = np.mgrid[:h, :w].astype(np.float32)
+        own = np.mgrid[:h, :w].astype(np.float32)
+        y, x = own.copy()
         coverage, passed = np.zeros(shape, np.float32), np.ones(shape, np.float32)
         for blot in self._blots(np.random.default_rng(self.seed), shape):
             window = blot.window(shape)
@@ -190,8 +191,9 @@ class Raindrops:
             delta = np.arcsin(np.minimum(_WATER * np.sin(theta), 0.999)) - theta
             inside = a >= coverage[window]  # where drops meet, the later one lies on top
             shift = np.float32(focal) * np.tan(delta)
-            x[window] = np.where(inside & (a > 0), x[window] - shift * right, x[window])
-            y[window] = np.where(inside & (a > 0), y[window] - shift * down, y[window])
+            shown = inside & (a > 0)
+            x[window] = np.where(shown, own[1][window] - shift * right, x[window])
+            y[window] = np.where(shown, own[0][window] - shift * down, y[window])
             passed[window] = np.where(inside, _fresnel(theta), passed[window])
             coverage[window] = np.maximum(coverage[window], a)
         return coverage, passed, x, y

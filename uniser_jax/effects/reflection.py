@@ -196,8 +196,9 @@ class Reflection:
         near, far = near * tone, far * tone
         behind = cv2.resize(scene.radiance, grid[::-1]) * transmission
         gain = np.float32(self._gain(light.luminance(reflected * (near + far)), light.luminance(behind)))
-        if lamps is not None:  # they shine as they do: it is the room that the gain is of
-            _shine(seen, lamps, (self.lamp_light / gain * light.black_body(self.lamp_kelvin)).astype(np.float32))
+        if lamps is not None:  # they shine as they do: it is the room that gain and colour are of
+            colour = light.black_body(self.lamp_kelvin) / light.black_body(self.kelvin)
+            _shine(seen, lamps, (self.lamp_light / gain * colour).astype(np.float32))
         wide = shape[1], grid[0]  # the loop over pixels enlarges downwards itself
         near, far, through = (
             cv2.resize(field, wide).reshape(grid[0], -1) for field in (gain * near, gain * far, transmission)
@@ -265,13 +266,22 @@ class Reflection:
         return spread(seen), margin, None if lamps is None else spread(lamps)
 
     def _view(self, source: tuple[int, ...], frame: tuple[float, ...], margin: float) -> Float64[np.ndarray, "3 3"]:
-        """Equation (6): from pixels of the frame and its margin to those of the reflected photograph, which fits at zoom 1."""
+        """Equation (6): from pixels of the frame and its margin to those of the reflected photograph, which fits at zoom 1.
+
+        The frame stays within the photograph: beyond that it is mirrored, which is to be seen.
+        """
         scale = min(source[0] / frame[0], source[1] / frame[1]) / self.zoom
         focal = max(frame) / 2 / np.tan(self.field_of_view / 2)
         turned = np.diag([focal, focal, 1]) @ _rotation(*self.turn) @ np.diag([1 / focal, 1 / focal, 1])
         turned = _shift(*(-turned[:2, 2] / turned[2, 2])) @ turned  # what is in the middle stays there
-        free = [(n - m * scale) / 2 for n, m in zip(source, frame, strict=True)]
-        middle = [(n - 1) / 2 + free_n * c for n, free_n, c in zip(source, free, self.centre[::-1], strict=True)]
+        corners = np.array([[x * frame[1] / 2, y * frame[0] / 2, 1] for x in (-1, 1) for y in (-1, 1)]) @ turned.T
+        low, high = (each(corners[:, 1::-1] / corners[:, 2:], 0) for each in (np.min, np.max))
+        scale = min(scale, *(n / reach for n, reach in zip(source, high - low, strict=True)))
+        if self.mirrored:
+            low[1], high[1] = -high[1], -low[1]
+        middle = []
+        for n, m, c, first, last in zip(source, frame, self.centre[::-1], scale * low, scale * high, strict=True):
+            middle.append(np.clip((n - 1 + (n - m * scale) * c) / 2, -0.5 - first, n - 0.5 - last))
         onto = _shift(middle[1], middle[0]) @ np.diag([-scale if self.mirrored else scale, scale, 1])
         return onto @ turned @ _shift(*((1 - n) / 2 - margin for n in frame[::-1]))
 
@@ -398,7 +408,7 @@ def _curtain(rng: np.random.Generator, shape: tuple[int, int], side: float) -> U
 def _dark(rng: np.random.Generator, shape: tuple[int, int], side: float) -> UInt8[np.ndarray, "h w"]:
     """Foliage, furniture, a wall in the shade: whatever is dark before what is bright."""
     small = min(shape[0], 128), min(shape[1], 128)
-    noise = fields.fractal_noise(rng, small, 0.8, 5, 0.5)
+    noise = fields.fractal_noise(rng, small, 0.3, 5, 0.5)
     threshold = rng.uniform(0.35, 0.6)
     return cv2.resize((255 * fields.smoothstep(noise, threshold, threshold + 0.06)).astype(np.uint8), shape[::-1])
 

@@ -232,13 +232,14 @@ class Shadow:
             return drawn
         seen = np.sqrt(np.clip(light.luminance(small), 0, 1)) + 1e-3
         reached = (1 if drawn.on_sky else 1 - sky) * seen / seen.sum()
-        tries = {}
+        tries, depth_of = {}, float(drawn.losses().sum(0)[1])
         for _ in range(6):  # a shadow that misses the frame or its light, or takes it all, is none
             hard = dataclasses.replace(drawn, penumbra=0.0)
             share = float((hard.coverage(seen.shape) * reached).sum())
-            if 0.03 < share < 0.92:
+            seen_share = share * depth_of
+            if seen_share > 0.03 and share < 0.92:
                 return drawn
-            tries[min(share, 1 - share)] = drawn
+            tries[min(seen_share, 1 - share)] = drawn
             drawn = dataclasses.replace(drawn, seed=int(rng.integers(2**31)))
         return tries[max(tries)]
 
@@ -387,7 +388,7 @@ def _rim(matte: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
 def _blob(rng: np.random.Generator, shape: tuple[int, int], size: float) -> Float32[np.ndarray, "h w"]:
     """Where fractal noise is high: foliage, clouds, things without a name."""
     small = (-(-shape[0] // 2), -(-shape[1] // 2))
-    noise = fields.fractal_noise(rng, small, 0.25 + size, 5, rng.uniform(0.3, 0.6))
+    noise = fields.fractal_noise(rng, small, 0.2 + 0.15 * size, 5, rng.uniform(0.3, 0.6))
     level = fields.quantile(noise[::4, ::4], 1 - rng.uniform(0.2, 0.55))
     steep = cv2.resize((noise - np.float32(level)) * np.float32(0.5 * fields.side(shape) ** 0.5 + 20), shape[::-1])
     return np.clip(steep + 0.5, 0, 1, out=steep)
@@ -408,7 +409,7 @@ def _attached(
     relief: Float32[np.ndarray, "a b"], rng: np.random.Generator, angle: float, shape: tuple[int, int]
 ) -> Float32[np.ndarray, "h w"]:
     """Equation (5): forms of the relief, made uneven by a little noise; the terminator is soft."""
-    own = fields.fractal_noise(rng, relief.shape, rng.uniform(0.4, 0.9), 2, 0.4)
+    own = fields.fractal_noise(rng, relief.shape, rng.uniform(0.2, 0.35), 2, 0.4)
     own = mattes.blur(own, 0.025 * fields.side(relief.shape))  # else its slope would have the steps of its lattice
     broad = mattes.blur(relief, rng.uniform(0.006, 0.02) * fields.side(relief.shape) + 0.7)
     height = rng.uniform(0.06, 0.14) * broad + rng.uniform(0.02, 0.08) * own

@@ -140,7 +140,7 @@ def _fingerprint(rng: np.random.Generator, x: Plane, y: Plane, pixels: float) ->
     shape = x.shape
     scale = pixels / fields.side(shape)
     warp, patches, pores = (
-        fields.fractal_noise(rng, shape, size * scale, octaves) for size, octaves in ((1.1, 3), (0.7, 4), (0.09, 2))
+        fields.fractal_noise(rng, shape, size * scale, octaves) for size, octaves in ((0.35, 3), (0.25, 4), (0.07, 2))
     )
     kind, lean = int(rng.integers(3)), np.float32(rng.uniform(-0.25, 0.25))
     bent = x + lean * np.maximum(y, 0) ** 2
@@ -229,7 +229,7 @@ class Stain:
             u, _, _ = blot.polar(*window)
             profile = self.body + (1 - self.body) * np.exp(-np.maximum(1 - u, 0) / np.float32(self.ring))
             spots[window] = np.maximum(spots[window], profile * blot.coverage(u))
-        spots *= 0.5 + 0.5 * fields.smoothstep(fields.fractal_noise(rng, shape, 0.2, 6, 0.65), 0.2, 0.7)
+        spots *= 0.5 + 0.5 * fields.smoothstep(fields.fractal_noise(rng, shape, 0.14, 6, 0.65), 0.2, 0.7)
         return np.clip(disc_blur(spots, self.defocus * fields.side(shape)), 0, 1)
 
     def _blots(self, rng: np.random.Generator, shape: tuple[int, int]) -> list[Blot]:

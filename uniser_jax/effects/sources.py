@@ -19,7 +19,10 @@ _BRIGHT, _RIM = 0.92, 0.4  # luminance of a highlight; of what still shows a cli
 _LARGEST = 0.12  # of the frame; what is larger is sky
 NIGHT = 0.07  # a dark photograph's median luminance
 _SKY = 0.05  # of a photograph, from which on the sun is in it or near
-_CLIPPED, _CORE = 0.985, 0.05  # what is clipped; the share of a light by day where all channels are, unlike paper's
+_CLIPPED, _CORE = 0.985, 0.16  # what is clipped; the share of a light by day where all channels are, unlike paper's
+_AUREOLE = (
+    0.6  # luminance of the sky about the sun, at least: within ten degrees it has five times that at sixty (ISO 15469)
+)
 _WEAKEST = 0.12  # share of a light worth drawing
 _LEDS = ((1.0, 0.06, 0.04), (0.1, 1.0, 0.35), (0.15, 0.3, 1.0), (1.0, 0.55, 0.1), (0.9, 0.2, 1.0))
 
@@ -93,19 +96,30 @@ def sky(small: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "16 16"] | N
     return fields.shrink(above, (16, 16)) if above.mean() > _SKY else None
 
 
+def night_air(small: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "16 16"]:
+    """Where lamps may hang in a dark photograph (see `reduced`): before what is black, not on what they would have lit."""
+    return np.maximum(1 - _cells(small) / NIGHT, 0) + np.float32(0.01)
+
+
+def by_sun(
+    small: Float32[np.ndarray, "h w c"], sky: Float32[np.ndarray, "16 16"] | None
+) -> Float32[np.ndarray, "16 16"] | None:
+    """Where the sun may stand in a sky: where it is bright, as it is around the sun; None where it is not."""
+    if sky is None:
+        return None
+    places = sky * (_cells(small) > _AUREOLE)
+    return places if places.any() else None
+
+
+def _cells(small: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "16 16"]:
+    return light.luminance(cv2.resize(small, (16, 16), interpolation=cv2.INTER_AREA))
+
+
 def hung(
-    rng: np.random.Generator,
-    small: Float32[np.ndarray, "h w c"],
-    count: int,
-    kelvin: Kelvin = None,
-    sky: Float32[np.ndarray, "16 16"] | None = None,
+    rng: np.random.Generator, places: Float32[np.ndarray, "16 16"], count: int, kelvin: Kelvin = None
 ) -> list[Source]:
-    """Lamps where the photograph (see `reduced`) is brightest, rather above than below, or suns in its sky; the first is the
-    brightest."""
-    bright = light.luminance(cv2.resize(small, (16, 16), interpolation=cv2.INTER_AREA))
-    weight = (0.01 + np.clip(bright, 0, 1) ** 3) * np.linspace(1, 0.1, 16)[:, None] ** 3  # lights hang, suns stand
-    if sky is not None:
-        weight = weight * sky
+    """Lights in the frame, rather above than below, where these weights have them; the first is the brightest."""
+    weight = places * np.linspace(1, 0.1, 16)[:, None] ** 3
     cells = rng.choice(256, count, p=(weight / weight.sum()).ravel())
     first = lamp_colour(rng, kelvin)
     alike = rng.random() < 0.6  # lamps of one street

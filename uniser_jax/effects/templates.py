@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float32, Float64, UInt8
 
+from uniser_jax import decoding
 from uniser_jax.effects import fields, light
 from uniser_jax.errors import listed, reason_of
 
@@ -134,15 +135,12 @@ def read(path: str) -> Template:
 
 
 def _decoded(path: str) -> UInt8[np.ndarray, "h w c"]:
-    """From bytes, for OpenCV opens no file whose name is not UTF-8, and waits for pipes."""
+    if not os.path.isfile(path):  # a pipe would wait
+        raise ValueError(f"{path}: a flare layer that cannot be read: not a file")
     try:
-        if os.path.isfile(path):
-            data = np.frombuffer(pathlib.Path(path).read_bytes(), np.uint8)
-            if (stored := cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)) is not None:
-                return stored
-    except (OSError, cv2.error) as error:  # an empty file, or more pixels than OpenCV takes
+        return decoding.decode(pathlib.Path(path).read_bytes())
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: a flare layer that cannot be read: {reason_of(error)}") from None
-    raise ValueError(f"{path}: a flare layer that cannot be read as an image")
 
 
 def add(
