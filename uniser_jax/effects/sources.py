@@ -20,7 +20,7 @@ _LARGEST = 0.12  # of the frame; what is larger is sky
 NIGHT = 0.07  # a dark photograph's median luminance
 _SKY = 0.05  # of a photograph, from which on the sun is in it or near
 _CLIPPED, _CORE = 0.985, 0.16  # what is clipped; the share of a light by day where all channels are, unlike paper's
-_AUREOLE = 0.6  # luminance of the sky around the sun, at least: a clear one has five times that at 60 degrees (ISO 15469)
+_AUREOLE = 0.6  # least luminance of the sky around the sun; a clear one has five times that at 60 degrees (ISO 15469)
 _WEAKEST = 0.12  # share of a light worth drawing
 _LEDS = ((1.0, 0.06, 0.04), (0.1, 1.0, 0.35), (0.15, 0.3, 1.0), (1.0, 0.55, 0.1), (0.9, 0.2, 1.0))
 
