@@ -11,6 +11,7 @@ import pytest
 
 from uniser_jax import config as schema
 from uniser_jax import train
+from uniser_jax.data import pipeline
 from uniser_jax.data.photos import Encoded, open_photos, split
 from uniser_jax.data.pipeline import Examples, Recent, batches, colour_matrix, random_crop
 from uniser_jax.data.schedule import Schedule, Stage, fixed
@@ -281,9 +282,19 @@ def test_each_pair_is_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rendered == [0, 1, 2, 3, 12, 13, 14, 15][: len(rendered)]  # the next group may have begun
 
 
-def test_a_stream_that_is_closed_reads_no_further() -> None:
-    stream = batches(EXAMPLES)
-    next(stream)
+def test_a_stream_that_is_closed_ends_what_reads_ahead() -> None:
+    class Groups:
+        closed = False
+
+        def __iter__(self):
+            return iter([["one"], ["other"]])
+
+        def close(self) -> None:
+            self.closed = True
+
+    groups = Groups()
+    stream = pipeline._flat(groups, 0)
+    assert next(stream) == "one"
+    assert not groups.closed
     stream.close()
-    with pytest.raises(StopIteration):
-        next(stream)
+    assert groups.closed
