@@ -18,7 +18,7 @@ from uniser_jax.effects.gallery import square
 from uniser_jax.effects.heldout import HELD_OUT
 from uniser_jax.effects.layer import Scene, visible_change
 from uniser_jax.effects.mixture import FAMILIES, Families, Mixture, sample_effects
-from uniser_jax.effects.scattering import disc_blur
+from uniser_jax.effects.scattering import Blot, disc_blur
 from uniser_jax.effects.sensor import Sensor
 from uniser_jax.types import EFFECTS, TASKS
 
@@ -217,11 +217,10 @@ def test_a_drop_shows_the_scene_upside_down() -> None:
 
 
 def test_where_drops_meet_each_shows_what_it_would_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    drops = dataclasses.replace(drawn("raindrops", 0), count=1, trails=0.0)
+    drops = drawn("raindrops", 0)
     one, other = (
-        dataclasses.replace(drops, seed=seed)._blots(np.random.default_rng(seed), (96, 96))[0] for seed in (1, 2)
+        Blot.draw(np.random.default_rng(seed), (96, 96), (x / 96, 0.5), 20 / 96, 0.09) for seed, x in ((1, 40), (2, 52))
     )
-    one, other = one._replace(x=40.0, y=48.0, radius=20.0), other._replace(x=52.0, y=48.0, radius=20.0)
 
     def places(*blots) -> tuple[np.ndarray, np.ndarray]:
         monkeypatch.setattr(type(drops), "_blots", lambda *_: blots)

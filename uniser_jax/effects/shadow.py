@@ -232,14 +232,14 @@ class Shadow:
             return drawn
         seen = np.sqrt(np.clip(light.luminance(small), 0, 1)) + 1e-3
         reached = (1 if drawn.on_sky else 1 - sky) * seen / seen.sum()
-        tries, depth_of = {}, float(drawn.losses().sum(0)[1])
+        tries, loss = {}, float(drawn.losses().sum(0)[1])
         for _ in range(6):  # a shadow that misses the frame or its light, or takes it all, is none
             hard = dataclasses.replace(drawn, penumbra=0.0)
             share = float((hard.coverage(seen.shape) * reached).sum())
-            seen_share = share * depth_of
-            if seen_share > 0.03 and share < 0.92:
+            taken = share * loss
+            if taken > 0.03 and share < 0.92:
                 return drawn
-            tries[min(seen_share, 1 - share)] = drawn
+            tries[min(taken, 1 - share)] = drawn
             drawn = dataclasses.replace(drawn, seed=int(rng.integers(2**31)))
         return tries[max(tries)]
 

@@ -110,7 +110,7 @@ def by_sun(
 
 
 def _cells(small: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "16 16"]:
-    return light.luminance(cv2.resize(small, (16, 16), interpolation=cv2.INTER_AREA))
+    return light.luminance(fields.shrink(small, (16, 16)))
 
 
 def hung(
